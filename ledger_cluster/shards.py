@@ -1,0 +1,53 @@
+"""The door to the shards, as the gateway sees it.
+
+Two implementations: `ledger_cluster.shard_client.ShardClient` (a cluster, over gRPC) and
+`ledger_gateway.standalone.StandaloneShards` (one shard in this process).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ledger_core.commands import Command
+from ledger_core.queries import Query
+from ledger_core.results import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A query's result and the state it was taken from.
+
+    ``age_ms`` is 0 for linearizable reads; for stale ones, the milliseconds since the answering
+    replica last knew itself up to date with its leader.
+    """
+
+    result: Result
+    shard_id: int
+    applied_index: int
+    age_ms: int
+
+
+class Shards(Protocol):
+    """Runs commands and queries on the shard that holds ``account_id``.
+
+    ``timeout_s`` bounds the whole call, retries included. Both methods raise OverloadedError or
+    ShardUnavailableError (nothing was done); `execute` raises OutcomeUnknownError where a write was
+    sent and no result came back in time.
+    """
+
+    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+        """Run a command exactly once, under its request id, however often it has to be sent."""
+        ...
+
+    async def query(
+        self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        """Answer a query."""
+        ...
+
+    async def serving_shards(self) -> dict[int, bool]:
+        """Tell for every shard whether it serves now: it has a leader that a majority answers."""
+        ...
+
+    async def close(self) -> None:
+        """Let calls end, then close connections and files."""
+        ...

@@ -1,0 +1,104 @@
+"""What commands and queries return: a view of the data, or a Failure.
+
+A Failure is a value, not an exception: it says that nothing was changed and why. Refused
+transactions (INSUFFICIENT_FUNDS, REJECTED) are no failures: they are recorded and returned as
+transactions.
+"""
+
+import msgspec
+
+from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
+from ledger_core.errors import Reason
+
+
+class AccountView(msgspec.Struct, tag=1, tag_field="kind", array_like=True, frozen=True):
+    """An account as the API shows it. Money in minor units, times in microseconds."""
+
+    account_id: int
+    ledger: str
+    type: AccountType
+    state: AccountState
+    currency: str
+    currency_exponent: int
+    settled_balance: int
+    available_balance: int
+    debits_posted: int
+    credits_posted: int
+    debits_pending: int
+    credits_pending: int
+    pending_transactions: int
+    version: int
+    create_time_us: int
+    update_time_us: int
+
+
+class EntryView(msgspec.Struct, array_like=True, frozen=True):
+    """One side of a transaction."""
+
+    account_id: int
+    direction: Direction
+    amount: int
+    currency: str
+
+
+class RefusalView(msgspec.Struct, array_like=True, frozen=True):
+    """Why a transaction was refused."""
+
+    reason: str
+    entry_index: int
+    account_id: int
+    required_amount: int
+    available_amount: int
+    message: str
+
+
+class TransactionView(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):
+    """A transaction as the API shows it. Money in minor units, times in microseconds."""
+
+    account_id: int
+    number: int
+    amount: int
+    description: str
+    status: TransactionStatus
+    ledger: str
+    currency: str
+    currency_exponent: int
+    entries: list[EntryView]
+    refusal: RefusalView | None
+    request_id: str
+    create_time_us: int
+    update_time_us: int
+    effective_time_us: int
+
+
+class TransactionPage(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
+    """A page of transactions. The next one starts at (sequence, position); 0, 0 after the last."""
+
+    transactions: list[TransactionView]
+    next_sequence: int
+    next_position: int
+
+
+class Failure(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True):
+    """Nothing was changed, and why. ``field`` names the request field at fault, if there is one."""
+
+    reason: Reason
+    message: str
+    field: str = ""
+    metadata: dict[str, str] = {}
+
+
+Result = AccountView | TransactionView | TransactionPage | Failure
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)
+
+
+def encode_result(result: Result) -> bytes:
+    """Encode a result."""
+    return _encoder.encode(result)
+
+
+def decode_result(data: bytes) -> Result:
+    """Decode, or raise msgspec.DecodeError."""
+    return _decoder.decode(data)
