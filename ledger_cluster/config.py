@@ -184,12 +184,12 @@ def load_cluster_config(path: str | Path) -> ClusterConfig:
     try:
         with Path(path).open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        advice = "no such file; `ledger cluster generate` writes a cluster configuration"
+        raise ClusterConfigError(source, [Fault("", advice)]) from None
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
-        raise ClusterConfigError(
-            source,
-            [Fault("", f"{reason}; `ledger cluster generate` writes a cluster configuration")],
-        ) from None
+        raise ClusterConfigError(source, [Fault("", reason)]) from None
     return parse_cluster_config(data, source)
 
 
