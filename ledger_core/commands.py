@@ -4,17 +4,31 @@ A command carries everything that applying it needs; time comes with the batch, 
 Encoding: msgpack arrays (msgspec), so fields may only ever be appended, with a default.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from ledger_core.money import INT64_MAX
+
+DESCRIPTION_MAX_CHARACTERS = 1_000
+REQUEST_ID_MAX_CHARACTERS = 128
+LEDGER_NAME_MAX_CHARACTERS = 64
+
+# Decoding checks these bounds, so nothing that passed `decode_command` can overflow a stored row.
+# msgpack has no integers above 2**64 - 1.
+U64 = Annotated[int, msgspec.Meta(ge=0)]
+SignedAmount = Annotated[int, msgspec.Meta(ge=-INT64_MAX, le=INT64_MAX)]
+Description = Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX_CHARACTERS)]
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=REQUEST_ID_MAX_CHARACTERS)]
+LedgerName = Annotated[str, msgspec.Meta(min_length=1, max_length=LEDGER_NAME_MAX_CHARACTERS)]
 
 
 class CreateAccount(msgspec.Struct, tag=1, array_like=True, frozen=True):
     """Open the account ``account_id``, which is derived from (ledger, request_id)."""
 
-    account_id: int
-    ledger: str
-    request_id: str
+    account_id: U64
+    ledger: LedgerName
+    request_id: RequestId
 
 
 class CreateTransaction(msgspec.Struct, tag=2, array_like=True, frozen=True):
@@ -24,27 +38,27 @@ class CreateTransaction(msgspec.Struct, tag=2, array_like=True, frozen=True):
     minor units with ``0 < abs(amount) <= 2**63 - 1``.
     """
 
-    account_id: int
-    amount: int
-    description: str
+    account_id: U64
+    amount: SignedAmount
+    description: Description
     settled: bool
-    request_id: str
+    request_id: RequestId
 
 
 class SettleTransaction(msgspec.Struct, tag=3, array_like=True, frozen=True):
     """Post what a pending transaction reserved."""
 
-    account_id: int
-    number: int
-    request_id: str
+    account_id: U64
+    number: U64
+    request_id: RequestId
 
 
 class CancelTransaction(msgspec.Struct, tag=4, array_like=True, frozen=True):
     """Release what a pending transaction reserved."""
 
-    account_id: int
-    number: int
-    request_id: str
+    account_id: U64
+    number: U64
+    request_id: RequestId
 
 
 Command = CreateAccount | CreateTransaction | SettleTransaction | CancelTransaction

@@ -11,7 +11,9 @@ import re
 import time
 import uuid
 
+U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
+SYSTEM_ACCOUNTS_MAX = 65_536
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -54,6 +56,11 @@ def system_account_id(lower_bound: int, ordinal: int) -> int:
     the account routes to its own shard like any other.
     """
     return unsplitmix64(lower_bound << 32 | ordinal)
+
+
+def is_system_account_id(lower_bound: int, account_id: int) -> bool:
+    """Whether an id is kept for the own accounts of the shard that starts at ``lower_bound``."""
+    return splitmix64(account_id) - (lower_bound << 32) in range(SYSTEM_ACCOUNTS_MAX)
 
 
 def format_account_id(account_id: int) -> str:

@@ -1,0 +1,115 @@
+"""A whole ledger in the gateway's process: the node's state machine and store, without Raft.
+
+For development and for other teams' tests. The rules, the store and the durability are those of a
+cluster (every write is on disk before it is acknowledged), but nothing is replicated.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger_cluster.shards import Answer
+from ledger_core.commands import Command, encode_batch, encode_command
+from ledger_core.errors import OutcomeUnknownError, OverloadedError, ShardUnavailableError
+from ledger_core.ids import U32_MAX
+from ledger_core.queries import Query
+from ledger_core.results import Result
+from ledger_node.fatal import die
+from ledger_node.reads import answer
+from ledger_node.state_machine import StateMachine
+from ledger_node.store import ShardRange, Store, StoreIdentity
+
+_SHARD_ID = 0
+_QUEUE_MAX = 10_000
+_BATCH_MAX = 1_000
+
+
+@dataclass(slots=True)
+class _Pending:
+    command: bytes
+    result: asyncio.Future[Result]
+
+
+class StandaloneShards:
+    """One shard that holds every account; implements `ledger_cluster.shards.Shards`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._state_machine = StateMachine(store.shard(_SHARD_ID))
+        self._queue: list[_Pending] = []
+        self._turn_scheduled = False
+        self._closed = False
+
+    @classmethod
+    def open(cls, data_dir: Path) -> "StandaloneShards":
+        """Open or create the data directory; StoreError says why that is refused."""
+        return cls(
+            Store.open(
+                data_dir,
+                identity=StoreIdentity(cluster_id="standalone", node_id="standalone"),
+                shards=[ShardRange(_SHARD_ID, 0, U32_MAX)],
+            )
+        )
+
+    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:  # noqa: ARG002  (one shard holds every account)
+        """Run a command; all that wait for the same turn share one fsync."""
+        if self._closed:
+            raise ShardUnavailableError("the gateway is stopping")
+        if len(self._queue) >= _QUEUE_MAX:
+            raise OverloadedError(f"{_QUEUE_MAX} writes are waiting already; try again later")
+        if full := self._store.full():
+            raise OverloadedError(full)
+        loop = asyncio.get_running_loop()
+        pending = _Pending(encode_command(command), loop.create_future())
+        self._queue.append(pending)
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            loop.call_soon(self._turn)
+        try:
+            return await asyncio.wait_for(pending.result, timeout_s)
+        except TimeoutError:
+            raise OutcomeUnknownError(
+                f"no result within {timeout_s:.1f} s; repeat with the same request id to find out"
+            ) from None
+
+    async def query(
+        self,
+        account_id: int,  # noqa: ARG002
+        query: Query,
+        timeout_s: float,  # noqa: ARG002
+        *,
+        stale: bool = False,  # noqa: ARG002
+    ) -> Answer:
+        """Answer from the last committed state, which is always the newest here."""
+        with self._store.read() as view:
+            tables = view.shard(_SHARD_ID)
+            return Answer(answer(tables, query), _SHARD_ID, tables.meta().applied_index, age_ms=0)
+
+    async def serving_shards(self) -> dict[int, bool]:
+        """The one shard serves until it is closed."""
+        return {_SHARD_ID: not self._closed}
+
+    async def close(self) -> None:
+        """Finish what waits, then close the store."""
+        self._closed = True
+        while self._queue:
+            await asyncio.sleep(0)
+        self._store.close()
+
+    def _turn(self) -> None:
+        """Apply what waits as one log entry, make it durable, then answer."""
+        batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
+        self._turn_scheduled = bool(self._queue)
+        if self._turn_scheduled:
+            asyncio.get_running_loop().call_soon(self._turn)
+        try:
+            index = self._store.shard(_SHARD_ID).meta().applied_index + 1
+            payload = encode_batch(time.time_ns() // 1_000, [item.command for item in batch])
+            results = self._state_machine.apply(index, payload)
+            self._store.commit()
+        except BaseException as error:
+            die("the standalone ledger stops: a write could not be applied or stored", error)
+        for item, result in zip(batch, results, strict=True):
+            if not item.result.done():
+                item.result.set_result(result)

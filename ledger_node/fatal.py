@@ -1,0 +1,19 @@
+"""How a process that must not go on ends."""
+
+import os
+import traceback
+from typing import NoReturn
+
+import structlog
+
+EXIT_CODE = 70  # EX_SOFTWARE in sysexits.h
+
+
+def die(what: str, error: BaseException) -> NoReturn:
+    """End the process now, as a crash would: memory is ahead of the disk, so nothing may leave it.
+
+    No cleanup runs: a clean shutdown would store and send what must not be.
+    """
+    structlog.get_logger().critical(what, error=f"{type(error).__name__}: {error}")
+    traceback.print_exception(error)
+    os._exit(EXIT_CODE)

@@ -1,0 +1,254 @@
+"""Rows of the store: fixed rows as structs, variable rows as msgpack arrays.
+
+Fixed rows are little-endian; variable rows may only ever get further fields at their end, with a
+default. `FORMAT_VERSION` in `ledger_node.store` changes with anything else.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import msgspec
+
+from ledger_core.accounts import (
+    AccountState,
+    AccountType,
+    Counters,
+    Direction,
+    EntryKind,
+    TransactionStatus,
+)
+from ledger_core.money import INT64_MAX
+
+_BALANCE = struct.Struct("<qqqqQQQIHBB")
+_ENTRY = struct.Struct("<QQqqQQqqqqBB6x")
+_REQUEST = struct.Struct("<16sQI4x")
+
+BALANCE_ROW_BYTES = _BALANCE.size
+ENTRY_ROW_BYTES = _ENTRY.size
+
+
+@dataclass(slots=True)
+class BalanceRow(Counters):
+    """An account's hot state, 64 bytes under its slot number.
+
+    ``sequence`` counts the account's entries; ``last_position`` is the position of the newest one
+    in the shard's entries (0: none). ``book`` indexes `ShardMeta.books`. ``floored`` accounts may
+    not be overdrawn.
+    """
+
+    account_id: int = 0
+    sequence: int = 0
+    last_position: int = 0
+    pending_transactions: int = 0
+    book: int = 0
+    type: AccountType = AccountType.LIABILITY
+    state: AccountState = AccountState.OPEN
+    floored: bool = True
+
+    def pack(self) -> bytes:
+        """Encode; struct.error if a counter left its 64 bits."""
+        return _BALANCE.pack(
+            self.debits_posted,
+            self.credits_posted,
+            self.debits_pending,
+            self.credits_pending,
+            self.account_id,
+            self.sequence,
+            self.last_position,
+            self.pending_transactions,
+            self.book,
+            self.type,
+            self.state | (0x80 if self.floored else 0),
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "BalanceRow":
+        """Decode."""
+        (
+            debits_posted,
+            credits_posted,
+            debits_pending,
+            credits_pending,
+            account_id,
+            sequence,
+            last_position,
+            pending_transactions,
+            book,
+            type_,
+            flags,
+        ) = _BALANCE.unpack(data)
+        return cls(
+            debits_posted,
+            credits_posted,
+            debits_pending,
+            credits_pending,
+            account_id,
+            sequence,
+            last_position,
+            pending_transactions,
+            book,
+            AccountType(type_),
+            AccountState(flags & 0x7F),
+            bool(flags & 0x80),
+        )
+
+    def room(self, direction: Direction) -> int:
+        """Return how much more the counters of one side can take.
+
+        Posted and pending money count together, so that settling can never overflow.
+        """
+        if direction is Direction.DEBIT:
+            return INT64_MAX - self.debits_posted - self.debits_pending
+        return INT64_MAX - self.credits_posted - self.credits_pending
+
+
+@dataclass(slots=True, frozen=True)
+class EntryRow:
+    """One change to one account, 88 bytes, never changed once written.
+
+    ``previous`` is the position of the same account's previous entry (0: none); ``after`` are the
+    account's counters after this entry.
+    """
+
+    account_id: int
+    transaction: int
+    amount: int
+    time_us: int
+    sequence: int
+    previous: int
+    after: Counters
+    direction: Direction
+    kind: EntryKind
+
+    def pack(self) -> bytes:
+        """Encode."""
+        return _ENTRY.pack(
+            self.account_id,
+            self.transaction,
+            self.amount,
+            self.time_us,
+            self.sequence,
+            self.previous,
+            self.after.debits_posted,
+            self.after.credits_posted,
+            self.after.debits_pending,
+            self.after.credits_pending,
+            self.direction,
+            self.kind,
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "EntryRow":
+        """Decode."""
+        account_id, transaction, amount, time_us, sequence, previous, *rest = _ENTRY.unpack(data)
+        return cls(
+            account_id,
+            transaction,
+            amount,
+            time_us,
+            sequence,
+            previous,
+            Counters(*rest[:4]),
+            Direction(rest[4]),
+            EntryKind(rest[5]),
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class RequestRow:
+    """The first result of a request: which transaction (or account slot), in which state."""
+
+    body_hash: bytes
+    number: int
+    state: int
+
+    def pack(self) -> bytes:
+        """Encode."""
+        return _REQUEST.pack(self.body_hash, self.number, self.state)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "RequestRow":
+        """Decode."""
+        return cls(*_REQUEST.unpack(data))
+
+
+class AccountRecord(msgspec.Struct, array_like=True, frozen=True):
+    """What seldom changes of an account. Times in microseconds since the Unix epoch."""
+
+    account_id: int
+    request_id: str
+    create_time_us: int
+
+
+class EntryRecord(msgspec.Struct, array_like=True, frozen=True):
+    """One side of a transaction, as it was asked for."""
+
+    account_id: int
+    direction: Direction
+    amount: int
+
+
+class StateRecord(msgspec.Struct, array_like=True, frozen=True):
+    """One step in the life of a transaction, with the request that made it."""
+
+    status: TransactionStatus
+    time_us: int
+    request_id: str
+
+
+class RefusalRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Why a transaction was refused. Amounts in minor units."""
+
+    entry_index: int
+    required_amount: int
+    available_amount: int
+    reserved_amount: int
+
+
+class TransactionRecord(msgspec.Struct, array_like=True):
+    """A transaction: balanced entries and every state it has been in, newest last.
+
+    ``amount`` is signed and ``settled`` is as requested, also of refused transactions.
+    """
+
+    account_id: int
+    amount: int
+    description: str
+    settled: bool
+    book: int
+    entries: list[EntryRecord]
+    states: list[StateRecord]
+    effective_time_us: int
+    refusal: RefusalRecord | None = None
+
+    @property
+    def status(self) -> TransactionStatus:
+        """The status now."""
+        return self.states[-1].status
+
+
+class Book(msgspec.Struct, array_like=True, frozen=True):
+    """A ledger's currency on this shard, with the slot of its external account."""
+
+    ledger: str
+    currency: str
+    currency_exponent: int
+    external_slot: int
+
+
+class ShardMeta(msgspec.Struct, array_like=True):
+    """The shard's running numbers, all of them as of ``applied_index``.
+
+    ``time_us`` never runs backwards. ``next_position`` and ``next_transaction`` start at 1: 0 means
+    none. ``chain_hash`` covers everything applied so far.
+    """
+
+    lower_bound: int
+    upper_bound: int
+    applied_index: int = 0
+    time_us: int = 0
+    next_slot: int = 0
+    next_position: int = 1
+    next_transaction: int = 1
+    chain_hash: bytes = bytes(32)
+    books: list[Book] = []
