@@ -1,1 +1,51 @@
-""""""
+"""Python SDK of the ledger: `LedgerClient`, and `AsyncLedgerClient` for asyncio.
+
+    from ledger_client import LedgerClient
+
+    with LedgerClient("127.0.0.1:8000") as ledger:
+        account = ledger.create_account()
+        ledger.create_transaction(account.id, 10_00, "top-up", settled=True)
+
+Amounts are int minor units. Every change carries a request id and is retried under it, so that it
+happens once however often it had to be sent. `ledger_client.testing` runs a ledger for tests.
+"""
+
+from ledger_client.async_client import AsyncLedgerClient
+from ledger_client.client import LedgerClient
+from ledger_client.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    LedgerError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    ServerCancelledError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    UnknownError,
+)
+from ledger_core.errors import FieldViolation
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncLedgerClient",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "LedgerClient",
+    "LedgerError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "ServerCancelledError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnknownError",
+]

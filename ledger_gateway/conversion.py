@@ -1,0 +1,83 @@
+"""Results of the shards as messages of the API. Field by field, nothing decided here."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from ledger.v1 import ledger_pb2
+
+from ledger_cluster.shards import Answer
+from ledger_core.ids import format_account_id, format_transaction_id
+from ledger_core.results import AccountView, EntryView, RefusalView, TransactionView
+
+
+def account(view: AccountView) -> ledger_pb2.Account:
+    """An account with its balances."""
+    return ledger_pb2.Account(
+        id=format_account_id(view.account_id),
+        available_balance=view.available_balance,
+        settled_balance=view.settled_balance,
+        create_time=timestamp(view.create_time_us),
+        update_time=timestamp(view.update_time_us),
+        ledger=view.ledger,
+        type=ledger_pb2.AccountType.ValueType(view.type),
+        state=ledger_pb2.AccountState.ValueType(view.state),
+        currency=view.currency,
+        currency_exponent=view.currency_exponent,
+        debits_posted=view.debits_posted,
+        credits_posted=view.credits_posted,
+        debits_pending=view.debits_pending,
+        credits_pending=view.credits_pending,
+        pending_transactions=view.pending_transactions,
+        version=view.version,
+    )
+
+
+def transaction(view: TransactionView) -> ledger_pb2.Transaction:
+    """A transaction with its entries."""
+    return ledger_pb2.Transaction(
+        id=format_transaction_id(view.account_id, view.number),
+        amount=view.amount,
+        description=view.description,
+        status=ledger_pb2.TransactionStatus.ValueType(view.status),
+        create_time=timestamp(view.create_time_us),
+        update_time=timestamp(view.update_time_us),
+        account_id=format_account_id(view.account_id),
+        ledger=view.ledger,
+        currency=view.currency,
+        currency_exponent=view.currency_exponent,
+        entries=[_entry(item) for item in view.entries],
+        refusal=_refusal(view.refusal) if view.refusal else None,
+        request_id=view.request_id,
+        effective_time=timestamp(view.effective_time_us),
+    )
+
+
+def read_point(answer: Answer) -> ledger_pb2.ReadPoint:
+    """Where in the shard's log an answer was taken."""
+    return ledger_pb2.ReadPoint(
+        shard_id=answer.shard_id, applied_index=answer.applied_index, age_ms=answer.age_ms
+    )
+
+
+def timestamp(time_us: int) -> Timestamp:
+    """Microseconds since the Unix epoch, exactly: floats would round."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
+
+
+def _entry(view: EntryView) -> ledger_pb2.Entry:
+    return ledger_pb2.Entry(
+        account_id=format_account_id(view.account_id),
+        direction=ledger_pb2.Direction.ValueType(view.direction),
+        amount=view.amount,
+        currency=view.currency,
+    )
+
+
+def _refusal(view: RefusalView) -> ledger_pb2.Refusal:
+    return ledger_pb2.Refusal(
+        reason=view.reason,
+        entry_index=view.entry_index,
+        account_id=format_account_id(view.account_id),
+        required_amount=view.required_amount,
+        available_amount=view.available_amount,
+        message=view.message,
+    )

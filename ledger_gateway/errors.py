@@ -1,0 +1,87 @@
+"""Errors as callers see them: a gRPC status with google.rpc details.
+
+Every error carries exactly one ErrorInfo (reason, domain ``ledger``, metadata), a BadRequest where
+request fields are at fault, and a RetryInfo where trying again later helps.
+"""
+
+from typing import Any, Never, TypeVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from ledger_core.errors import FieldViolation, LedgerError, RefusedError
+from ledger_core.results import Failure, Result
+
+DOMAIN = "ledger"
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""The trailer that carries the google.rpc.Status of a failed call."""
+
+# A status travels in HTTP/2 trailers, which clients limit to 8 KiB by default; a longer one would
+# reach the caller as a broken call. Up to 3 bytes a character in one place, up to 4 in another.
+_MESSAGE_CHARS_MAX = 500
+_METADATA_CHARS_MAX = 128
+_VIOLATIONS_MAX = 10
+
+ViewT = TypeVar("ViewT", bound=Result)
+
+
+def unwrap(result: Result, kind: type[ViewT]) -> ViewT:
+    """Return the result, which must be of this kind; raise RefusedError for a Failure."""
+    if isinstance(result, Failure):
+        violations = [FieldViolation(result.field, result.message)] if result.field else None
+        raise RefusedError(
+            result.reason, result.message, metadata=result.metadata, violations=violations
+        )
+    if not isinstance(result, kind):
+        raise TypeError(f"expected {kind.__name__}, the shard answered {type(result).__name__}")
+    return result
+
+
+def to_status(error: LedgerError) -> status_pb2.Status:
+    """Return the google.rpc.Status of an error."""
+    status = status_pb2.Status(
+        code=status_code(error).value[0],
+        message=_clip(error.message, _MESSAGE_CHARS_MAX),
+    )
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(
+            reason=error.reason,
+            domain=DOMAIN,
+            metadata={
+                key: _clip(value, _METADATA_CHARS_MAX) for key, value in error.metadata.items()
+            },
+        )
+    )
+    if error.violations:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in error.violations[:_VIOLATIONS_MAX]:
+            bad_request.field_violations.add(
+                field=violation.field,
+                description=_clip(violation.description, _METADATA_CHARS_MAX),
+                reason=error.reason,
+            )
+        status.details.add().Pack(bad_request)
+    if error.retry_delay_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def status_code(error: LedgerError) -> grpc.StatusCode:
+    """Return the gRPC status code of an error: its reason fixes it."""
+    return grpc.StatusCode[error.reason.status.value]
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: LedgerError) -> Never:
+    """End the call with the error's status."""
+    status = to_status(error)
+    await context.abort(
+        status_code(error), status.message, ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    )
+
+
+def _clip(text: str, chars_max: int) -> str:
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"

@@ -1,0 +1,104 @@
+"""The outermost layer of every call: bounds what runs at once and maps every error to a status.
+
+gRPC sends the text of an unhandled exception to the caller; here it ends in the log, and the
+caller gets an incident id to quote.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from ledger_core.errors import LedgerError, OverloadedError, Reason
+from ledger_gateway.errors import abort
+
+_log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the unary methods of one service; health checking and reflection pass untouched.
+
+    At most ``calls_max`` of them run at once. Health checks are not counted: they must get through
+    when the service is full.
+    """
+
+    def __init__(self, service_name: str, calls_max: int) -> None:
+        self._prefix = f"/{service_name}/"
+        self._calls_max = calls_max
+        self._calls = 0
+        # The methods of the service are few and fixed: each is wrapped once.
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the wrapped handler of the method."""
+        method: str = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None or not method.startswith(self._prefix):
+            return handler
+        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        # Typed as optional in gRPC; unary_unary was checked, the generated code sets both others.
+        handle: Any = handler.unary_unary
+        parse: Any = handler.request_deserializer
+
+        async def guarded(data: bytes, context: Context) -> Any:
+            self._calls += 1
+            try:
+                self._require_room()
+                return await handle(_parse(parse, data), context)
+            except LedgerError as error:
+                await abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            # Exception only: a cancelled call (CancelledError) has nobody to answer to.
+            except Exception:
+                incident = secrets.token_hex(4)
+                _log.exception("call failed", method=method, incident=incident)
+                await abort(context, _internal_error(incident))
+            finally:
+                self._calls -= 1
+
+        # No deserializer: the request is parsed inside, so that an unreadable one is answered in
+        # our words (gRPC would say INTERNAL).
+        return grpc.unary_unary_rpc_method_handler(
+            guarded,
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _require_room(self) -> None:
+        if self._calls > self._calls_max:
+            raise OverloadedError("the gateway is at its limit of concurrent calls; try again")
+
+
+def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise LedgerError(
+            Reason.INVALID_FIELDS,
+            "the request is not a valid protobuf message of its type (strings must be UTF-8)",
+        ) from None
+
+
+def _internal_error(incident: str) -> LedgerError:
+    return LedgerError(
+        Reason.INTERNAL,
+        f"internal error: the operators find it in the gateway's log as incident {incident}",
+        metadata={"incident": incident},
+    )
