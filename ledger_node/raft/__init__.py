@@ -1,0 +1,48 @@
+"""Raft for one shard: pysyncobj with everything that concerns safety replaced.
+
+"Paper" is Ongaro and Ousterhout, In Search of an Understandable Consensus Algorithm (extended
+version); "thesis" is Ongaro's, Consensus: Bridging Theory and Practice.
+
+pysyncobj keeps:
+
+- the state of a replica and its transitions; the tick that drives them (paper, figure 2)
+- the campaign of a candidate and the start of a leader with its no-op (paper, 5.2 and 8)
+- the commit rule: an entry of the current term on a majority (paper, 5.3 and 5.4.2)
+- the step-down of a leader that hears no majority (thesis, 6.2)
+- the choice of the target of a leadership transfer (thesis, 3.10)
+
+Ours, because the library's own loses acknowledged writes or stops:
+
+- term and vote, checked and durable before anything that depends on them is sent (paper, 5.1
+  and 5.2); votes as a set of members
+- all message handling: terms, votes, log matching, truncation at the first conflict only,
+  commit over the verified prefix only (paper, 5.3), conflict hints
+- pre-vote (thesis, 9.6) and leader stickiness (thesis, 4.2.3)
+- replication: progress per follower, windows, bounded messages (thesis, 10.2.1)
+- the journal, on the host's store; apply, on raw bytes; results of proposals
+- linearizable reads by ReadIndex (thesis, 6.4)
+
+Members of a group are fixed. There is no log compaction.
+
+Modules: `contract` (types and duties), `library` (pin and patches of pysyncobj), `journal`,
+`hardening` (the library with its unsafe ways closed), `progress` (one follower, as the leader
+sees it), `replica` (elections, replication, apply, reads), `group` (what the host calls).
+"""
+
+from ledger_node.raft.contract import (
+    FatalRaftError,
+    ProposalOutcome,
+    RaftLog,
+    RaftTiming,
+    Role,
+)
+from ledger_node.raft.group import RaftGroup
+
+__all__ = [
+    "FatalRaftError",
+    "ProposalOutcome",
+    "RaftGroup",
+    "RaftLog",
+    "RaftTiming",
+    "Role",
+]

@@ -1,0 +1,103 @@
+"""What the Raft package promises to its host, and what it needs from it.
+
+The host is the node: it owns the store, the sockets and the clock. It calls a
+`RaftGroup` within a *turn* and commits everything the turn wrote in one transaction
+before it releases anything the turn produced.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Protocol
+
+
+class FatalRaftError(BaseException):
+    """A state that must not exist: the process has to stop without committing the turn.
+
+    Derived from BaseException, so that no `except Exception` on the way keeps a broken
+    replica alive.
+    """
+
+
+def require(condition: bool, what: str) -> None:
+    """Stop the process with FatalRaftError unless `condition` holds."""
+    if not condition:
+        raise FatalRaftError(what)
+
+
+class Role(IntEnum):
+    """The three roles of a replica (Raft paper, section 5.1)."""
+
+    FOLLOWER = 0
+    CANDIDATE = 1
+    LEADER = 2
+
+
+class ProposalOutcome(Enum):
+    """How a proposal ended.
+
+    APPLIED: a majority has it on disk and this replica applied it. NOT_LEADER: it never
+    entered the log. UNKNOWN: leadership was lost while it was under way, so it may still be
+    applied; only asking by request id tells.
+    """
+
+    APPLIED = "applied"
+    NOT_LEADER = "not_leader"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RaftTiming:
+    """The three durations of Raft, in seconds.
+
+    `heartbeat_s`: how often a leader shows itself, and how often the host ticks a group.
+    `election_min_s` and `election_max_s`: a follower that hears no leader for a random time
+    between the two starts an election. A leader that hears no majority for `election_min_s`
+    steps down.
+    """
+
+    heartbeat_s: float = 0.15
+    election_min_s: float = 0.7
+    election_max_s: float = 1.4
+
+    def __post_init__(self) -> None:
+        """Refuse durations with which elections could not settle."""
+        if not 0 < 3 * self.heartbeat_s < self.election_min_s < self.election_max_s:
+            raise ValueError(
+                "timing: needs 0 < 3 * heartbeat_s < election_min_s < election_max_s, got "
+                f"{self.heartbeat_s}, {self.election_min_s}, {self.election_max_s}"
+            )
+
+
+class RaftLog(Protocol):
+    """Durable storage of one replica: its log entries, and its term and vote.
+
+    Every write goes into the transaction of the host's current turn and is durable once the
+    host commits that turn. Reads see the writes of the same turn. Indices start at 1.
+    """
+
+    def load_hard_state(self) -> tuple[int, str | None]:
+        """Return the current term and whom this replica voted for in it; (0, None) if empty."""
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        """Store the current term and the vote."""
+
+    def applied_index(self) -> int:
+        """Return the index of the last entry in the state machine's stored state; 0 if none.
+
+        Read once, when the replica starts. The state machine stores it with the state.
+        """
+
+    def first_index(self) -> int:
+        """Return the index of the oldest entry kept; 1 if the log is empty."""
+
+    def last_index(self) -> int:
+        """Return the index of the newest entry; 0 if the log is empty."""
+
+    def read(self, index: int) -> tuple[int, bytes]:
+        """Return (term, payload) of an entry that is in the log, its checksum verified."""
+
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        """Add the entry after the last one."""
+
+    def truncate_from(self, index: int) -> None:
+        """Remove the entry at `index` and all entries after it."""

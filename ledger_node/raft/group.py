@@ -1,0 +1,176 @@
+"""RaftGroup: what a node sees of one replica of one shard."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from ledger.internal.v1.peer_pb2 import RaftMessage
+from ledger_node.raft.contract import ProposalOutcome, RaftLog, RaftTiming, Role, require
+from ledger_node.raft.journal import GroupJournal
+from ledger_node.raft.library import clock
+from ledger_node.raft.replica import MESSAGE_BYTES_MAX, Replica
+
+T = TypeVar("T")
+
+
+class RaftGroup(Generic[T]):
+    """One replica of one Raft group, driven by its host.
+
+    In a turn the host calls `receive`, `propose` and `read_index` as work arrives, then `tick`,
+    then `flush`; then it commits the store, and only then sends what `take_messages` returns
+    and calls what `take_completions` returns. `now` is the host's monotonic time in seconds.
+    The constructor writes to the log too: it belongs to a turn like everything else.
+
+    `apply` gets the index and the payload of every committed proposal, in order, once. It must
+    not fail: errors of the domain are results, and any exception ends the process.
+    `preferred_leader` makes this replica campaign soon after the start, so that a fresh cluster
+    gets its configured leaders quickly. `pre_vote=False` is for tests: it lets more elections
+    happen, by switching off pre-vote and leader stickiness.
+    """
+
+    PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX
+
+    def __init__(
+        self,
+        *,
+        shard_id: int,
+        self_id: str,
+        peer_ids: Sequence[str],
+        log: RaftLog,
+        apply: Callable[[int, bytes], T],
+        timing: RaftTiming,
+        rng: random.Random,
+        now: float,
+        preferred_leader: bool = False,
+        pre_vote: bool = True,
+    ) -> None:
+        clock.now = now
+        self.shard_id = shard_id
+        self._journal = GroupJournal(log)
+        self._replica = Replica(
+            shard_id=shard_id,
+            self_id=self_id,
+            peer_ids=peer_ids,
+            journal=self._journal,
+            apply=apply,
+            timing=timing,
+            rng=rng,
+            preferred_leader=preferred_leader,
+            pre_vote=pre_vote,
+        )
+
+    # Inputs.
+
+    def receive(self, now: float, peer_id: str, message: RaftMessage) -> None:
+        """Take a message of the authenticated node `peer_id`; it is not changed."""
+        clock.now = now
+        require(message.shard_id == self.shard_id, "a message for another shard")
+        self._replica.handle(now, peer_id, message)
+
+    def peer_connected(self, peer_id: str) -> None:
+        """The link to a peer is up. Until this is called, nothing is sent to it."""
+        self._replica.set_connected(peer_id, True)
+
+    def peer_disconnected(self, peer_id: str) -> None:
+        """The link to a peer is down; what was under way may be lost."""
+        self._replica.set_connected(peer_id, False)
+
+    def propose(
+        self, now: float, payload: bytes, done: Callable[[ProposalOutcome, int, T | None], None]
+    ) -> None:
+        """Append a command to the log, if this replica leads.
+
+        `done(outcome, log_index, result)` becomes a completion exactly once, in this turn or a
+        later one; `result` is what `apply` returned, if the outcome is APPLIED.
+        """
+        clock.now = now
+        if len(payload) > self.PAYLOAD_BYTES_MAX:
+            raise ValueError(
+                f"payload: has {len(payload)} bytes, at most {self.PAYLOAD_BYTES_MAX} are allowed"
+            )
+        self._replica.propose(payload, done)
+
+    def read_index(self, now: float, done: Callable[[bool, int], None]) -> None:
+        """Ask for a linearizable read.
+
+        `done(True, applied_index)` means: the state at `applied_index` or later contains every
+        write that was acknowledged before this call. `done(False, …)`: this replica does not
+        lead, or ceased to.
+        """
+        clock.now = now
+        self._replica.read_index(done)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: elections, commit, apply (a bounded amount), reads."""
+        clock.now = now
+        self._replica.doTick(0.0)
+        self._replica.serve_reads()
+
+    def flush(self, now: float) -> None:
+        """Make the messages of this turn; call it once, last."""
+        clock.now = now
+        self._replica.flush()
+
+    def transfer_leadership(self, now: float) -> bool:
+        """Ask the most caught-up connected peer to take over; False if none has every entry.
+
+        It only asks: leadership is lost when the peer wins its election. Under load, call it
+        in a turn before proposing anything new.
+        """
+        clock.now = now
+        return self._replica.transfer()
+
+    # Outputs, to be released after the turn is committed.
+
+    def take_messages(self) -> list[tuple[str, RaftMessage]]:
+        """Return (peer id, message) to send, in order for each peer. Messages may be shared."""
+        messages, self._replica.outbox = self._replica.outbox, []
+        return messages
+
+    def take_completions(self) -> list[Callable[[], None]]:
+        """Return the `done` callbacks that are due, bound to their arguments."""
+        completions, self._replica.completions = self._replica.completions, []
+        return completions
+
+    # Status.
+
+    @property
+    def role(self) -> Role:
+        """Role of this replica."""
+        return self._replica.role
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return self._journal.term
+
+    @property
+    def leader_id(self) -> str | None:
+        """Node id of the leader as far as this replica knows."""
+        leader = self._replica._SyncObj__raftLeader
+        return None if leader is None else str(leader.id)
+
+    @property
+    def commit_index(self) -> int:
+        """Index of the last entry known to be committed."""
+        return self._replica._SyncObj__raftCommitIndex
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry applied."""
+        return self._replica._SyncObj__raftLastApplied
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last entry of the log."""
+        return self._journal.last_index
+
+    @property
+    def serving(self) -> bool:
+        """Whether this replica leads, has committed in its term, and heard a majority lately."""
+        return self._replica.serves(clock.now)
+
+    @property
+    def has_pending_work(self) -> bool:
+        """Whether another turn is due at once: more to apply or to send than one turn may."""
+        return self._replica.unsent or self.commit_index > self.applied_index

@@ -1,0 +1,323 @@
+"""A cluster of Raft groups in memory: simulated time, disks that forget, links that lose.
+
+Every replica lives in a host that works in turns as a node does: feed, tick, flush, commit,
+release. A crash loses what the last commit did not cover.
+"""
+
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ledger.internal.v1.peer_pb2 import RaftMessage
+from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
+
+# Elections only when a test says so.
+CALM = RaftTiming(heartbeat_s=0.15, election_min_s=10_000.0, election_max_s=20_000.0)
+
+Work = Callable[[RaftGroup[int], float], None]
+
+
+@dataclass
+class Image:
+    """What a disk holds: hard state, log, and the state machine with its applied index."""
+
+    term: int = 0
+    voted_for: str | None = None
+    entries: list[tuple[int, bytes]] = field(default_factory=list)
+    state: dict[int, bytes] = field(default_factory=dict)
+    applied: int = 0
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        self.term, self.voted_for = term, voted_for
+
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        assert index == len(self.entries) + 1
+        self.entries.append((term, payload))
+
+    def truncate_from(self, index: int) -> None:
+        assert 1 < index <= len(self.entries)
+        del self.entries[index - 1 :]
+
+    def apply(self, index: int, payload: bytes) -> None:
+        assert index > self.applied, "applied twice"
+        self.state[index] = payload
+        self.applied = index
+
+    def copy(self) -> "Image":
+        return Image(self.term, self.voted_for, list(self.entries), dict(self.state), self.applied)
+
+
+class MemoryStore:
+    """A RaftLog and a state machine in one store, with one open transaction."""
+
+    def __init__(self) -> None:
+        self.disk = Image()
+        self.view = Image()
+        self._writes: list[Callable[[Image], None]] = []
+
+    def _write(self, write: Callable[[Image], None]) -> None:
+        write(self.view)
+        self._writes.append(write)
+
+    def commit(self) -> None:
+        for write in self._writes:
+            write(self.disk)
+        self._writes.clear()
+
+    def crash(self) -> None:
+        self._writes.clear()
+        self.view = self.disk.copy()
+
+    def load_hard_state(self) -> tuple[int, str | None]:
+        return self.view.term, self.view.voted_for
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        self._write(lambda image: image.save_hard_state(term, voted_for))
+
+    def applied_index(self) -> int:
+        return self.view.applied
+
+    def first_index(self) -> int:
+        return 1
+
+    def last_index(self) -> int:
+        return len(self.view.entries)
+
+    def read(self, index: int) -> tuple[int, bytes]:
+        return self.view.entries[index - 1]
+
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        self._write(lambda image: image.append(index, term, payload))
+
+    def truncate_from(self, index: int) -> None:
+        self._write(lambda image: image.truncate_from(index))
+
+    def apply(self, index: int, payload: bytes) -> int:
+        self._write(lambda image: image.apply(index, payload))
+        return index
+
+
+class Host:
+    """A process with one replica."""
+
+    def __init__(
+        self,
+        name: str,
+        peers: Sequence[str],
+        store: MemoryStore,
+        *,
+        now: float,
+        timing: RaftTiming,
+        rng: random.Random,
+        pre_vote: bool = True,
+        preferred_leader: bool = False,
+        connect: bool = True,
+    ) -> None:
+        self.name = name
+        self.store = store
+        self.group: RaftGroup[int] = RaftGroup(
+            shard_id=7,
+            self_id=name,
+            peer_ids=peers,
+            log=store,
+            apply=store.apply,
+            timing=timing,
+            rng=rng,
+            now=now,
+            preferred_leader=preferred_leader,
+            pre_vote=pre_vote,
+        )
+        store.commit()
+        if connect:
+            for peer in peers:
+                self.group.peer_connected(peer)
+
+    def turn(
+        self,
+        now: float,
+        inbound: Iterable[tuple[str, RaftMessage]] = (),
+        work: Iterable[Work] = (),
+        die: bool = False,
+    ) -> tuple[list[tuple[str, RaftMessage]], list[Callable[[], None]]] | None:
+        """One turn; None if the process died before its commit."""
+        group = self.group
+        for peer, message in inbound:
+            group.receive(now, peer, message)
+        for item in work:
+            item(group, now)
+        group.tick(now)
+        group.flush(now)
+        if die:
+            return None
+        self.store.commit()
+        return group.take_messages(), group.take_completions()
+
+
+class Cluster:
+    """Hosts, and a FIFO queue of encoded messages per directed link; the test moves both."""
+
+    def __init__(
+        self,
+        names: str | Sequence[str],
+        *,
+        timing: RaftTiming = CALM,
+        pre_vote: bool = False,
+        seed: int = 1,
+        preferred_leader: str | None = None,
+        connect: bool = True,
+    ) -> None:
+        self.now = 1000.0
+        self.names = list(names)
+        self.timing = timing
+        self.pre_vote = pre_vote
+        self.preferred_leader = preferred_leader
+        self.rng = random.Random(seed)
+        self.links: dict[tuple[str, str], deque[bytes]] = defaultdict(deque)
+        self.cut: set[tuple[str, str]] = set()
+        self.stores = {name: MemoryStore() for name in self.names}
+        self.hosts: dict[str, Host] = {}
+        self.acks: dict[bytes, tuple[ProposalOutcome, int, int | None]] = {}
+        self.reads: dict[str, tuple[bool, int]] = {}
+        self.connect = connect
+        for name in self.names:
+            self.boot(name)
+
+    def boot(self, name: str) -> None:
+        """(Re)start a process: what was not committed is gone, links are empty."""
+        self.stores[name].crash()
+        for src, dst in list(self.links):
+            if name in (src, dst):
+                self.links[src, dst].clear()
+        self.hosts[name] = Host(
+            name,
+            [n for n in self.names if n != name],
+            self.stores[name],
+            now=self.now,
+            timing=self.timing,
+            rng=random.Random(self.rng.random()),
+            pre_vote=self.pre_vote,
+            preferred_leader=name == self.preferred_leader,
+            connect=self.connect,
+        )
+
+    def group(self, name: str) -> RaftGroup[int]:
+        return self.hosts[name].group
+
+    def turn(
+        self,
+        name: str,
+        inbound: Iterable[tuple[str, RaftMessage]] = (),
+        work: Iterable[Work] = (),
+    ) -> None:
+        released = self.hosts[name].turn(self.now, inbound, work)
+        assert released is not None
+        for peer, message in released[0]:
+            if (name, peer) not in self.cut:
+                self.links[name, peer].append(message.SerializeToString())
+        for completion in released[1]:
+            completion()
+
+    def campaign(self, name: str) -> None:
+        """Let the election timer of `name` run out."""
+        self.group(name)._replica._SyncObj__raftElectionDeadline = float("-inf")
+        self.turn(name)
+
+    def deliver(self, src: str, dst: str, count: int | None = None, keep: bool = False) -> int:
+        """Deliver the first `count` (or all) messages of a link, one per turn."""
+        queue = self.links[src, dst]
+        todo = len(queue) if count is None else min(count, len(queue))
+        for place in range(todo):
+            encoded = queue[place] if keep else queue.popleft()
+            self.turn(dst, [(src, RaftMessage.FromString(encoded))])
+        return todo
+
+    def take(self, src: str, dst: str) -> list[RaftMessage]:
+        """Remove and return what is on a link."""
+        queue = self.links[src, dst]
+        messages = [RaftMessage.FromString(encoded) for encoded in queue]
+        queue.clear()
+        return messages
+
+    def drop(self, src: str, dst: str = "") -> None:
+        """Lose what is on a link, or on all links of a node."""
+        for link in list(self.links):
+            if link == (src, dst) or (not dst and src in link):
+                self.links[link].clear()
+
+    def isolate(self, name: str, others: Iterable[str]) -> None:
+        """Cut links in both directions; what is under way is lost."""
+        for other in others:
+            if other != name:
+                self.cut |= {(name, other), (other, name)}
+                self.links[name, other].clear()
+                self.links[other, name].clear()
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+    def elect(self, name: str, voters: Iterable[str]) -> None:
+        """Make `name` leader by the votes of `voters`; its first appends stay on the links."""
+        self.campaign(name)
+        for voter in voters:
+            self.deliver(name, voter)
+            self.deliver(voter, name)
+        assert self.group(name).role is Role.LEADER
+
+    def heartbeat(self, name: str) -> None:
+        self.now += self.timing.heartbeat_s
+        self.turn(name)
+
+    def sync(self, leader: str, followers: Iterable[str], rounds: int = 3) -> None:
+        """A few heartbeats of `leader`, delivered and answered."""
+        for _ in range(rounds):
+            self.heartbeat(leader)
+            for follower in followers:
+                self.deliver(leader, follower)
+                self.deliver(follower, leader)
+
+    def settle(self, turns: int = 20) -> None:
+        """All nodes tick every heartbeat, and the network works."""
+        for _ in range(turns):
+            self.now += self.timing.heartbeat_s
+            for name in self.names:
+                self.turn(name)
+            self.quiesce()
+
+    def quiesce(self, rounds: int = 50) -> None:
+        """Deliver until nothing is under way."""
+        for _ in range(rounds):
+            moved = 0
+            for src, dst in sorted(self.links):
+                moved += self.deliver(src, dst)
+            if not moved:
+                return
+
+    def propose(self, name: str, *payloads: bytes) -> None:
+        def work_for(payload: bytes) -> Work:
+            def done(outcome: ProposalOutcome, index: int, result: int | None) -> None:
+                assert payload not in self.acks, "completed twice"
+                self.acks[payload] = (outcome, index, result)
+
+            return lambda group, now: group.propose(now, payload, done)
+
+        self.turn(name, work=[work_for(payload) for payload in payloads])
+
+    def read(self, name: str, key: str) -> None:
+        def done(ok: bool, applied: int) -> None:
+            assert key not in self.reads, "completed twice"
+            self.reads[key] = (ok, applied)
+
+        self.turn(name, work=[lambda group, now: group.read_index(now, done)])
+
+    def outcome(self, payload: bytes) -> ProposalOutcome | None:
+        return self.acks[payload][0] if payload in self.acks else None
+
+    def terms(self, name: str) -> list[int]:
+        return [term for term, _ in self.stores[name].view.entries]
+
+    def state(self, name: str) -> list[bytes]:
+        return list(self.stores[name].view.state.values())
+
+    def leaders(self) -> list[str]:
+        return [name for name in self.names if self.group(name).role is Role.LEADER]
