@@ -1,0 +1,56 @@
+"""Page tokens: what is made can be read back, and nothing else can."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger_gateway.pagination import START, Cursor, decode_page_token, encode_page_token
+
+u64 = st.integers(0, 2**64 - 1)
+cursors = st.builds(Cursor, u64, u64).filter(lambda cursor: cursor != START)
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@given(u64, cursors)
+def test_roundtrip(account_id: int, cursor: Cursor) -> None:
+    token = encode_page_token(account_id, cursor)
+    assert decode_page_token(token, account_id) == cursor
+    assert decode_page_token(token, None) == cursor
+
+
+@given(u64)
+def test_no_token_is_the_start(account_id: int) -> None:
+    assert encode_page_token(account_id, START) == ""
+    assert decode_page_token("", account_id) == START
+
+
+@given(u64, cursors, st.integers(0, 39), st.sampled_from(ALPHABET))
+def test_one_changed_character_is_refused(
+    account_id: int, cursor: Cursor, index: int, char: str
+) -> None:
+    token = encode_page_token(account_id, cursor)
+    changed = token[:index] + char + token[index + 1 :]
+    if changed != token:
+        with pytest.raises(ValueError, match="is not a page token"):
+            decode_page_token(changed, account_id)
+
+
+@given(u64, u64, cursors)
+def test_another_account_is_refused(account_id: int, other: int, cursor: Cursor) -> None:
+    if account_id != other:
+        with pytest.raises(ValueError, match="was made for another account"):
+            decode_page_token(encode_page_token(other, cursor), account_id)
+
+
+@given(st.text(min_size=1))
+def test_any_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a page token"):
+        decode_page_token(text, None)
+
+
+def test_tokens_of_another_version_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger_gateway.pagination._VERSION", 2)
+    token = encode_page_token(1, Cursor(2, 3))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="another version"):
+        decode_page_token(token, 1)
