@@ -1,0 +1,254 @@
+"""`ledger verify`: proves the books of every shard from the replicas themselves."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from rich.text import Text
+
+from ledger.internal.v1 import shard_pb2
+from ledger_cli.context import Session, cluster_config_option, output_option, pass_session
+from ledger_cli.node_probe import NodeProbe
+from ledger_cli.output import console, new_table
+from ledger_cluster.config import ClusterConfig, ShardConfig, load_cluster_config
+from ledger_core.ledgers import LEDGERS
+from ledger_core.money import format_amount
+
+ATTEMPTS = 10
+PAUSE_S = 0.3
+
+Audits = dict[str, shard_pb2.ReplicaAudit | str]
+Audit = Callable[[list[int]], dict[int, Audits]]
+
+
+@dataclass
+class ShardProof:
+    """What the audits of one shard's replicas have shown so far."""
+
+    shard: ShardConfig
+    audits: Audits = field(default_factory=dict)
+    """The last answer of each node: an audit, or what went wrong."""
+    hashes: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    """Chain hash by applied index and node, from all attempts: under traffic two replicas may be
+    seen at one index in different attempts."""
+
+    def add(self, audits: Audits) -> None:
+        """Take in one more round of audits."""
+        for node_id, audit in audits.items():
+            self.audits[node_id] = audit
+            if not isinstance(audit, str):
+                self.hashes.setdefault(audit.applied_index, {})[node_id] = audit.chain_hash
+
+    @property
+    def answers(self) -> dict[str, shard_pb2.ReplicaAudit]:
+        """The audits there are."""
+        return {
+            node_id: audit for node_id, audit in self.audits.items() if not isinstance(audit, str)
+        }
+
+    @property
+    def latest(self) -> shard_pb2.ReplicaAudit | None:
+        """The audit that reaches furthest."""
+        return max(self.answers.values(), key=lambda audit: audit.applied_index, default=None)
+
+    @property
+    def compared(self) -> set[str]:
+        """The largest set of nodes that are linked by having been seen at one index."""
+        groups: list[set[str]] = []
+        for nodes in self.hashes.values():
+            linked = set(nodes)
+            for group in [group for group in groups if group & linked]:
+                linked |= group
+                groups.remove(group)
+            groups.append(linked)
+        return max(groups, key=len, default=set())
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether another round could change nothing."""
+        return self.compared >= set(self.answers)
+
+    def problems(self) -> list[str]:
+        """Everything that is not as it must be."""
+        name = f"shard {self.shard.id}"
+        found = [
+            f"{name}: {node_id} could not be audited: {audit}"
+            for node_id, audit in self.audits.items()
+            if isinstance(audit, str)
+        ]
+        for node_id, audit in self.answers.items():
+            found += [f"{name}: {node_id}: {fault}" for fault in audit.faults]
+            for sums in audit.sums:
+                found += [
+                    f"{name}: {node_id}: {kind} debits and credits of ledger {sums.ledger} differ "
+                    f"by {_money(difference, sums)}"
+                    for kind, difference in _differences(sums).items()
+                    if difference
+                ]
+        for index, by_node in sorted(self.hashes.items()):
+            if len(set(by_node.values())) > 1:
+                shown = ", ".join(f"{node}: {value.hex()}" for node, value in by_node.items())
+                found.append(f"{name}: replicas differ at applied index {index}: {shown}")
+        if self.answers and not self.conclusive:
+            indexes = ", ".join(f"{n}: {a.applied_index}" for n, a in self.answers.items())
+            found.append(
+                f"{name}: not all replicas were seen at one applied index ({indexes}); "
+                "verify again when less is being written"
+            )
+        return found
+
+
+def prove(
+    config: ClusterConfig, audit: Audit, *, attempts: int = ATTEMPTS, pause_s: float = PAUSE_S
+) -> list[ShardProof]:
+    """Audit every replica of every shard, again where replicas were at different indexes."""
+    proofs = {shard.id: ShardProof(shard) for shard in config.shards}
+    todo = list(proofs)
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(pause_s)
+        for shard_id, audits in audit(todo).items():
+            proofs[shard_id].add(audits)
+        todo = [shard_id for shard_id in todo if not proofs[shard_id].conclusive]
+        if not todo:
+            break
+    return list(proofs.values())
+
+
+@click.command(short_help="Prove that all books balance and replicas are equal.")
+@cluster_config_option
+@click.option(
+    "--audit-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=120.0,
+    show_default=True,
+    help="How long the audit of one shard may take.",
+)
+@output_option
+@pass_session
+def verify(session: Session, cluster_config: str, audit_timeout: float) -> None:
+    """Prove the books: every shard balances, and its replicas are equal.
+
+    Sums debits and credits of every replica of every shard from its accounts, and compares the hash
+    chains of replicas at one applied index. Exits with 1 if anything is not as it must be, or could
+    not be proven.
+    """
+    config = load_cluster_config(cluster_config)
+    with NodeProbe(config) as probe:
+        proofs = prove(config, lambda shard_ids: probe.audits(shard_ids, audit_timeout))
+    problems = [problem for proof in proofs for problem in proof.problems()]
+    records = [record for proof in proofs for record in _records(proof)]
+    if session.output_format == "json":
+        session.output.record({"ok": not problems, "problems": problems, "shards": records})
+    elif session.output_format == "csv":
+        session.output.records(records)
+    else:
+        _print_proofs(proofs)
+        _print_conclusion(proofs)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _records(proof: ShardProof) -> list[dict[str, Any]]:
+    latest = proof.latest or shard_pb2.ReplicaAudit()
+    return [
+        {
+            "shard_id": proof.shard.id,
+            "applied_index": latest.applied_index,
+            "chain_hash": latest.chain_hash.hex(),
+            "replicas_equal": len(proof.compared),
+            "replicas": len(proof.shard.replicas),
+            "accounts": latest.accounts,
+            "transactions": latest.transactions,
+            "entries": latest.entries,
+            "ledger": sums.ledger,
+            "currency": sums.currency,
+            "debits_posted": sums.debits_posted,
+            "credits_posted": sums.credits_posted,
+            "debits_pending": sums.debits_pending,
+            "credits_pending": sums.credits_pending,
+        }
+        for sums in latest.sums or [shard_pb2.LedgerSums()]
+    ]
+
+
+def _print_proofs(proofs: list[ShardProof]) -> None:
+    numbers = ["shard", "index", "entries", "debits", "credits", "difference"]
+    pending = ["pending debits", "pending credits", "pending difference"]
+    table = new_table(*numbers, *pending, "equal replicas", right={*numbers, *pending})
+    for proof in proofs:
+        latest = proof.latest
+        if latest is None:
+            table.add_row(str(proof.shard.id), Text("no replica answers", style="red"))
+            continue
+        good = not proof.problems()
+        equal = f"{len(proof.compared)} of {len(proof.shard.replicas)}"
+        for sums in latest.sums or [shard_pb2.LedgerSums()]:
+            difference = _differences(sums)
+            table.add_row(
+                str(proof.shard.id),
+                str(latest.applied_index),
+                str(latest.entries),
+                _money(sums.debits_posted, sums),
+                _money(sums.credits_posted, sums),
+                _money(difference["posted"], sums),
+                _money(sums.debits_pending, sums),
+                _money(sums.credits_pending, sums),
+                _money(difference["pending"], sums),
+                Text(equal, style="green" if good else "red"),
+            )
+    console().print(table)
+
+
+def _print_conclusion(proofs: list[ShardProof]) -> None:
+    unbalanced = [
+        proof.shard.id
+        for proof in proofs
+        if not proof.answers
+        or any(
+            any(_differences(sums).values())
+            for audit in proof.answers.values()
+            for sums in audit.sums
+        )
+    ]
+    screen = console()
+    screen.print()
+    if unbalanced:
+        shards = ", ".join(map(str, unbalanced))
+        screen.print(Text(f"✗ not proven to balance: shards {shards}", style="bold red"))
+    else:
+        entries = sum(proof.latest.entries for proof in proofs if proof.latest)
+        line = f"✓ sum of all balances = 0 on every shard ({len(proofs)} shards, {entries} entries)"
+        screen.print(Text(line, style="bold green"))
+    unequal = [p.shard.id for p in proofs if len(p.compared) < len(p.shard.replicas) or _differ(p)]
+    if unequal:
+        shards = ", ".join(map(str, unequal))
+        screen.print(Text(f"✗ replicas not proven equal: shards {shards}", style="bold red"))
+    else:
+        replicas = sum(len(proof.shard.replicas) for proof in proofs)
+        line = f"✓ all {replicas} replicas equal those of the same shard at the same index"
+        screen.print(Text(line, style="bold green"))
+
+
+def _differ(proof: ShardProof) -> bool:
+    return any(len(set(by_node.values())) > 1 for by_node in proof.hashes.values())
+
+
+def _differences(sums: shard_pb2.LedgerSums) -> dict[str, int]:
+    return {
+        "posted": int(sums.debits_posted or 0) - int(sums.credits_posted or 0),
+        "pending": int(sums.debits_pending or 0) - int(sums.credits_pending or 0),
+    }
+
+
+def _money(amount: int | str, sums: shard_pb2.LedgerSums) -> str:
+    """Write an amount in its ledger's currency; in minor units where that is not known here."""
+    ledger = LEDGERS.get(sums.ledger)
+    if ledger and ledger.currency == sums.currency:
+        return format_amount(int(amount or 0), ledger.currency, ledger.currency_exponent)
+    return str(int(amount or 0))
