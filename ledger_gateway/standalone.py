@@ -94,11 +94,13 @@ class StandaloneShards:
         """Finish what waits, then close the store."""
         self._closed = True
         while self._queue:
-            await asyncio.sleep(0)
+            self._turn()
         self._store.close()
 
     def _turn(self) -> None:
         """Apply what waits as one log entry, make it durable, then answer."""
+        if not self._queue:
+            return
         batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
         self._turn_scheduled = bool(self._queue)
         if self._turn_scheduled:

@@ -44,7 +44,7 @@ class RaftGroup(Generic[T]):
         preferred_leader: bool = False,
         pre_vote: bool = True,
     ) -> None:
-        clock.now = now
+        clock.now = self._ticked_at = now
         self.shard_id = shard_id
         self._journal = GroupJournal(log)
         self._replica = Replica(
@@ -102,7 +102,7 @@ class RaftGroup(Generic[T]):
 
     def tick(self, now: float) -> None:
         """Let time pass: elections, commit, apply (a bounded amount), reads."""
-        clock.now = now
+        clock.now = self._ticked_at = now
         self._replica.doTick(0.0)
         self._replica.serve_reads()
 
@@ -167,8 +167,19 @@ class RaftGroup(Generic[T]):
 
     @property
     def serving(self) -> bool:
-        """Whether this replica leads, has committed in its term, and heard a majority lately."""
-        return self._replica.serves(clock.now)
+        """Whether this replica leads, has committed in its term, and heard a majority lately.
+
+        Lately: within `election_min_s` before the last tick.
+        """
+        return self._replica.serves(self._ticked_at)
+
+    @property
+    def current_at(self) -> float | None:
+        """When this replica last had applied all that its leader had committed.
+
+        None if it lags behind what the leader last told, or never heard of a leader.
+        """
+        return self._replica.current_at(clock.now)
 
     @property
     def has_pending_work(self) -> bool:

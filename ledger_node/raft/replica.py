@@ -544,3 +544,12 @@ class Replica(HardenedSyncObj):
         oldest = now - self._timing.election_min_s
         heard = sum(seen > oldest for seen in self._SyncObj__lastResponseTime.values())
         return heard + 1 >= self._majority
+
+    def current_at(self, now: float) -> float | None:
+        """When we last had applied all that the leader had committed, as far as we were told."""
+        if self._SyncObj__raftState == Role.LEADER:
+            return now if self.serves(now) else None
+        told = self._SyncObj__leaderCommitIndex
+        if told is None or self._SyncObj__raftLastApplied < told or self._leader_seen == _NEVER:
+            return None
+        return self._leader_seen

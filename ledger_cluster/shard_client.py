@@ -1,0 +1,336 @@
+"""The way to the shards of a cluster: leader cache, batching, retries, deadlines.
+
+Calls for the same shard that come in while others are on their way travel together. A batch goes to
+the node that is thought to lead; where it does not, the batch follows the redirect or tries the
+next replica, until every call in it has its result or its deadline has passed. Sending a command
+again is safe: its request id makes the state machine find the first result.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+from grpc import aio
+
+from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger_cluster.channels import channel_options
+from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_cluster.shard_map import ShardMap
+from ledger_cluster.shards import Answer
+from ledger_core.commands import Command, encode_command
+from ledger_core.errors import (
+    LedgerError,
+    OutcomeUnknownError,
+    OverloadedError,
+    Reason,
+    ShardUnavailableError,
+)
+from ledger_core.queries import Query, encode_query
+from ledger_core.results import Result, decode_result
+
+_BATCH_MAX = 500
+_BATCHES_IN_FLIGHT_MAX = 4
+_WAITING_MAX = 20_000
+
+# A leader that stalls (a stopped process, a lost link) is given up after this long, not after the
+# whole deadline of the call.
+_ATTEMPT_S_MAX = 1.5
+_BACKOFF_S_MIN = 0.02
+_BACKOFF_S_MAX = 0.25
+_STATUS_TIMEOUT_S = 1.0
+
+
+class _Kind(Enum):
+    EXECUTE = "writes"
+    QUERY = "reads"
+    STALE_QUERY = "stale reads"
+
+
+@dataclass(slots=True)
+class _Call:
+    """One command or query, encoded, and who waits for it.
+
+    ``reached_node`` is true once an attempt may have arrived: only then can a write have happened.
+    """
+
+    data: bytes
+    reply: "asyncio.Future[_Reply]"
+    deadline: float
+    reached_node: bool = False
+    last_failure: str = "no node was tried"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    data: bytes
+    applied_index: int = 0
+    age_ms: int = 0
+
+
+class ShardClient:
+    """Implements `ledger_cluster.shards.Shards` over gRPC. Lives on one event loop."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._map = ShardMap(config)
+        self._channels = {
+            node.id: aio.insecure_channel(node.address, options=channel_options())
+            for node in config.nodes
+        }
+        self._stubs: "dict[str, shard_pb2_grpc.ShardServiceAsyncStub]" = {
+            node_id: shard_pb2_grpc.ShardServiceStub(channel)
+            for node_id, channel in self._channels.items()
+        }
+        leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
+        self._leaders = leaders
+        self._lanes = {
+            (shard.id, kind): _Lane(shard, kind, self._stubs, leaders)
+            for shard in config.shards
+            for kind in _Kind
+        }
+
+    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+        """Run a command exactly once, under its request id."""
+        shard = self._map.shard_of(account_id)
+        reply = await self._lanes[shard.id, _Kind.EXECUTE].call(encode_command(command), timeout_s)
+        return decode_result(reply.data)
+
+    async def query(
+        self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        """Answer a query, from the leader or, if ``stale``, from any replica."""
+        shard = self._map.shard_of(account_id)
+        kind = _Kind.STALE_QUERY if stale else _Kind.QUERY
+        reply = await self._lanes[shard.id, kind].call(encode_query(query), timeout_s)
+        return Answer(decode_result(reply.data), shard.id, reply.applied_index, reply.age_ms)
+
+    async def serving_shards(self) -> dict[int, bool]:
+        """Ask every node what it leads. Also refreshes the leader cache."""
+        statuses = await asyncio.gather(
+            *(
+                stub.GetNodeStatus(shard_pb2.GetNodeStatusRequest(), timeout=_STATUS_TIMEOUT_S)
+                for stub in self._stubs.values()
+            ),
+            return_exceptions=True,
+        )
+        serving = {shard.id: False for shard in self._config.shards}
+        for status in statuses:
+            if isinstance(status, shard_pb2.NodeStatus):
+                for replica in status.replicas:
+                    if replica.serving and replica.shard_id in serving:
+                        serving[replica.shard_id] = True
+                        self._leaders[replica.shard_id] = status.node_id
+        return serving
+
+    async def close(self) -> None:
+        """Let the batches that are under way end, then close the connections."""
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+
+class _Lane:
+    """Calls of one kind for one shard: they queue, travel in batches, and are tried again."""
+
+    def __init__(
+        self,
+        shard: ShardConfig,
+        kind: _Kind,
+        stubs: "dict[str, shard_pb2_grpc.ShardServiceAsyncStub]",
+        leaders: dict[int, str],
+    ) -> None:
+        self._shard = shard
+        self._kind = kind
+        self._stubs = stubs
+        self._leaders = leaders
+        self._waiting: list[_Call] = []
+        self._batches: set[asyncio.Task[None]] = set()
+        self._flush_scheduled = False
+        self._closed = False
+
+    async def call(self, data: bytes, timeout_s: float) -> _Reply:
+        """Send one call, with whatever else waits, and return its reply."""
+        if self._closed:
+            raise ShardUnavailableError("the gateway is stopping; try another one")
+        if len(self._waiting) >= _WAITING_MAX:
+            raise OverloadedError(
+                f"{_WAITING_MAX} {self._kind.value} wait for shard {self._shard.id} already; "
+                f"slow down"
+            )
+        loop = asyncio.get_running_loop()
+        call = _Call(data, loop.create_future(), time.monotonic() + timeout_s)
+        self._waiting.append(call)
+        self._schedule_flush()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call.reply
+        except TimeoutError:
+            raise self._expired(call, timeout_s) from None
+
+    async def close(self) -> None:
+        """Refuse new calls and wait for those under way."""
+        self._closed = True
+        self._flush()
+        while self._batches:
+            await asyncio.wait(self._batches)
+
+    def _schedule_flush(self) -> None:
+        # At the end of this pass of the event loop: what came in together travels together.
+        if not self._flush_scheduled and len(self._batches) < _BATCHES_IN_FLIGHT_MAX:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        while self._waiting and len(self._batches) < _BATCHES_IN_FLIGHT_MAX:
+            batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
+            task = asyncio.create_task(self._carry_or_fail(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batch_ended)
+
+    def _batch_ended(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        task.result()
+        if self._waiting:
+            self._schedule_flush()
+
+    async def _carry_or_fail(self, batch: list[_Call]) -> None:
+        try:
+            await self._carry(batch)
+        except Exception as error:
+            _fail(batch, LedgerError(Reason.INTERNAL, "the reply of a node made no sense"))
+            raise RuntimeError(f"a batch for shard {self._shard.id} failed") from error
+
+    async def _carry(self, batch: list[_Call]) -> None:
+        """Send a batch until each call in it is answered or has given up."""
+        node_id = self._first_choice()
+        backoff_s = _BACKOFF_S_MIN
+        redirects = 0
+        while batch := [call for call in batch if not call.reply.done()]:
+            outcome, leader_id, message = await self._attempt(node_id, batch)
+            if outcome == shard_pb2.OUTCOME_RESOURCE_EXHAUSTED:
+                _fail(batch, OverloadedError(message))
+                return
+            if outcome == shard_pb2.OUTCOME_OK:
+                continue
+            if leader_id in self._stubs and redirects < len(self._shard.replicas):
+                # Someone knows the leader: follow at once, but not in circles.
+                redirects += 1
+                node_id = self._leaders[self._shard.id] = leader_id
+                continue
+            redirects = 0
+            node_id = self._after(node_id)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+            backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
+
+    async def _attempt(
+        self, node_id: str, batch: list[_Call]
+    ) -> tuple["shard_pb2.Outcome.ValueType", str, str]:
+        """Send a batch to one node once; return (outcome, leader hint, message)."""
+        remaining_s = max(call.deadline for call in batch) - time.monotonic()
+        timeout_s = min(max(remaining_s, 0.001), _ATTEMPT_S_MAX)
+        try:
+            response = await self._send(node_id, [call.data for call in batch], timeout_s)
+        except aio.AioRpcError as error:
+            if error.code() in _PROTOCOL_FAULTS:
+                # A node of another version, or a bug: trying again cannot help.
+                _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error.details()}"))
+                return shard_pb2.OUTCOME_OK, "", ""
+            for call in batch:
+                call.reached_node |= not _never_connected(error)
+                call.last_failure = f"node {node_id}: {_in_words(error)}"
+            return shard_pb2.OUTCOME_UNKNOWN, "", ""
+        if response.outcome == shard_pb2.OUTCOME_OK:
+            self._succeeded(node_id, batch, response)
+        for call in batch:
+            if response.outcome == shard_pb2.OUTCOME_UNKNOWN:
+                call.reached_node = True
+            call.last_failure = f"node {node_id}: {_OUTCOME_IN_WORDS.get(response.outcome, '')}"
+        return response.outcome, response.leader_node_id, response.message
+
+    async def _send(
+        self, node_id: str, data: Sequence[bytes], timeout_s: float
+    ) -> shard_pb2.ExecuteResponse | shard_pb2.QueryResponse:
+        stub = self._stubs[node_id]
+        if self._kind is _Kind.EXECUTE:
+            return await stub.Execute(
+                shard_pb2.ExecuteRequest(shard_id=self._shard.id, commands=data), timeout=timeout_s
+            )
+        return await stub.Query(
+            shard_pb2.QueryRequest(
+                shard_id=self._shard.id, queries=data, stale=self._kind is _Kind.STALE_QUERY
+            ),
+            timeout=timeout_s,
+        )
+
+    def _succeeded(
+        self,
+        node_id: str,
+        batch: list[_Call],
+        response: shard_pb2.ExecuteResponse | shard_pb2.QueryResponse,
+    ) -> None:
+        if self._kind is not _Kind.STALE_QUERY:
+            self._leaders[self._shard.id] = node_id
+        applied_index, age_ms = 0, 0
+        if isinstance(response, shard_pb2.QueryResponse):
+            applied_index, age_ms = response.applied_index, response.age_ms
+        for call, data in zip(batch, response.results, strict=True):
+            if not call.reply.done():
+                call.reply.set_result(_Reply(data, applied_index, age_ms))
+
+    def _first_choice(self) -> str:
+        if self._kind is _Kind.STALE_QUERY:
+            return random.choice(self._shard.node_ids)  # noqa: S311  (spreads the load)
+        return self._leaders[self._shard.id]
+
+    def _after(self, node_id: str) -> str:
+        """Return the replica to try after ``node_id``."""
+        node_ids = self._shard.node_ids
+        if node_id not in node_ids:
+            return node_ids[0]
+        return node_ids[(node_ids.index(node_id) + 1) % len(node_ids)]
+
+    def _expired(self, call: _Call, timeout_s: float) -> LedgerError:
+        """Say how a call ended that has no reply in time."""
+        what = (
+            f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({call.last_failure})"
+        )
+        if self._kind is _Kind.EXECUTE and call.reached_node:
+            return OutcomeUnknownError(
+                f"{what}; the write may have happened: repeat it with the same request id to know"
+            )
+        return ShardUnavailableError(f"{what}; nothing was done, try again")
+
+
+_PROTOCOL_FAULTS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+
+_OUTCOME_IN_WORDS: dict[int, str] = {
+    shard_pb2.OUTCOME_NOT_LEADER: "not the leader",
+    shard_pb2.OUTCOME_UNKNOWN: "lost its leadership while the write was under way",
+    shard_pb2.OUTCOME_WRONG_NODE: "has no replica of the shard",
+}
+
+
+def _fail(batch: list[_Call], error: LedgerError) -> None:
+    for call in batch:
+        if not call.reply.done():
+            call.reply.set_exception(error)
+
+
+def _never_connected(error: aio.AioRpcError) -> bool:
+    """Whether the call cannot have left this process: gRPC says so only in words."""
+    return (error.details() or "").startswith("failed to connect to all addresses")
+
+
+def _in_words(error: aio.AioRpcError) -> str:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "did not answer in time"
+    return "cannot be reached"

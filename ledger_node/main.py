@@ -1,0 +1,79 @@
+"""The ``ledger-node`` command."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import structlog
+
+from ledger_cluster.config import ClusterConfig, ClusterConfigError, load_cluster_config
+from ledger_node.server import NodeServer
+from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
+
+
+@click.command(context_settings={"show_default": True})
+@click.version_option(package_name="ledger-service", prog_name="ledger-node")
+@click.option("--node-id", required=True, help="Which node of the configuration to be.")
+@click.option(
+    "--data-dir",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the node keeps its store; made if it is not there.",
+)
+@click.option(
+    "--cluster-config",
+    default="cluster_config.json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The cluster configuration, the same file for every node and gateway.",
+)
+@click.option(
+    "--store-max-mib",
+    default=DEFAULT_MAP_BYTES >> 20,
+    type=click.IntRange(64),
+    help="Bound on the store's size. Address space, not disk: leave it large.",
+)
+def main(node_id: str, data_dir: Path, cluster_config: Path, store_max_mib: int) -> None:
+    """Run one node of a ledger cluster: a replica of every shard placed on it.
+
+    The node listens on the address that the configuration gives it. SIGTERM stops it gracefully:
+    it hands its leadership to other nodes first.
+    """
+    try:
+        config = load_cluster_config(cluster_config)
+        config.node(node_id)
+    except ClusterConfigError as error:
+        sys.exit(f"ledger-node: the cluster configuration cannot be used:\n{error}")
+    except LookupError as error:
+        sys.exit(f"ledger-node: --node-id: {error.args[0]}")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(config, node_id, data_dir, store_max_mib << 20))
+    except (StoreError, OSError) as error:
+        sys.exit(f"ledger-node: {error}")
+
+
+async def _serve(config: ClusterConfig, node_id: str, data_dir: Path, store_max_bytes: int) -> None:
+    stopping = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
+    server = NodeServer.open(config, node_id, data_dir, store_max_bytes)
+    await server.start()
+    await stopping.wait()
+    await server.stop()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; it is not to be had on every platform."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""A node: one host of many replicas, driven in turns. Sans-I/O: no socket, clock or thread here.
+
+One *turn* takes what has arrived, feeds it to the Raft groups, lets the state machines apply what
+is committed, writes all of it in one store transaction with one fsync, and only then lets anything
+out: peer messages, replies, answers. **Persist before send**: whatever another process can learn
+from this one is on disk. A crash at any point leaves the store at the end of some turn.
+
+`Node.turn` raises where the process must not go on (a failed commit, a broken invariant); the
+caller ends the process and releases nothing.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ledger.internal.v1 import peer_pb2, shard_pb2
+from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_core.commands import encode_batch
+from ledger_core.queries import Query
+from ledger_core.results import Result, encode_result
+from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
+from ledger_node.reads import answer
+from ledger_node.state_machine import StateMachine
+from ledger_node.store import Store, StoredRaftLog
+
+# Bounds of a turn's work, so that heartbeats are never late.
+MESSAGES_PER_TURN_MAX = 2_000
+BATCH_COMMANDS_MAX = 2_000
+BATCH_BYTES_MAX = 512 << 10
+
+# Bounds of what may wait, per shard.
+WAITING_COMMANDS_MAX = 20_000
+WAITING_QUERIES_MAX = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteReply:
+    """How a proposal ended. ``results`` are encoded, one per command, when the outcome is OK."""
+
+    outcome: "shard_pb2.Outcome.ValueType"
+    results: Sequence[bytes] = ()
+    log_index: int = 0
+    leader_id: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryReply:
+    """How queries ended. ``results`` are encoded, one per query, when the outcome is OK."""
+
+    outcome: "shard_pb2.Outcome.ValueType"
+    results: Sequence[bytes] = ()
+    applied_index: int = 0
+    age_s: float = 0.0
+    leader_id: str = ""
+    message: str = ""
+
+
+@dataclass(slots=True)
+class _Proposal:
+    commands: Sequence[bytes]
+    done: Callable[[ExecuteReply], None]
+
+
+@dataclass(slots=True)
+class _Read:
+    queries: Sequence[Query]
+    done: Callable[[QueryReply], None]
+
+
+@dataclass(slots=True)
+class _Replica:
+    """One shard's replica on this node, with what waits for it."""
+
+    config: ShardConfig
+    group: RaftGroup[list[Result]]
+    proposals: deque[_Proposal] = field(default_factory=deque)
+    waiting_commands: int = 0
+    reads: list[_Read] = field(default_factory=list)
+    stale_reads: list[_Read] = field(default_factory=list)
+    current_at: float = 0.0
+    """When this replica last knew itself up to date with its leader."""
+
+
+class Node:
+    """All replicas of one node. Inputs queue up; `turn` does the work."""
+
+    def __init__(
+        self,
+        *,
+        config: ClusterConfig,
+        node_id: str,
+        store: Store,
+        clock: Callable[[], float],
+        wall_clock_us: Callable[[], int],
+        rng: random.Random,
+        timing: RaftTiming,
+    ) -> None:
+        self.node_id = node_id
+        self._store = store
+        self._clock = clock
+        self._wall_clock_us = wall_clock_us
+        self._inbox: deque[tuple[str, peer_pb2.RaftMessage]] = deque()
+        self._touched: set[int] = set()
+        self._draining = False
+        now = clock()
+        self._next_tick = now
+        self._tick_s = timing.heartbeat_s / 3
+        self._replicas = {
+            shard.id: self._open_replica(shard, timing, rng, now)
+            for shard in config.shards_on(node_id)
+        }
+
+    def _open_replica(
+        self, shard: ShardConfig, timing: RaftTiming, rng: random.Random, now: float
+    ) -> _Replica:
+        tables = self._store.shard(shard.id)
+        state_machine = StateMachine(tables)
+        group = RaftGroup(
+            shard_id=shard.id,
+            self_id=self.node_id,
+            peer_ids=[node_id for node_id in shard.node_ids if node_id != self.node_id],
+            log=StoredRaftLog(tables),
+            apply=state_machine.apply,
+            timing=timing,
+            rng=rng,
+            now=now,
+            preferred_leader=shard.node_ids[0] == self.node_id,
+        )
+        return _Replica(shard, group, current_at=now)
+
+    # Inputs
+
+    def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
+        """Queue messages of a peer for the next turn."""
+        self._inbox.extend((peer_id, message) for message in messages)
+
+    def peer_connected(self, peer_id: str) -> None:
+        """Note that messages reach a peer from now on."""
+        for replica in self._replicas.values():
+            if peer_id in replica.config.node_ids:
+                replica.group.peer_connected(peer_id)
+
+    def peer_disconnected(self, peer_id: str) -> None:
+        """Note that a peer cannot be reached."""
+        for replica in self._replicas.values():
+            if peer_id in replica.config.node_ids:
+                replica.group.peer_disconnected(peer_id)
+
+    def execute(
+        self, shard_id: int, commands: Sequence[bytes], done: Callable[[ExecuteReply], None]
+    ) -> None:
+        """Queue encoded, valid commands; ``done`` is called once, maybe at once with a refusal."""
+        replica = self._replicas.get(shard_id)
+        if replica is None:
+            done(ExecuteReply(shard_pb2.OUTCOME_WRONG_NODE))
+        elif not self._leads(replica):
+            done(ExecuteReply(shard_pb2.OUTCOME_NOT_LEADER, leader_id=self._leader_hint(replica)))
+        elif replica.waiting_commands + len(commands) > WAITING_COMMANDS_MAX:
+            message = f"{replica.waiting_commands} writes wait for shard {shard_id}; slow down"
+            done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
+        elif message := self._store.full() or "":
+            done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
+        else:
+            replica.proposals.append(_Proposal(commands, done))
+            replica.waiting_commands += len(commands)
+            self._touched.add(shard_id)
+
+    def query(
+        self,
+        shard_id: int,
+        queries: Sequence[Query],
+        done: Callable[[QueryReply], None],
+        *,
+        stale: bool,
+    ) -> None:
+        """Queue queries; ``done`` is called once, maybe at once with a refusal."""
+        replica = self._replicas.get(shard_id)
+        if replica is None:
+            done(QueryReply(shard_pb2.OUTCOME_WRONG_NODE))
+        elif not stale and not self._leads(replica):
+            done(QueryReply(shard_pb2.OUTCOME_NOT_LEADER, leader_id=self._leader_hint(replica)))
+        elif len(replica.reads) + len(replica.stale_reads) >= WAITING_QUERIES_MAX:
+            message = f"{WAITING_QUERIES_MAX} reads wait for shard {shard_id}; slow down"
+            done(QueryReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
+        else:
+            reads = replica.stale_reads if stale else replica.reads
+            reads.append(_Read(queries, done))
+            self._touched.add(shard_id)
+
+    def drain(self) -> None:
+        """Take no more work, finish what waits, and hand leadership away, turn by turn."""
+        self._draining = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether this node leads nothing any more that another node could lead."""
+        return not any(
+            replica.group.role is Role.LEADER and len(replica.config.replicas) > 1
+            for replica in self._replicas.values()
+        )
+
+    # The turn
+
+    def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
+        """Do one turn; return the messages for each peer, now safe to send."""
+        now = self._clock()
+        if now >= self._next_tick:
+            self._next_tick = now + self._tick_s
+            touched = set(self._replicas)
+        else:
+            touched = set(self._touched)
+        self._touched.clear()
+        for _ in range(min(len(self._inbox), MESSAGES_PER_TURN_MAX)):
+            peer_id, message = self._inbox.popleft()
+            if (replica := self._replicas.get(message.shard_id)) is not None:
+                replica.group.receive(now, peer_id, message)
+                touched.add(message.shard_id)
+        replicas = [self._replicas[shard_id] for shard_id in sorted(touched)]
+        for replica in replicas:
+            self._propose_waiting(replica, now)
+            self._confirm_reads(replica, now)
+            replica.group.tick(now)
+            if self._draining and not replica.proposals and replica.group.role is Role.LEADER:
+                replica.group.transfer_leadership(now)
+            replica.group.flush(now)
+        self._store.commit()
+        outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
+        for replica in replicas:
+            for peer_id, message in replica.group.take_messages():
+                outbox.setdefault(peer_id, []).append(message)
+            for complete in replica.group.take_completions():
+                complete()
+            self._answer_stale_reads(replica, now)
+            if replica.group.has_pending_work or replica.proposals:
+                self._touched.add(replica.config.id)
+        return outbox
+
+    def next_turn_at(self) -> float:
+        """When the next turn is due: at once (0.0) if something waits, else at the next tick."""
+        return 0.0 if self._inbox or self._touched else self._next_tick
+
+    def _propose_waiting(self, replica: _Replica, now: float) -> None:
+        """Turn all waiting commands, up to the bounds, into one log entry."""
+        if not replica.proposals:
+            return
+        taken: list[_Proposal] = []
+        commands: list[bytes] = []
+        size = 0
+        while replica.proposals and len(commands) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
+            proposal = replica.proposals.popleft()
+            taken.append(proposal)
+            commands.extend(proposal.commands)
+            size += sum(map(len, proposal.commands))
+        replica.waiting_commands -= len(commands)
+
+        def done(outcome: ProposalOutcome, log_index: int, results: list[Result] | None) -> None:
+            if outcome is not ProposalOutcome.APPLIED or results is None:
+                refusal = ExecuteReply(
+                    _PROPOSAL_OUTCOME[outcome], leader_id=self._leader_hint(replica)
+                )
+                for proposal in taken:
+                    proposal.done(refusal)
+                return
+            start = 0
+            for proposal in taken:
+                end = start + len(proposal.commands)
+                encoded = [encode_result(result) for result in results[start:end]]
+                proposal.done(
+                    ExecuteReply(shard_pb2.OUTCOME_OK, results=encoded, log_index=log_index)
+                )
+                start = end
+
+        replica.group.propose(now, encode_batch(self._wall_clock_us(), commands), done)
+
+    def _confirm_reads(self, replica: _Replica, now: float) -> None:
+        """Ask once, for all waiting reads, whether this node still leads (ReadIndex)."""
+        if not replica.reads:
+            return
+        reads, replica.reads = replica.reads, []
+
+        def done(confirmed: bool, applied_index: int) -> None:
+            if confirmed:
+                self._answer(replica, reads, applied_index, age_s=0.0)
+                return
+            refusal = QueryReply(shard_pb2.OUTCOME_NOT_LEADER, leader_id=self._leader_hint(replica))
+            for read in reads:
+                read.done(refusal)
+
+        replica.group.read_index(now, done)
+
+    def _answer_stale_reads(self, replica: _Replica, now: float) -> None:
+        if (current_at := replica.group.current_at) is not None:
+            replica.current_at = current_at
+        if replica.stale_reads:
+            reads, replica.stale_reads = replica.stale_reads, []
+            self._answer(
+                replica, reads, replica.group.applied_index, age_s=now - replica.current_at
+            )
+
+    def _answer(
+        self, replica: _Replica, reads: list[_Read], applied_index: int, age_s: float
+    ) -> None:
+        """Answer from the committed state: this turn's commit is behind us."""
+        with self._store.read() as view:
+            tables = view.shard(replica.config.id)
+            for read in reads:
+                results = [encode_result(answer(tables, query)) for query in read.queries]
+                read.done(QueryReply(shard_pb2.OUTCOME_OK, results, applied_index, age_s))
+
+    # Status
+
+    def replica_statuses(self) -> list[shard_pb2.ReplicaStatus]:
+        """Return where every replica stands."""
+        return [
+            shard_pb2.ReplicaStatus(
+                shard_id=shard_id,
+                role=_ROLE[replica.group.role],
+                term=replica.group.term,
+                leader_node_id=replica.group.leader_id or "",
+                commit_index=replica.group.commit_index,
+                applied_index=replica.group.applied_index,
+                last_log_index=replica.group.last_index,
+                serving=replica.group.serving and not self._draining,
+            )
+            for shard_id, replica in self._replicas.items()
+        ]
+
+    def shard_config(self, shard_id: int) -> ShardConfig | None:
+        """Return the configuration of a shard that has a replica here."""
+        replica = self._replicas.get(shard_id)
+        return None if replica is None else replica.config
+
+    def _leads(self, replica: _Replica) -> bool:
+        return replica.group.role is Role.LEADER and not self._draining
+
+    def _leader_hint(self, replica: _Replica) -> str:
+        """Name the leader where it is known to be another node."""
+        leader_id = replica.group.leader_id
+        return leader_id if leader_id and leader_id != self.node_id else ""
+
+
+_ROLE = {
+    Role.FOLLOWER: shard_pb2.REPLICA_ROLE_FOLLOWER,
+    Role.CANDIDATE: shard_pb2.REPLICA_ROLE_CANDIDATE,
+    Role.LEADER: shard_pb2.REPLICA_ROLE_LEADER,
+}
+
+_PROPOSAL_OUTCOME = {
+    ProposalOutcome.NOT_LEADER: shard_pb2.OUTCOME_NOT_LEADER,
+    ProposalOutcome.UNKNOWN: shard_pb2.OUTCOME_UNKNOWN,
+    ProposalOutcome.APPLIED: shard_pb2.OUTCOME_OK,
+}

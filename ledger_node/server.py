@@ -1,0 +1,150 @@
+"""The node as a process: the event loop that drives turns, and the gRPC server around it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from grpc import aio
+
+from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
+from ledger_cluster.channels import server_options
+from ledger_cluster.config import ClusterConfig
+from ledger_node.fatal import die
+from ledger_node.node import Node
+from ledger_node.peers import PeerLinks
+from ledger_node.raft import RaftTiming
+from ledger_node.shard_service import ShardService
+from ledger_node.store import ShardRange, Store, StoreIdentity
+
+# A stop hands leadership away and lets calls end within these bounds, then closes regardless.
+DRAIN_S_MAX = 3.0
+GRACE_S = 1.0
+
+_log = structlog.get_logger()
+
+
+class NodeServer:
+    """One node: its store, its replicas, its links to peers and its server."""
+
+    def __init__(self, config: ClusterConfig, node_id: str, store: Store) -> None:
+        self._config = config
+        self._node_id = node_id
+        self._store = store
+        self._wake = asyncio.Event()
+        self._node = Node(
+            config=config,
+            node_id=node_id,
+            store=store,
+            clock=time.monotonic,
+            wall_clock_us=lambda: time.time_ns() // 1_000,
+            rng=random.Random(),  # noqa: S311  (election timeouts, no secrets)
+            timing=RaftTiming(),
+        )
+        self._links = PeerLinks(config, node_id, _WakingNode(self._node, self._wake))
+        self._server = aio.server(options=server_options())
+        self._turns: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(
+        cls, config: ClusterConfig, node_id: str, data_dir: Path, store_max_bytes: int
+    ) -> "NodeServer":
+        """Open the data directory; StoreError says why that is refused."""
+        store = Store.open(
+            data_dir,
+            identity=StoreIdentity(config.cluster_id, node_id),
+            shards=[
+                ShardRange(shard.id, shard.lower_bound, shard.upper_bound)
+                for shard in config.shards_on(node_id)
+            ],
+            map_bytes=store_max_bytes,
+        )
+        try:
+            return cls(config, node_id, store)
+        except BaseException:
+            store.close()
+            raise
+
+    async def start(self) -> None:
+        """Listen and take turns; OSError when the address cannot be bound."""
+        address = self._config.node(self._node_id).address
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(
+            ShardService(self._node, self._store, self._wake), self._server
+        )
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(self._links, self._server)
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port in use?") from error
+        await self._server.start()
+        self._turns = asyncio.create_task(self._take_turns(), name="turns")
+        self._links.start()
+        _log.info(
+            "node started",
+            node=self._node_id,
+            address=address,
+            shards=len(self._config.shards_on(self._node_id)),
+        )
+
+    async def stop(self) -> None:
+        """Hand leadership away, finish what waits, and close."""
+        started = time.monotonic()
+        self._node.drain()
+        while not self._node.drained and time.monotonic() - started < DRAIN_S_MAX:
+            self._wake.set()
+            await asyncio.sleep(0.02)
+        drained = self._node.drained
+        await self._server.stop(GRACE_S)
+        await self._links.stop()
+        if self._turns is not None:
+            self._turns.cancel()
+            await asyncio.gather(self._turns, return_exceptions=True)
+        self._store.close()
+        _log.info(
+            "node stopped",
+            node=self._node_id,
+            leadership="handed away" if drained else "kept: no peer could take it",
+            seconds=round(time.monotonic() - started, 2),
+        )
+
+    async def _take_turns(self) -> None:
+        """Take a turn whenever something arrived or a timer is due."""
+        node = self._node
+        while True:
+            wait_s = node.next_turn_at() - time.monotonic()
+            if wait_s > 0:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+            else:
+                # Let what is ready to be read from sockets come in first.
+                await asyncio.sleep(0)
+            self._wake.clear()
+            try:
+                outbox = node.turn()
+            except BaseException as error:
+                die("the node stops: a turn failed, and nothing of it was released", error)
+            for peer_id, messages in outbox.items():
+                self._links.send(peer_id, messages)
+
+
+class _WakingNode:
+    """What links tell the node, each time with a turn to follow."""
+
+    def __init__(self, node: Node, wake: asyncio.Event) -> None:
+        self._node = node
+        self._wake = wake
+
+    def peer_connected(self, peer_id: str) -> None:
+        self._node.peer_connected(peer_id)
+
+    def peer_disconnected(self, peer_id: str) -> None:
+        self._node.peer_disconnected(peer_id)
+
+    def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
+        self._node.receive(peer_id, messages)
+        self._wake.set()

@@ -1,0 +1,160 @@
+"""The node's door for gateways and tools: decode, check, hand to the node, await the result."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import msgspec
+from grpc import aio
+
+from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger_cluster.config import ShardConfig
+from ledger_core.commands import Command, CreateTransaction, decode_command
+from ledger_core.ids import shard_key
+from ledger_core.queries import Query, decode_query
+from ledger_node.audit import Audit, audit
+from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.store import Store
+
+COMMANDS_PER_CALL_MAX = 2_000
+
+_Reply = TypeVar("_Reply", ExecuteReply, QueryReply)
+
+
+class ShardService(shard_pb2_grpc.ShardServiceServicer):
+    """Serves the replicas of one node. ``wake`` makes the node take a turn soon."""
+
+    def __init__(self, node: Node, store: Store, wake: asyncio.Event) -> None:
+        self._node = node
+        self._store = store
+        self._wake = wake
+        self._started = time.monotonic()
+
+    async def Execute(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.ExecuteRequest,
+        context: aio.ServicerContext[shard_pb2.ExecuteRequest, shard_pb2.ExecuteResponse],
+    ) -> shard_pb2.ExecuteResponse:
+        """Run commands; they are checked before they may enter the log."""
+        shard = self._node.shard_config(request.shard_id)
+        if shard is not None:
+            try:
+                _check_commands(shard, request.commands)
+            except (ValueError, msgspec.MsgspecError) as error:
+                await _refuse(context, error)
+        reply: asyncio.Future[ExecuteReply] = asyncio.get_running_loop().create_future()
+        self._node.execute(request.shard_id, request.commands, _resolve(reply))
+        self._wake.set()
+        result = await reply
+        return shard_pb2.ExecuteResponse(
+            outcome=result.outcome,
+            leader_node_id=result.leader_id,
+            results=result.results,
+            log_index=result.log_index,
+            message=result.message,
+        )
+
+    async def Query(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.QueryRequest,
+        context: aio.ServicerContext[shard_pb2.QueryRequest, shard_pb2.QueryResponse],
+    ) -> shard_pb2.QueryResponse:
+        """Answer queries."""
+        try:
+            queries: Sequence[Query] = [decode_query(data) for data in request.queries]
+        except msgspec.MsgspecError as error:
+            await _refuse(context, error)
+        reply: asyncio.Future[QueryReply] = asyncio.get_running_loop().create_future()
+        self._node.query(request.shard_id, queries, _resolve(reply), stale=request.stale)
+        self._wake.set()
+        result = await reply
+        return shard_pb2.QueryResponse(
+            outcome=result.outcome,
+            leader_node_id=result.leader_id,
+            results=result.results,
+            applied_index=result.applied_index,
+            age_ms=round(result.age_s * 1000),
+            message=result.message,
+        )
+
+    async def GetNodeStatus(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.GetNodeStatusRequest,  # noqa: ARG002
+        context: aio.ServicerContext[shard_pb2.GetNodeStatusRequest, shard_pb2.NodeStatus],  # noqa: ARG002
+    ) -> shard_pb2.NodeStatus:
+        """Tell where every replica of this node stands."""
+        return shard_pb2.NodeStatus(
+            node_id=self._node.node_id,
+            version=version("ledger-service"),
+            uptime_ms=round((time.monotonic() - self._started) * 1000),
+            replicas=self._node.replica_statuses(),
+            store_used_bytes=self._store.used_bytes(),
+            store_map_bytes=self._store.map_bytes(),
+        )
+
+    async def AuditReplica(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.AuditReplicaRequest,
+        context: aio.ServicerContext[shard_pb2.AuditReplicaRequest, shard_pb2.ReplicaAudit],  # noqa: ARG002
+    ) -> shard_pb2.ReplicaAudit:
+        """Sum the books of a replica, in a thread: turns go on meanwhile."""
+        if self._node.shard_config(request.shard_id) is None:
+            return shard_pb2.ReplicaAudit(
+                outcome=shard_pb2.OUTCOME_WRONG_NODE, shard_id=request.shard_id
+            )
+        result = await asyncio.to_thread(self._audit, request.shard_id)
+        return shard_pb2.ReplicaAudit(
+            outcome=shard_pb2.OUTCOME_OK,
+            shard_id=request.shard_id,
+            applied_index=result.applied_index,
+            chain_hash=result.chain_hash,
+            accounts=result.accounts,
+            transactions=result.transactions,
+            entries=result.entries,
+            sums=[
+                shard_pb2.LedgerSums(
+                    ledger=ledger,
+                    currency=currency,
+                    debits_posted=str(sums.debits_posted),
+                    credits_posted=str(sums.credits_posted),
+                    debits_pending=str(sums.debits_pending),
+                    credits_pending=str(sums.credits_pending),
+                )
+                for (ledger, currency), sums in sorted(result.sums.items())
+            ],
+            faults=result.faults,
+        )
+
+    def _audit(self, shard_id: int) -> Audit:
+        with self._store.read() as view:
+            return audit(view.shard(shard_id))
+
+
+def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> None:
+    """Raise where a command must not enter the log: every replica would have to apply it."""
+    if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
+        raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
+    for data in commands:
+        command: Command = decode_command(data)
+        if isinstance(command, CreateTransaction) and command.amount == 0:
+            raise ValueError("amount is 0")
+        if not shard.lower_bound <= shard_key(command.account_id) <= shard.upper_bound:
+            raise ValueError(f"account {command.account_id:016x} is not of shard {shard.id}")
+
+
+async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End a call whose sender and this node do not speak the same protocol."""
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed request: {error}")
+
+
+def _resolve(future: "asyncio.Future[_Reply]") -> Callable[[_Reply], None]:
+    """Return a callback that ends the future, unless its caller has gone."""
+
+    def resolve(reply: _Reply) -> None:
+        if not future.done():
+            future.set_result(reply)
+
+    return resolve
