@@ -3,8 +3,8 @@
 from typing import TypeVar
 
 from google.protobuf.message import Message
-from ledger.v1 import ledger_pb2
 
+from ledger.v1 import ledger_pb2
 from ledger_client.errors import invalid_argument
 from ledger_core.errors import FieldViolation
 from ledger_core.ids import new_request_id

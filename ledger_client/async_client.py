@@ -7,8 +7,8 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _channel, _requests
 from ledger_client._retries import Attempts
 from ledger_client.errors import from_rpc_error

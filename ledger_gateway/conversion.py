@@ -1,8 +1,8 @@
 """Results of the shards as messages of the API. Field by field, nothing decided here."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from ledger.v1 import ledger_pb2
 
+from ledger.v1 import ledger_pb2
 from ledger_cluster.shards import Answer
 from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.results import AccountView, EntryView, RefusalView, TransactionView

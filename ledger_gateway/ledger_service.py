@@ -10,8 +10,8 @@ import asyncio
 from typing import Any
 
 import grpc
-from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Answer, Shards
 from ledger_core import commands, queries
 from ledger_core.errors import (

@@ -10,6 +10,7 @@ import click
 import structlog
 
 from ledger_cluster.config import ClusterConfigError, load_cluster_config
+from ledger_cluster.shard_client import ShardClient
 from ledger_cluster.shards import Shards
 from ledger_gateway.server import GatewayServer, ListenError, is_loopback
 
@@ -108,8 +109,6 @@ async def _serve(open_shards: OpenShards, host: str, port: int) -> None:
 
 def _cluster(path: Path) -> OpenShards:
     """Return what connects to the cluster described by the file."""
-    from ledger_cluster.shard_client import ShardClient  # noqa: PLC0415
-
     try:
         config = load_cluster_config(path)
     except ClusterConfigError as error:

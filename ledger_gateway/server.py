@@ -8,8 +8,8 @@ import grpc
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
-from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 
+from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from ledger_cluster.shards import Shards
 from ledger_gateway.health import HealthMonitor
 from ledger_gateway.interceptor import ErrorInterceptor

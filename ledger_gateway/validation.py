@@ -8,7 +8,6 @@ import re
 import unicodedata
 
 from ledger.v1 import ledger_pb2
-
 from ledger_core.errors import FieldViolation
 from ledger_core.ids import parse_account_id, parse_transaction_id
 from ledger_core.money import INT64_MAX

@@ -5,6 +5,7 @@ import pytest
 from fake_shards import FakeShards
 
 from ledger.v1 import ledger_pb2_grpc
+from ledger_client.testing import ledger as ledger  # noqa: PLC0414 - the fixture
 from ledger_gateway.server import GatewayServer
 
 
