@@ -100,15 +100,13 @@ class ShardProof:
         return found
 
 
-def prove(
-    config: ClusterConfig, audit: Audit, *, attempts: int = ATTEMPTS, pause_s: float = PAUSE_S
-) -> list[ShardProof]:
+def prove(config: ClusterConfig, audit: Audit) -> list[ShardProof]:
     """Audit every replica of every shard, again where replicas were at different indexes."""
     proofs = {shard.id: ShardProof(shard) for shard in config.shards}
     todo = list(proofs)
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(pause_s)
+            time.sleep(PAUSE_S)
         for shard_id, audits in audit(todo).items():
             proofs[shard_id].add(audits)
         todo = [shard_id for shard_id in todo if not proofs[shard_id].conclusive]
