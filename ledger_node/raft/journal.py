@@ -1,5 +1,7 @@
 """The journal pysyncobj works on, kept in a RaftLog."""
 
+from typing import overload
+
 from ledger_node.raft.contract import FatalRaftError, RaftLog, require
 from ledger_node.raft.library import Journal, Kind
 
@@ -100,6 +102,10 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
     def __len__(self) -> int:
         return self.last_index - self.first_index + 1
 
+    @overload
+    def __getitem__(self, place: int) -> Entry: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Entry]: ...
     def __getitem__(self, place: int | slice) -> Entry | list[Entry]:
         if isinstance(place, int):
             if place == 0:

@@ -15,7 +15,7 @@ from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
 # Elections only when a test says so.
 CALM = RaftTiming(heartbeat_s=0.15, election_min_s=10_000.0, election_max_s=20_000.0)
 
-Work = Callable[[RaftGroup[int], float], None]
+Work = Callable[[RaftGroup[int], float], object]
 
 
 @dataclass
