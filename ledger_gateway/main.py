@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import IO, Any
 
 import click
 import structlog
@@ -21,7 +22,16 @@ _log = structlog.get_logger("ledger_gateway")
 OpenShards = Callable[[], Awaitable[Shards]]
 
 
+class StartError(click.ClickException):
+    """The gateway cannot start; the text says why. Printed without a traceback, exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it under the command's name, as ledger-node does."""
+        click.echo(f"ledger-gateway: {self.message}", file=file or sys.stderr)
+
+
 @click.command()
+@click.version_option(package_name="ledger-service", prog_name="ledger-gateway")
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -92,7 +102,7 @@ async def _serve(open_shards: OpenShards, host: str, port: int) -> None:
         try:
             await server.start()
         except ListenError as error:
-            raise click.ClickException(str(error)) from error
+            raise StartError(str(error)) from error
         _log.info("gateway listening", address=server.address)
         if not is_loopback(host):
             _log.warning(
@@ -112,7 +122,7 @@ def _cluster(path: Path) -> OpenShards:
     try:
         config = load_cluster_config(path)
     except ClusterConfigError as error:
-        raise click.ClickException(str(error)) from error
+        raise StartError(f"the cluster configuration cannot be used:\n{error}") from error
 
     async def open_shards() -> Shards:
         return ShardClient(config)
@@ -130,7 +140,7 @@ def _standalone(data_dir: Path) -> OpenShards:
             return StandaloneShards.open(data_dir)
         except Exception as error:
             # In use, of another version, not writable, not a directory, …: the text says which.
-            raise click.ClickException(f"cannot open {data_dir}: {error}") from error
+            raise StartError(f"cannot open {data_dir}: {error}") from error
 
     return open_shards
 
