@@ -13,11 +13,21 @@ from ledger_cli.context import Session, cluster_config_option, output_option, pa
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cluster.config import ClusterConfig, ShardConfig, load_cluster_config
-from ledger_core.ledgers import LEDGERS
+from ledger_core.ledgers import LEDGERS, MAIN
 from ledger_core.money import format_amount
 
 ATTEMPTS = 10
 PAUSE_S = 0.3
+
+# The sums of a shard that has no account yet.
+_NOTHING = shard_pb2.LedgerSums(
+    ledger=MAIN.name,
+    currency=MAIN.currency,
+    debits_posted="0",
+    credits_posted="0",
+    debits_pending="0",
+    credits_pending="0",
+)
 
 Audits = dict[str, shard_pb2.ReplicaAudit | str]
 Audit = Callable[[list[int]], dict[int, Audits]]
@@ -171,7 +181,7 @@ def _records(proof: ShardProof) -> list[dict[str, Any]]:
             "debits_pending": sums.debits_pending,
             "credits_pending": sums.credits_pending,
         }
-        for sums in latest.sums or [shard_pb2.LedgerSums()]
+        for sums in latest.sums or [_NOTHING]
     ]
 
 
@@ -186,7 +196,7 @@ def _print_proofs(proofs: list[ShardProof]) -> None:
             continue
         good = not proof.problems()
         equal = f"{len(proof.compared)} of {len(proof.shard.replicas)}"
-        for sums in latest.sums or [shard_pb2.LedgerSums()]:
+        for sums in latest.sums or [_NOTHING]:
             difference = _differences(sums)
             table.add_row(
                 str(proof.shard.id),
@@ -239,8 +249,8 @@ def _differ(proof: ShardProof) -> bool:
 
 def _differences(sums: shard_pb2.LedgerSums) -> dict[str, int]:
     return {
-        "posted": int(sums.debits_posted or 0) - int(sums.credits_posted or 0),
-        "pending": int(sums.debits_pending or 0) - int(sums.credits_pending or 0),
+        "posted": int(sums.debits_posted) - int(sums.credits_posted),
+        "pending": int(sums.debits_pending) - int(sums.credits_pending),
     }
 
 
@@ -248,5 +258,5 @@ def _money(amount: int | str, sums: shard_pb2.LedgerSums) -> str:
     """Write an amount in its ledger's currency; in minor units where that is not known here."""
     ledger = LEDGERS.get(sums.ledger)
     if ledger and ledger.currency == sums.currency:
-        return format_amount(int(amount or 0), ledger.currency, ledger.currency_exponent)
-    return str(int(amount or 0))
+        return format_amount(int(amount), ledger.currency, ledger.currency_exponent)
+    return str(int(amount))
