@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from ledger_gateway.pagination import START, Cursor, decode_page_token, encode_page_token
 
 u64 = st.integers(0, 2**64 - 1)
-cursors = st.builds(Cursor, u64, u64).filter(lambda cursor: cursor != START)
+positive = st.integers(1, 2**64 - 1)
+cursors = st.builds(Cursor, positive, positive)
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -54,3 +55,9 @@ def test_tokens_of_another_version_are_told_apart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with pytest.raises(ValueError, match="another version"):
         decode_page_token(token, 1)
+
+
+@pytest.mark.parametrize("cursor", [Cursor(1, 0), Cursor(0, 1)])
+def test_half_a_start_is_refused(cursor: Cursor) -> None:
+    with pytest.raises(ValueError, match="is not a page token"):
+        decode_page_token(encode_page_token(1, cursor), 1)

@@ -17,6 +17,7 @@ from ledger_client import (
     NotFoundError,
 )
 from ledger_client.testing import StandaloneLedger, standalone_ledger
+from ledger_gateway.pagination import Cursor, encode_page_token
 
 INT64_MAX = 2**63 - 1
 
@@ -304,6 +305,18 @@ def test_a_page_token_is_for_its_account_alone(client: LedgerClient, account: st
         with pytest.raises(InvalidArgumentError) as caught:
             client.list_transactions_page(account_id, page_token=wrong)
         assert [item.field for item in caught.value.violations] == ["page_token"]
+
+
+@pytest.mark.parametrize(
+    "cursor", [(1, 0), (0, 1), (10**6, 1), (1, 10**6), (2**64 - 1, 2**64 - 1), (2, 1)]
+)
+def test_a_forged_page_token_leads_nowhere(
+    client: LedgerClient, account: str, cursor: tuple[int, int]
+) -> None:
+    token = encode_page_token(int(account, 16), Cursor(*cursor))
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.list_transactions_page(account, page_token=token)
+    assert [item.field for item in caught.value.violations] == ["page_token"]
 
 
 def test_wrong_input_changes_nothing(client: LedgerClient, account: str) -> None:
