@@ -14,7 +14,7 @@ from typing import NamedTuple
 _VERSION = 1
 _BODY = struct.Struct(">BQQQ")  # version, account id, sequence, position
 _CHECKSUM_BYTES = 5  # makes 30 bytes: 40 characters and no padding
-_NOT_A_TOKEN = "is not a page token: pass next_page_token of the previous page unchanged"
+_MALFORMED = "is not a page token: pass next_page_token of the previous page unchanged"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{40}\Z")
 
 
@@ -45,17 +45,17 @@ def decode_page_token(token: str, account_id: int | None) -> Cursor:
     if not token:
         return START
     if not _TOKEN.match(token):
-        raise ValueError(_NOT_A_TOKEN)
+        raise ValueError(_MALFORMED)
     data = base64.urlsafe_b64decode(token)
     body, checksum = data[: _BODY.size], data[_BODY.size :]
     if checksum != _checksum(body):
-        raise ValueError(_NOT_A_TOKEN)
+        raise ValueError(_MALFORMED)
     version, token_account_id, sequence, position = _BODY.unpack(body)
     if version != _VERSION:
         raise ValueError("was made by another version of the service: start at the first page")
     if not sequence or not position:
         # Both count from 1. A zero would start at the newest transaction again.
-        raise ValueError(_NOT_A_TOKEN)
+        raise ValueError(_MALFORMED)
     if account_id is not None and token_account_id != account_id:
         raise ValueError("was made for another account")
     return Cursor(sequence, position)
