@@ -237,10 +237,9 @@ class _Run:
             EntryRecord(account_id, direction, amount),
             EntryRecord(external.account_id, direction.opposite, amount),
         ]
-        for entry in entries:
-            if failure := self._overflow(entry):
-                return failure
         refusal = self._insufficient_funds(entries)
+        if refusal is None and (failure := self._overflow(entries)):
+            return failure
         if refusal is not None:
             status, kind = TransactionStatus.INSUFFICIENT_FUNDS, EntryKind.REFUSED
         elif command.settled:
@@ -295,21 +294,6 @@ class _Run:
 
     # Rules
 
-    def _overflow(self, entry: EntryRecord) -> Failure | None:
-        balance = self._balance(self._must_find_slot(entry.account_id))
-        room = balance.room(entry.direction)
-        if entry.amount <= room:
-            return None
-        book = self._meta.books[balance.book]
-        return Failure(
-            Reason.BALANCE_OVERFLOW,
-            f"the {entry.direction.name.lower()}s of account {format_account_id(entry.account_id)} "
-            f"would pass 2**63 - 1; there is room for "
-            f"{format_amount(room, book.currency, book.currency_exponent)}",
-            field="amount",
-            metadata={"account_id": format_account_id(entry.account_id), "room": str(room)},
-        )
-
     def _insufficient_funds(self, entries: list[EntryRecord]) -> RefusalRecord | None:
         """Return why the transaction would overdraw an account, or None.
 
@@ -332,6 +316,24 @@ class _Run:
                     required_amount=outflows[slot],
                     available_amount=available,
                     reserved_amount=balance.settled_balance(normal_side) - available,
+                )
+        return None
+
+    def _overflow(self, entries: list[EntryRecord]) -> Failure | None:
+        """Return a failure if booking the entries would take a counter beyond int64."""
+        for entry in entries:
+            balance = self._balance(self._must_find_slot(entry.account_id))
+            room = balance.room(entry.direction)
+            if entry.amount > room:
+                book = self._meta.books[balance.book]
+                account_id = format_account_id(entry.account_id)
+                return Failure(
+                    Reason.BALANCE_OVERFLOW,
+                    f"the {entry.direction.name.lower()}s of account {account_id} would pass "
+                    f"2**63 - 1; there is room for "
+                    f"{format_amount(room, book.currency, book.currency_exponent)}",
+                    field="amount",
+                    metadata={"account_id": account_id, "room": str(room)},
                 )
         return None
 
