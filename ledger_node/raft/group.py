@@ -175,11 +175,13 @@ class RaftGroup(Generic[T]):
 
     @property
     def current_at(self) -> float | None:
-        """When this replica last had applied all that its leader had committed.
+        """When this replica last had applied all that its leader had committed; None if never.
 
-        None if it lags behind what the leader last told, or never heard of a leader.
+        For a leader that serves, the last tick. For a follower, the time a message of the leader
+        came in whose commit index it has applied since: not later commits, so a read is older
+        than this says by the way of that message.
         """
-        return self._replica.current_at(clock.now)
+        return self._ticked_at if self.serving else self._replica.current_at
 
     @property
     def has_pending_work(self) -> bool:

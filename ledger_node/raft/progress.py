@@ -5,7 +5,7 @@ from collections import deque
 from ledger_node.raft.contract import require
 from ledger_node.raft.library import Node
 
-WINDOW_BYTES_MAX = 4 << 20
+WINDOW_BYTES_MAX = 2 << 20
 WINDOW_ENTRIES_MAX = 2048
 
 

@@ -1,6 +1,7 @@
 # ruff: noqa: N802  the library's private names, in its own spelling
 """One replica: elections, replication, apply and reads, on top of the hardened library."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -82,6 +83,9 @@ class Replica(HardenedSyncObj):
         self._pre_voters: set[str] = set()
         self._pre_vote_retry = _NEVER
         self._commit_floor = journal.applied_index
+        # The leader's commit index at some time: once it is applied, we were current then.
+        self._catching_up: tuple[int, float] | None = None
+        self.current_at: float | None = None
         self._round = 0
         self._heartbeat_due = False
         self.unsent = False
@@ -343,6 +347,8 @@ class Replica(HardenedSyncObj):
                 raise FatalRaftError(f"entry {index} is neither command nor no-op")
             journal.add(payload, index, entry.term)
         self._SyncObj__leaderCommitIndex = message.commit_index
+        if self._catching_up is None:
+            self._catching_up = (message.commit_index, clock.now)
         # Not beyond `index`: what follows in our log may be another leader's.
         self._SyncObj__raftCommitIndex = max(commit, min(message.commit_index, index))
         return index
@@ -381,8 +387,12 @@ class Replica(HardenedSyncObj):
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """Remember that a heartbeat is due; `flush` sends, once, at the end of the turn."""
-        # Some slack, so that a host that ticks every heartbeat never skips one by jitter.
-        self._SyncObj__newAppendEntriesTime = clock.now + 0.75 * self._timing.heartbeat_s
+        # Some slack, so that a host that ticks every heartbeat never skips one by jitter. And
+        # early, if whole multiples of the period have come round: so the groups of a node that
+        # is ticked more often fall into step, and their heartbeats travel together.
+        period, now = self._timing.heartbeat_s, clock.now
+        in_step = math.ceil(now / period + 0.3) * period
+        self._SyncObj__newAppendEntriesTime = min(now + 0.75 * period, in_step)
         self._heartbeat_due = True
 
     def flush(self) -> None:
@@ -460,6 +470,9 @@ class Replica(HardenedSyncObj):
         require(self._commit_floor <= commit, "the commit index must not fall")
         require(applied <= commit <= self._journal.last_index, "commit index outside the log")
         self._commit_floor = commit
+        if applied == commit:
+            self._note_current(applied)
+            return False
         size = 0
         stop = min(commit, applied + APPLY_ENTRIES_MAX)
         while applied < stop and size < APPLY_BYTES_MAX:
@@ -477,7 +490,13 @@ class Replica(HardenedSyncObj):
                 proposed_term, done = waiting
                 require(proposed_term == term, f"entry {index} is not the one proposed")
                 self.completions.append(partial(done, ProposalOutcome.APPLIED, index, result))
+        self._note_current(applied)
         return False
+
+    def _note_current(self, applied: int) -> None:
+        if self._catching_up is not None and self._catching_up[0] <= applied:
+            self.current_at = self._catching_up[1]
+            self._catching_up = None
 
     def read_index(self, done: ReadDone) -> None:
         """Queue a linearizable read (thesis, section 6.4).
@@ -544,12 +563,3 @@ class Replica(HardenedSyncObj):
         oldest = now - self._timing.election_min_s
         heard = sum(seen > oldest for seen in self._SyncObj__lastResponseTime.values())
         return heard + 1 >= self._majority
-
-    def current_at(self, now: float) -> float | None:
-        """When we last had applied all that the leader had committed, as far as we were told."""
-        if self._SyncObj__raftState == Role.LEADER:
-            return now if self.serves(now) else None
-        told = self._SyncObj__leaderCommitIndex
-        if told is None or self._SyncObj__raftLastApplied < told or self._leader_seen == _NEVER:
-            return None
-        return self._leader_seen

@@ -129,6 +129,33 @@ def test_no_vote_for_a_candidate_with_an_older_log() -> None:
     assert c.group("B").term == c.group("C").term
 
 
+def test_a_later_term_in_the_log_outweighs_a_longer_log() -> None:
+    c = Cluster("ABC")
+    c.elect("A", "BC")
+    c.sync("A", "BC")
+    c.isolate("A", "BC")
+    c.propose("A", b"1", b"2", b"3")
+    c.elect("B", "C")
+    c.sync("B", "C")
+    c.heal()
+    c.campaign("A")
+    c.drop("A")
+    for _ in range(3):  # past the term of B
+        c.group("A").receive(
+            c.now,
+            "B",
+            RaftMessage(
+                shard_id=7, type=RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, term=c.group("B").term
+            ),
+        )
+        c.campaign("A")
+    assert c.group("A").last_index > c.group("B").last_index
+    c.drop("A", "B")
+    c.campaign("A")
+    c.deliver("A", "B")
+    assert not c.take("B", "A")[-1].ok
+
+
 def test_every_reply_and_request_of_a_higher_term_deposes() -> None:
     for kind in (
         RAFT_MESSAGE_TYPE_REQUEST_VOTE,

@@ -314,6 +314,49 @@ def test_heartbeats_need_no_more_than_a_tick_per_period() -> None:
         assert not c.take("A", "B")
 
 
+def test_the_heartbeats_of_all_groups_of_a_node_fall_together() -> None:
+    clusters = [Cluster("AB") for _ in range(4)]
+    for i, c in enumerate(clusters):
+        c.now += 0.05 * i
+        c.elect("A", "B")
+    now = clusters[-1].now
+    sent: list[int] = []
+    for _ in range(60):
+        now += 0.0501
+        for c in clusters:
+            c.now = now
+            c.turn("A")
+            c.deliver("A", "B", keep=True)
+        sent.append(sum(len(c.take("A", "B")) for c in clusters))
+        for c in clusters:
+            c.deliver("B", "A")
+    assert set(sent[10:]) == {0, 4}
+    assert sent[10:].count(4) in range(15, 19)
+
+
+def test_a_follower_knows_how_current_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "APPLY_ENTRIES_MAX", 1)
+    c = Cluster("ABC")
+    assert c.group("B").current_at is None
+    c.elect("A", "BC")
+    c.sync("A", "BC")
+    assert c.group("A").current_at == c.group("B").current_at == c.now
+    c.propose("A", b"1", b"2", b"3")
+    c.deliver("A", "B")
+    c.deliver("B", "A")
+    before = c.now
+    c.heartbeat("A")
+    c.deliver("A", "B")
+    learned = c.now
+    assert c.group("B").current_at == before
+    c.now += 0.05
+    c.turn("B")
+    assert c.group("B").current_at == before
+    c.turn("B")
+    assert c.group("B").applied_index == c.group("B").commit_index
+    assert c.group("B").current_at == learned
+
+
 def test_a_confirmation_beyond_the_log_stops_the_process() -> None:
     c = Cluster("ABC")
     c.elect("A", "BC")
