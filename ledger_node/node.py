@@ -206,7 +206,8 @@ class Node:
     def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
         """Do one turn; return the messages for each peer, now safe to send."""
         now = self._clock()
-        if now >= self._next_tick:
+        ticks = now >= self._next_tick
+        if ticks:
             self._next_tick = now + self._tick_s
             touched = set(self._replicas)
         else:
@@ -214,6 +215,9 @@ class Node:
         self._touched.clear()
         for _ in range(min(len(self._inbox), MESSAGES_PER_TURN_MAX)):
             peer_id, message = self._inbox.popleft()
+            if self._draining and message.type == peer_pb2.RAFT_MESSAGE_TYPE_TIMEOUT_NOW:
+                # Nodes that stop together must not hand leadership to each other in turn.
+                continue
             if (replica := self._replicas.get(message.shard_id)) is not None:
                 replica.group.receive(now, peer_id, message)
                 touched.add(message.shard_id)
@@ -222,7 +226,7 @@ class Node:
             self._propose_waiting(replica, now)
             self._confirm_reads(replica, now)
             replica.group.tick(now)
-            if self._draining and not replica.proposals and replica.group.role is Role.LEADER:
+            if self._draining and ticks and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
         self._store.commit()

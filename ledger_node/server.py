@@ -1,6 +1,7 @@
 """The node as a process: the event loop that drives turns, and the gRPC server around it."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -20,8 +21,13 @@ from ledger_node.shard_service import ShardService
 from ledger_node.store import ShardRange, Store, StoreIdentity
 
 # A stop hands leadership away and lets calls end within these bounds, then closes regardless.
-DRAIN_S_MAX = 3.0
+DRAIN_S_MAX = 1.5
 GRACE_S = 1.0
+
+# After a turn the node rests for as long as the turn took, up to this bound. A turn blocks the
+# event loop, so under load the rest lets arrivals gather and share the next turn's fsync: with 64
+# calls in flight this tripled the rate. A node with little to do is past its rest already.
+REST_S_MAX = 0.003
 
 _log = structlog.get_logger()
 
@@ -110,26 +116,29 @@ class NodeServer:
         )
 
     async def _take_turns(self) -> None:
-        """Take a turn whenever something arrived or a timer is due."""
+        """Take a turn whenever something arrived or a timer is due, after a rest."""
         node = self._node
+        rested_at = 0.0
         while True:
-            wait_s = node.next_turn_at() - time.monotonic()
-            if wait_s > 0:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-            else:
-                # Let what is ready to be read from sockets come in first.
-                await asyncio.sleep(0)
+            await self._wait_for_work(node.next_turn_at())
+            await asyncio.sleep(rested_at - time.monotonic())
             self._wake.clear()
+            began_at = time.monotonic()
             try:
                 outbox = node.turn()
             except BaseException as error:
                 die("the node stops: a turn failed, and nothing of it was released", error)
+            ended_at = time.monotonic()
+            rested_at = ended_at + min(ended_at - began_at, REST_S_MAX)
             for peer_id, messages in outbox.items():
                 self._links.send(peer_id, messages)
+
+    async def _wait_for_work(self, due_at: float) -> None:
+        wait_s = due_at - time.monotonic()
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
 
 
 class _WakingNode:
