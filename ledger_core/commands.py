@@ -10,17 +10,17 @@ import msgspec
 
 from ledger_core.money import INT64_MAX
 
-DESCRIPTION_MAX_CHARACTERS = 1_000
-REQUEST_ID_MAX_CHARACTERS = 128
-LEDGER_NAME_MAX_CHARACTERS = 64
+DESCRIPTION_CHARACTERS_MAX = 1_000
+REQUEST_ID_CHARACTERS_MAX = 128
+LEDGER_NAME_CHARACTERS_MAX = 64
 
 # Decoding checks these bounds, so nothing that passed `decode_command` can overflow a stored row.
 # msgpack has no integers above 2**64 - 1.
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 SignedAmount = Annotated[int, msgspec.Meta(ge=-INT64_MAX, le=INT64_MAX)]
-Description = Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX_CHARACTERS)]
-RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=REQUEST_ID_MAX_CHARACTERS)]
-LedgerName = Annotated[str, msgspec.Meta(min_length=1, max_length=LEDGER_NAME_MAX_CHARACTERS)]
+Description = Annotated[str, msgspec.Meta(max_length=DESCRIPTION_CHARACTERS_MAX)]
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=REQUEST_ID_CHARACTERS_MAX)]
+LedgerName = Annotated[str, msgspec.Meta(min_length=1, max_length=LEDGER_NAME_CHARACTERS_MAX)]
 
 
 class CreateAccount(msgspec.Struct, tag=1, array_like=True, frozen=True):

@@ -1,7 +1,6 @@
 """The command ``ledger-gateway``."""
 
 import asyncio
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 import structlog
 
 from ledger_cluster.config import ClusterConfigError, load_cluster_config
+from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
 from ledger_cluster.shard_client import ShardClient
 from ledger_cluster.shards import Shards
 from ledger_gateway.server import GatewayServer, ListenError, is_loopback
@@ -84,18 +84,15 @@ def main(
         raise click.UsageError("--standalone needs --data-dir.")
     if data_dir is not None and not standalone:
         raise click.UsageError("--data-dir goes with --standalone only.")
-    _configure_log()
+    configure_log()
     open_shards = _cluster(cluster_config) if data_dir is None else _standalone(data_dir)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(_serve(open_shards, host, port))
 
 
 async def _serve(open_shards: OpenShards, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_requested()
     shards = await open_shards()
     try:
         server = GatewayServer(shards, host=host, port=port)
@@ -143,29 +140,6 @@ def _standalone(data_dir: Path) -> OpenShards:
             raise StartError(f"cannot open {data_dir}: {error}") from error
 
     return open_shards
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's where it is installed (not on Windows), else asyncio's own."""
-    try:
-        import uvloop  # noqa: PLC0415
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-def _configure_log() -> None:
-    """Log to stderr, one line an event: ``gateway listening address=127.0.0.1:8000``."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":

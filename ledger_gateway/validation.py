@@ -7,14 +7,13 @@ only the shard can know (does the account exist?) is not asked here.
 import re
 
 from ledger.v1 import ledger_pb2
+from ledger_core.commands import DESCRIPTION_CHARACTERS_MAX, REQUEST_ID_CHARACTERS_MAX
 from ledger_core.errors import FieldViolation
 from ledger_core.ids import parse_account_id, parse_transaction_id
 from ledger_core.money import INT64_MAX
+from ledger_core.queries import PAGE_SIZE_MAX
 from ledger_gateway.pagination import decode_page_token
 
-DESCRIPTION_CHARS_MAX = 1_000
-REQUEST_ID_CHARS_MAX = 128
-PAGE_SIZE_MAX = 1_000
 PAGE_SIZE_DEFAULT = 50
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -96,22 +95,22 @@ def _amount(value: int) -> Violations:
 
 
 def _description(value: str) -> Violations:
-    if len(value) > DESCRIPTION_CHARS_MAX:
+    if len(value) > DESCRIPTION_CHARACTERS_MAX:
         return [
             FieldViolation(
                 "description",
-                f"must have at most {DESCRIPTION_CHARS_MAX:,} characters, has {len(value):,}",
+                f"must have at most {DESCRIPTION_CHARACTERS_MAX:,} characters, has {len(value):,}",
             )
         ]
     return []
 
 
 def _request_id(value: str) -> Violations:
-    if len(value) > REQUEST_ID_CHARS_MAX:
+    if len(value) > REQUEST_ID_CHARACTERS_MAX:
         return [
             FieldViolation(
                 "request_id",
-                f"must have at most {REQUEST_ID_CHARS_MAX} characters, has {len(value):,}",
+                f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, has {len(value):,}",
             )
         ]
     if _CONTROL.search(value):

@@ -1,15 +1,13 @@
 """The ``ledger-node`` command."""
 
 import asyncio
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
-import structlog
 
 from ledger_cluster.config import ClusterConfig, ClusterConfigError, load_cluster_config
+from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
 from ledger_node.server import NodeServer
 from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
 
@@ -48,31 +46,20 @@ def main(node_id: str, data_dir: Path, cluster_config: Path, store_max_mib: int)
         sys.exit(f"ledger-node: the cluster configuration cannot be used:\n{error}")
     except LookupError as error:
         sys.exit(f"ledger-node: --node-id: {error.args[0]}")
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_log()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(_serve(config, node_id, data_dir, store_max_mib << 20))
     except (StoreError, OSError) as error:
         sys.exit(f"ledger-node: {error}")
 
 
 async def _serve(config: ClusterConfig, node_id: str, data_dir: Path, store_max_bytes: int) -> None:
-    stopping = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
+    stopping = stop_requested()
     server = NodeServer.open(config, node_id, data_dir, store_max_bytes)
     await server.start()
     await stopping.wait()
     await server.stop()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed; it is not to be had on every platform."""
-    try:
-        import uvloop  # noqa: PLC0415
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Answers to queries, from one consistent view of a shard's tables."""
 
 from ledger_core.errors import Reason
-from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.queries import GetAccount, GetTransaction, ListTransactions, Query
 from ledger_core.results import Failure, Result, TransactionPage, TransactionView
 from ledger_node.store import ShardTables
-from ledger_node.views import account_view, transaction_view
+from ledger_node.views import (
+    account_not_found,
+    account_view,
+    transaction_not_found,
+    transaction_view,
+)
 
 # How many entries of an account's history a page may look at for each transaction it may show.
 # Settled and cancelled transactions have two entries, of which the first is shown: a page that
@@ -27,7 +31,7 @@ def answer(tables: ShardTables, query: Query) -> Result:
 def _get_account(tables: ShardTables, account_id: int) -> Result:
     slot = tables.find_slot(account_id)
     if slot is None:
-        return _account_not_found(account_id)
+        return account_not_found(account_id)
     record = tables.account_info(slot)
     balance = tables.balance(slot)
     update_time_us = record.create_time_us
@@ -39,13 +43,7 @@ def _get_account(tables: ShardTables, account_id: int) -> Result:
 def _get_transaction(tables: ShardTables, query: GetTransaction) -> Result:
     record = tables.find_transaction(query.number)
     if record is None or record.account_id != query.account_id:
-        transaction_id = format_transaction_id(query.account_id, query.number)
-        return Failure(
-            Reason.TRANSACTION_NOT_FOUND,
-            f"there is no transaction {transaction_id}",
-            field="transaction_id",
-            metadata={"transaction_id": transaction_id},
-        )
+        return transaction_not_found(query.account_id, query.number)
     return transaction_view(query.number, record, tables.meta().books[record.book])
 
 
@@ -57,7 +55,7 @@ def _list_transactions(tables: ShardTables, query: ListTransactions) -> Result:
     """
     slot = tables.find_slot(query.account_id)
     if slot is None:
-        return _account_not_found(query.account_id)
+        return account_not_found(query.account_id)
     balance = tables.balance(slot)
     sequence, position = query.sequence, query.position
     if position == 0:
@@ -82,12 +80,3 @@ def _list_transactions(tables: ShardTables, query: ListTransactions) -> Result:
     if position == 0:
         return TransactionPage(shown, 0, 0)
     return TransactionPage(shown, sequence, position)
-
-
-def _account_not_found(account_id: int) -> Failure:
-    return Failure(
-        Reason.ACCOUNT_NOT_FOUND,
-        f"there is no account {format_account_id(account_id)}",
-        field="account_id",
-        metadata={"account_id": format_account_id(account_id)},
-    )

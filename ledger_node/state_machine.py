@@ -49,7 +49,13 @@ from ledger_node.records import (
     TransactionRecord,
 )
 from ledger_node.store import ENTRIES_PER_MARK, ShardTables
-from ledger_node.views import account_view, transaction_view
+from ledger_node.views import (
+    account_failure,
+    account_not_found,
+    account_view,
+    transaction_not_found,
+    transaction_view,
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -214,19 +220,13 @@ class _Run:
         account_id = command.account_id
         slot = self._find_slot(account_id)
         if slot is None:
-            return Failure(
-                Reason.ACCOUNT_NOT_FOUND,
-                f"there is no account {format_account_id(account_id)}",
-                field="account_id",
-                metadata={"account_id": format_account_id(account_id)},
-            )
+            return account_not_found(account_id)
         if is_system_account_id(self._meta.lower_bound, account_id):
-            return Failure(
+            return account_failure(
                 Reason.SYSTEM_ACCOUNT,
-                f"account {format_account_id(account_id)} belongs to the ledger itself and moves "
-                f"only as the other side of a customer's transaction",
-                field="account_id",
-                metadata={"account_id": format_account_id(account_id)},
+                account_id,
+                "belongs to the ledger itself and moves only as the other side of a customer's "
+                "transaction",
             )
         balance = self._balance(slot)
         normal_side = balance.type.normal_side
@@ -270,16 +270,11 @@ class _Run:
         status: TransactionStatus,
         kind: EntryKind,
     ) -> RequestRow | Failure:
-        transaction_id = format_transaction_id(command.account_id, command.number)
         record = self._find_transaction(command.number)
         if record is None or record.account_id != command.account_id:
-            return Failure(
-                Reason.TRANSACTION_NOT_FOUND,
-                f"there is no transaction {transaction_id}",
-                field="transaction_id",
-                metadata={"transaction_id": transaction_id},
-            )
+            return transaction_not_found(command.account_id, command.number)
         if record.status is not TransactionStatus.PENDING:
+            transaction_id = format_transaction_id(command.account_id, command.number)
             return Failure(
                 Reason.TRANSACTION_NOT_PENDING,
                 f"transaction {transaction_id} is {record.status.name}; only PENDING transactions "

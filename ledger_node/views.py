@@ -1,8 +1,9 @@
-"""From stored rows to what commands and queries return."""
+"""From stored rows to what commands and queries return, and the failures both have."""
 
-from ledger_core.ids import format_account_id
+from ledger_core.errors import Reason
+from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.money import format_amount
-from ledger_core.results import AccountView, EntryView, RefusalView, TransactionView
+from ledger_core.results import AccountView, EntryView, Failure, RefusalView, TransactionView
 from ledger_node.records import AccountRecord, BalanceRow, Book, TransactionRecord
 
 
@@ -54,6 +55,30 @@ def transaction_view(
         create_time_us=record.states[0].time_us,
         update_time_us=shown.time_us,
         effective_time_us=record.effective_time_us,
+    )
+
+
+def account_failure(reason: Reason, account_id: int, predicate: str) -> Failure:
+    """Say of the account that a request names what is wrong with it."""
+    text = format_account_id(account_id)
+    return Failure(
+        reason, f"account {text} {predicate}", field="account_id", metadata={"account_id": text}
+    )
+
+
+def account_not_found(account_id: int) -> Failure:
+    """Say that there is no such account."""
+    return account_failure(Reason.ACCOUNT_NOT_FOUND, account_id, "does not exist")
+
+
+def transaction_not_found(account_id: int, number: int) -> Failure:
+    """Say that there is no such transaction."""
+    text = format_transaction_id(account_id, number)
+    return Failure(
+        Reason.TRANSACTION_NOT_FOUND,
+        f"transaction {text} does not exist",
+        field="transaction_id",
+        metadata={"transaction_id": text},
     )
 
 
