@@ -19,6 +19,7 @@ from ledger_cli.context import (
     output_option,
     pass_session,
 )
+from ledger_cli.demo import demo
 from ledger_cli.local_cluster import GATEWAY, LocalCluster, LocalClusterError
 from ledger_cli.node_probe import NodeProbe, serving_leader
 from ledger_cli.output import account_record, console
@@ -110,6 +111,7 @@ def _scenario(name: str) -> click.Command:
 
 for _name in SCENARIOS:
     dev.add_command(_scenario(_name))
+dev.add_command(demo)
 
 
 async def _tell(session: Session, name: str, account_id: str | None) -> None:

@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -26,13 +27,17 @@ from ledger_cli.cluster_state import (
     remove_state,
     write_state,
 )
-from ledger_cli.node_probe import NodeProbe, serving_leader, shards_without_leader
+from ledger_cli.node_probe import NodeAnswer, NodeProbe, serving_leader, shards_without_leader
 from ledger_cluster.config import ClusterConfig, split_address
 
 GATEWAY = "gateway"
 STOP_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 10.0
 _LINE_BYTES_MAX = 64 * 2**10
+
+# Below the ports that systems give to outgoing connections, so that a node which is down for a
+# while finds its port free when it comes back.
+_PORTS = range(10_000, 30_000)
 
 OnLine = Callable[[str, str], None]
 
@@ -163,8 +168,27 @@ class LocalCluster:
 
     def leader_of(self, shard_id: int) -> str | None:
         """Return the node that leads the shard and serves, if one does."""
+        return serving_leader(self.config.shard(shard_id), self.statuses())
+
+    def statuses(self) -> dict[str, NodeAnswer]:
+        """Ask every node how it is."""
         assert self._probe is not None, "start() first"
-        return serving_leader(self.config.shard(shard_id), self._probe.node_statuses())
+        return self._probe.node_statuses()
+
+    def commit_indexes(self) -> dict[int, int]:
+        """Return for every shard the highest index that a node knows to be committed."""
+        highest = {shard.id: 0 for shard in self.config.shards}
+        for answer in self.statuses().values():
+            for replica in answer.status.replicas if answer.status else ():
+                highest[replica.shard_id] = max(highest[replica.shard_id], replica.commit_index)
+        return highest
+
+    def has_applied(self, name: str, indexes: dict[int, int]) -> bool:
+        """Whether all replicas on a node have applied what `commit_indexes` returned earlier."""
+        answer = self.statuses()[name]
+        return answer.status is not None and all(
+            replica.applied_index >= indexes[replica.shard_id] for replica in answer.status.replicas
+        )
 
     def running(self, name: str) -> bool:
         """Whether the process runs."""
@@ -181,12 +205,16 @@ class LocalCluster:
         process.wait(KILL_TIMEOUT_S)
         self._forget(name)
 
-    def terminate(self, name: str, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Ask a process to end, with SIGTERM; kill it if it has not after ``timeout_s``."""
+    def terminate(self, name: str, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Ask a process to end, with SIGTERM; kill it if it has not after ``timeout_s``.
+
+        Returns its exit code, as `subprocess` gives it.
+        """
         process = self._known(name)
         process.terminate()
         _wait_or_kill(process, time.monotonic() + timeout_s)
         self._forget(name)
+        return process.returncode
 
     def restart(self, name: str) -> None:
         """Start a process again; one that runs is asked to end first."""
@@ -306,6 +334,15 @@ class LocalCluster:
         ]
         if problems:
             raise LocalClusterError("\n".join(problems))
+
+
+def free_base_port(count: int) -> int:
+    """Return the first of ``count`` successive ports that are free on the loopback address."""
+    for _ in range(1_000):
+        base = random.randrange(_PORTS.start, _PORTS.stop - count)  # noqa: S311
+        if not any(_cannot_listen(f"127.0.0.1:{base + step}") for step in range(count)):
+            return base
+    raise LocalClusterError(f"there are no {count} successive free ports on 127.0.0.1")
 
 
 def _cannot_listen(address: str) -> str:
