@@ -14,7 +14,8 @@ class FatalRaftError(BaseException):
     """A state that must not exist: the process has to stop without committing the turn.
 
     Derived from BaseException, so that no `except Exception` on the way keeps a broken
-    replica alive.
+    replica alive. asyncio stores or logs even such errors: a host that runs on its event loop
+    has to end the process itself.
     """
 
 

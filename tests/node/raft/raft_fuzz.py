@@ -318,9 +318,13 @@ class Fuzz:
             for name in self.names:
                 self.clock[name] += self.timing.heartbeat_s
                 self.turn(name)
-            for link in sorted(self.links):
-                while self.links[link]:
-                    self.deliver(link)
+            for _ in range(50):
+                busy = [link for link in sorted(self.links) if self.links[link]]
+                for link in busy:
+                    while self.links[link]:
+                        self.deliver(link)
+                if not busy:
+                    break
             for name in self.names:
                 for _ in range(5):
                     self.turn(name)
