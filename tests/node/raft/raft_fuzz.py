@@ -45,6 +45,7 @@ class Fuzz:
         # What every replica must agree on.
         self.leader_of_term: dict[int, str] = {}
         self.committed: dict[int, tuple[int, bytes]] = {}
+        self.commit_term: dict[int, int] = {}
         self.acked: dict[int, bytes] = {}
         self.acked_max = 0
         self.checked_to = dict.fromkeys(self.names, 0)
@@ -135,8 +136,10 @@ class Fuzz:
             assert group.term not in self.leader_of_term, "two leaders in one term"
             self.leader_of_term[group.term] = name
             self.counts["leaders"] += 1
+            # Not of later terms: late votes may still elect a leader of an earlier term.
             for index, entry in self.committed.items():
-                assert image.entries[index - 1 : index] == [entry], "a leader lacks a commit"
+                if self.commit_term[index] < group.term:
+                    assert image.entries[index - 1 : index] == [entry], "a leader lacks a commit"
         assert self.checked_to[name] <= group.commit_index, "the commit index fell"
         assert group.applied_index <= group.commit_index <= len(image.entries)
         for index in range(self.checked_to[name] + 1, group.commit_index + 1):
@@ -148,6 +151,7 @@ class Fuzz:
                 )
                 assert holders * 2 > len(self.names), "committed without a majority"
                 self.committed[index] = entry
+                self.commit_term[index] = group.term
             assert self.committed[index] == entry, "two commits at one index"
             if index <= group.applied_index and entry[1][0] == 0:
                 assert image.state[index] == entry[1][1:], "applied something else"
