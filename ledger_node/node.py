@@ -84,7 +84,10 @@ class _Replica:
 
 
 class Node:
-    """All replicas of one node. Inputs queue up; `turn` does the work."""
+    """All replicas of one node. Inputs queue up; `turn` does the work.
+
+    ``pre_vote=False`` is for tests: it lets more elections happen.
+    """
 
     def __init__(
         self,
@@ -96,8 +99,10 @@ class Node:
         wall_clock_us: Callable[[], int],
         rng: random.Random,
         timing: RaftTiming,
+        pre_vote: bool = True,
     ) -> None:
         self.node_id = node_id
+        self._pre_vote = pre_vote
         self._store = store
         self._clock = clock
         self._wall_clock_us = wall_clock_us
@@ -127,6 +132,7 @@ class Node:
             rng=rng,
             now=now,
             preferred_leader=shard.node_ids[0] == self.node_id,
+            pre_vote=self._pre_vote,
         )
         return _Replica(shard, group, current_at=now)
 
