@@ -139,6 +139,12 @@ class Traffic:
         """Whether every shard has acknowledged a write since then (`time.monotonic`)."""
         return all(times and times[-1] > moment for times in self._answered_at.values())
 
+    def pauses_s(self, since: float, until: float) -> dict[int, float]:
+        """Return `longest_pause_s` of every shard."""
+        return {
+            shard_id: self.longest_pause_s(shard_id, since, until) for shard_id in self._accounts
+        }
+
     def longest_pause_s(self, shard_id: int, since: float, until: float) -> float:
         """Return the longest time between ``since`` and ``until`` without an acknowledged write.
 

@@ -1,0 +1,46 @@
+"""One real cluster for all tests of this folder; each of them finds and leaves it whole."""
+
+from collections.abc import Iterator
+
+import breaking
+import pytest
+
+from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cluster.config import generate_cluster_config
+
+NODES, SHARDS = 3, 6
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    base_port = free_base_port(NODES + 1)
+    config = generate_cluster_config(NODES, SHARDS, cluster_id="under-test", base_port=base_port)
+    data_dir = tmp_path_factory.mktemp("cluster")
+    with LocalCluster(config, data_dir, base_port + NODES) as cluster:
+        breaking.measured.append(f"start: all served after {cluster.wait_until_serving(60):.2f} s")
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The shared cluster with everything running, whatever the test before has done."""
+    for name in shared_cluster.names:
+        if not shared_cluster.running(name):
+            shared_cluster.take_exits()
+            shared_cluster.restart(name)
+    shared_cluster.wait_until_serving(breaking.PATIENCE_S)
+    yield shared_cluster
+    assert shared_cluster.take_exits() == []
+
+
+@pytest.fixture
+def gateway(cluster: LocalCluster) -> str:
+    assert cluster.running(GATEWAY)
+    return cluster.gateway_address
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if breaking.measured:
+        terminalreporter.section("measured on the cluster")
+        for line in breaking.measured:
+            terminalreporter.write_line(line)
