@@ -5,6 +5,9 @@ from typing import Final
 MESSAGE_BYTES_MAX: Final = 16 << 20
 """The largest message either side takes. Frames and batches are kept well below it."""
 
+EXECUTE_BYTES_MAX: Final = 256 << 10
+"""The most that the commands of one call to a node may have. A log entry holds several calls."""
+
 GrpcOption = tuple[str, int]
 
 

@@ -17,7 +17,7 @@ import grpc
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
-from ledger_cluster.channels import channel_options
+from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer
@@ -81,7 +81,7 @@ class ShardClient:
             node.id: aio.insecure_channel(node.address, options=channel_options())
             for node in config.nodes
         }
-        self._stubs: "dict[str, shard_pb2_grpc.ShardServiceAsyncStub]" = {
+        self._stubs: dict[str, shard_pb2_grpc.ShardServiceAsyncStub] = {
             node_id: shard_pb2_grpc.ShardServiceStub(channel)
             for node_id, channel in self._channels.items()
         }
@@ -186,10 +186,20 @@ class _Lane:
     def _flush(self) -> None:
         self._flush_scheduled = False
         while self._waiting and len(self._batches) < _BATCHES_IN_FLIGHT_MAX:
-            batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
-            task = asyncio.create_task(self._carry_or_fail(batch))
+            task = asyncio.create_task(self._carry_or_fail(self._take_batch()))
             self._batches.add(task)
             task.add_done_callback(self._batch_ended)
+
+    def _take_batch(self) -> list[_Call]:
+        size = 0
+        for count, call in enumerate(self._waiting):
+            size += len(call.data)
+            if count == _BATCH_MAX or size > EXECUTE_BYTES_MAX:
+                break
+        else:
+            count = len(self._waiting)
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
 
     def _batch_ended(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)

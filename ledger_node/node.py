@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
+from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.commands import encode_batch
 from ledger_core.queries import Query
@@ -28,8 +29,10 @@ from ledger_node.store import Store, StoredRaftLog
 MESSAGES_PER_TURN_MAX = 2_000
 BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 512 << 10
+assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 
-# Bounds of what may wait, per shard.
+# Bounds of what may wait, per shard. A batch plus one more call fits into one log entry.
+UNCOMMITTED_ENTRIES_MAX = 64
 WAITING_COMMANDS_MAX = 20_000
 WAITING_QUERIES_MAX = 20_000
 
@@ -81,6 +84,15 @@ class _Replica:
     stale_reads: list[_Read] = field(default_factory=list)
     current_at: float = 0.0
     """When this replica last knew itself up to date with its leader."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a leader has to wait for its followers before it may propose more."""
+        group = self.group
+        return (
+            group.role is Role.LEADER
+            and group.last_index - group.commit_index >= UNCOMMITTED_ENTRIES_MAX
+        )
 
 
 class Node:
@@ -243,7 +255,7 @@ class Node:
             for complete in replica.group.take_completions():
                 complete()
             self._answer_stale_reads(replica, now)
-            if replica.group.has_pending_work or replica.proposals:
+            if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
                 self._touched.add(replica.config.id)
         return outbox
 
@@ -253,7 +265,7 @@ class Node:
 
     def _propose_waiting(self, replica: _Replica, now: float) -> None:
         """Turn all waiting commands, up to the bounds, into one log entry."""
-        if not replica.proposals:
+        if not replica.proposals or replica.is_blocked:
             return
         taken: list[_Proposal] = []
         commands: list[bytes] = []

@@ -11,6 +11,7 @@ import msgspec
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ShardConfig
 from ledger_core.commands import Command, CreateTransaction, decode_command
 from ledger_core.ids import shard_key
@@ -137,6 +138,8 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> None:
     """Raise where a command must not enter the log: every replica would have to apply it."""
     if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
         raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
+    if (size := sum(map(len, commands))) > EXECUTE_BYTES_MAX:
+        raise ValueError(f"{size} bytes of commands; at most {EXECUTE_BYTES_MAX} are taken")
     for data in commands:
         command: Command = decode_command(data)
         if isinstance(command, CreateTransaction) and command.amount == 0:
