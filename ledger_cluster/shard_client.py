@@ -54,7 +54,8 @@ class _Kind(Enum):
 class _Call:
     """One command or query, encoded, and who waits for it.
 
-    ``reached_node`` is true once an attempt may have arrived: only then can a write have happened.
+    ``reached_node`` is true once an attempt may have arrived and was not refused: only then can a
+    write have happened.
     """
 
     data: bytes
@@ -242,6 +243,13 @@ class _Lane:
         """Send a batch to one node once; return (outcome, leader hint, message)."""
         remaining_s = max(call.deadline for call in batch) - time.monotonic()
         timeout_s = min(max(remaining_s, 0.001), _ATTEMPT_S_MAX)
+        # From here on a call may arrive, also if its deadline passes before this attempt ends.
+        reached_before = [call.reached_node for call in batch]
+        for call in batch:
+            call.reached_node = True
+            call.last_failure = f"node {node_id}: has not answered yet"
+        may_have_arrived = True
+        outcome, leader_id, message = shard_pb2.OUTCOME_UNKNOWN, "", ""
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)
         except aio.AioRpcError as error:
@@ -249,17 +257,19 @@ class _Lane:
                 # A node of another version, or a bug: trying again cannot help.
                 _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error.details()}"))
                 return shard_pb2.OUTCOME_OK, "", ""
-            for call in batch:
-                call.reached_node |= not _never_connected(error)
-                call.last_failure = f"node {node_id}: {_in_words(error)}"
-            return shard_pb2.OUTCOME_UNKNOWN, "", ""
-        if response.outcome == shard_pb2.OUTCOME_OK:
-            self._succeeded(node_id, batch, response)
-        for call in batch:
-            if response.outcome == shard_pb2.OUTCOME_UNKNOWN:
-                call.reached_node = True
-            call.last_failure = f"node {node_id}: {_OUTCOME_IN_WORDS.get(response.outcome, '')}"
-        return response.outcome, response.leader_node_id, response.message
+            failure = _in_words(error)
+            may_have_arrived = not _never_connected(error)
+        else:
+            outcome, leader_id = response.outcome, response.leader_node_id
+            message = response.message
+            if outcome == shard_pb2.OUTCOME_OK:
+                self._succeeded(node_id, batch, response)
+            failure = _OUTCOME_IN_WORDS.get(outcome, "")
+            may_have_arrived = outcome == shard_pb2.OUTCOME_UNKNOWN
+        for call, reached in zip(batch, reached_before, strict=True):
+            call.reached_node = may_have_arrived or reached
+            call.last_failure = f"node {node_id}: {failure}"
+        return outcome, leader_id, message
 
     async def _send(
         self, node_id: str, data: Sequence[bytes], timeout_s: float

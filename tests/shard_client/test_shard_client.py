@@ -1,0 +1,321 @@
+"""The way to the shards: redirects, retries, batches and deadlines, against scripted nodes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger_cluster.channels import EXECUTE_BYTES_MAX
+from ledger_cluster.config import ClusterConfig, NodeConfig, ReplicaConfig, ShardConfig
+from ledger_cluster.shard_client import ShardClient
+from ledger_core.commands import CreateTransaction, decode_command
+from ledger_core.errors import (
+    LedgerError,
+    OutcomeUnknownError,
+    OverloadedError,
+    Reason,
+    ShardUnavailableError,
+)
+from ledger_core.ids import U32_MAX
+from ledger_core.queries import GetAccount
+from ledger_core.results import Failure, encode_result
+
+ACCOUNT = 7
+NODES = ("a", "b", "c")
+UNREACHABLE = "127.0.0.1:1"
+
+Script = Callable[["Node", shard_pb2.ExecuteRequest | shard_pb2.QueryRequest], Awaitable[Any]]
+
+
+def write(request_id: str = "r", description: str = "") -> CreateTransaction:
+    return CreateTransaction(ACCOUNT, 1, description, True, request_id)
+
+
+def echo(data: bytes) -> bytes:
+    """A result that names the request it answers."""
+    return encode_result(Failure(Reason.INTERNAL, decode_command(data).request_id))
+
+
+@dataclass
+class Node(shard_pb2_grpc.ShardServiceServicer):
+    """Answers what its script says, and remembers what it was asked."""
+
+    id: str
+    script: Script
+    seen: list[list[bytes]] = field(default_factory=list)
+    context: Any = None
+
+    async def Execute(self, request: Any, context: Any) -> Any:
+        self.seen.append(list(request.commands))
+        self.context = context
+        return await self.script(self, request)
+
+    async def Query(self, request: Any, context: Any) -> Any:
+        self.seen.append(list(request.queries))
+        self.context = context
+        return await self.script(self, request)
+
+    async def GetNodeStatus(self, request: Any, context: Any) -> Any:
+        return await self.script(self, request)
+
+    async def AuditReplica(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+async def leads(node: Node, request: Any) -> Any:
+    if isinstance(request, shard_pb2.QueryRequest):
+        results = [encode_result(Failure(Reason.INTERNAL, node.id)) for _ in request.queries]
+        return shard_pb2.QueryResponse(
+            outcome=shard_pb2.OUTCOME_OK, results=results, applied_index=5, age_ms=3
+        )
+    return shard_pb2.ExecuteResponse(
+        outcome=shard_pb2.OUTCOME_OK, results=[echo(data) for data in request.commands]
+    )
+
+
+def follows(leader_id: str = "") -> Script:
+    async def script(_node: Node, _request: Any) -> Any:
+        return shard_pb2.ExecuteResponse(
+            outcome=shard_pb2.OUTCOME_NOT_LEADER, leader_node_id=leader_id
+        )
+
+    return script
+
+
+def fails_first(times: int, outcome: "shard_pb2.Outcome.ValueType") -> Script:
+    async def script(node: Node, request: Any) -> Any:
+        if len(node.seen) <= times:
+            return shard_pb2.ExecuteResponse(outcome=outcome)
+        return await leads(node, request)
+
+    return script
+
+
+class Cluster:
+    """Scripted nodes and a client of theirs. A node with script None cannot be reached."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self._servers: list[grpc.aio.Server] = []
+        self._clients: list[ShardClient] = []
+
+    async def client(self, a: Script | None, b: Script | None, c: Script | None) -> ShardClient:
+        addresses = {}
+        for node_id, script in zip(NODES, (a, b, c), strict=True):
+            addresses[node_id] = UNREACHABLE
+            if script is not None:
+                node = self.nodes[node_id] = Node(node_id, script)
+                server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+                shard_pb2_grpc.add_ShardServiceServicer_to_server(node, server)
+                addresses[node_id] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+                await server.start()
+                self._servers.append(server)
+        replicas = tuple(ReplicaConfig(f"s0-{node_id}", node_id) for node_id in NODES)
+        config = ClusterConfig(
+            "test",
+            tuple(NodeConfig(node_id, addresses[node_id]) for node_id in NODES),
+            (ShardConfig(0, 0, U32_MAX, replicas),),
+        )
+        client = ShardClient(config)
+        self._clients.append(client)
+        return client
+
+    async def stop(self) -> None:
+        for client in self._clients:
+            await client.close()
+        for server in self._servers:
+            await server.stop(None)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    await cluster.stop()
+
+
+async def test_the_preferred_leader_is_asked_first_and_answers(cluster: Cluster) -> None:
+    client = await cluster.client(leads, leads, leads)
+    result = await client.execute(ACCOUNT, write(), 5)
+    assert isinstance(result, Failure)
+    assert result.message == "r"
+    assert [len(cluster.nodes[n].seen) for n in NODES] == [1, 0, 0]
+
+
+async def test_a_redirect_is_followed_at_once_and_remembered(cluster: Cluster) -> None:
+    client = await cluster.client(follows("c"), follows("c"), leads)
+    await client.execute(ACCOUNT, write("r1"), 5)
+    await client.execute(ACCOUNT, write("r2"), 5)
+    assert [len(cluster.nodes[n].seen) for n in NODES] == [1, 0, 2]
+
+
+async def test_nodes_that_redirect_in_circles_end_at_the_deadline(cluster: Cluster) -> None:
+    client = await cluster.client(follows("b"), follows("c"), follows("a"))
+    with pytest.raises(ShardUnavailableError, match="not the leader"):
+        await client.execute(ACCOUNT, write(), 0.5)
+    assert sum(len(node.seen) for node in cluster.nodes.values()) < 100
+
+
+async def test_an_unknown_leader_is_searched_among_the_replicas(cluster: Cluster) -> None:
+    client = await cluster.client(follows(), follows(), leads)
+    await client.execute(ACCOUNT, write(), 5)
+    assert len(cluster.nodes["c"].seen) == 1
+
+
+async def test_a_node_that_is_down_is_passed_over(cluster: Cluster) -> None:
+    client = await cluster.client(None, leads, leads)
+    await client.execute(ACCOUNT, write(), 5)
+
+
+async def test_a_write_whose_leader_lost_its_leadership_is_sent_again_as_it_was(
+    cluster: Cluster,
+) -> None:
+    script = fails_first(1, shard_pb2.OUTCOME_UNKNOWN)
+    client = await cluster.client(script, follows("a"), follows("a"))
+    await client.execute(ACCOUNT, write(), 5)
+    first, second = cluster.nodes["a"].seen
+    assert first == second
+
+
+async def test_a_leader_that_stalls_is_given_up_before_the_deadline(cluster: Cluster) -> None:
+    async def stalls(_node: Node, _request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    client = await cluster.client(stalls, leads, leads)
+    await client.execute(ACCOUNT, write(), 8)
+    assert cluster.nodes["a"].seen
+    assert cluster.nodes["b"].seen == cluster.nodes["a"].seen
+
+
+async def test_no_leader_until_the_deadline_means_that_nothing_was_done(cluster: Cluster) -> None:
+    client = await cluster.client(follows(), follows(), follows())
+    with pytest.raises(ShardUnavailableError, match=r"shard 0 gave no result within 0\.4 s"):
+        await client.execute(ACCOUNT, write(), 0.4)
+
+
+async def test_no_node_to_be_reached_means_that_nothing_was_done(cluster: Cluster) -> None:
+    client = await cluster.client(None, None, None)
+    with pytest.raises(ShardUnavailableError, match="cannot be reached"):
+        await client.execute(ACCOUNT, write(), 0.6)
+
+
+@pytest.mark.parametrize("outcome", [shard_pb2.OUTCOME_UNKNOWN, None])
+async def test_a_write_that_may_have_arrived_has_an_unknown_outcome(
+    cluster: Cluster, outcome: "shard_pb2.Outcome.ValueType | None"
+) -> None:
+    async def script(node: Node, _request: Any) -> Any:
+        if outcome is None:
+            await asyncio.Event().wait()
+        return shard_pb2.ExecuteResponse(outcome=outcome)
+
+    client = await cluster.client(script, follows("a"), follows("a"))
+    with pytest.raises(OutcomeUnknownError, match="repeat it with the same request id"):
+        await client.execute(ACCOUNT, write(), 0.5)
+
+
+async def test_a_read_without_answer_was_simply_not_done(cluster: Cluster) -> None:
+    async def stalls(_node: Node, _request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    client = await cluster.client(stalls, stalls, stalls)
+    with pytest.raises(ShardUnavailableError):
+        await client.query(ACCOUNT, GetAccount(ACCOUNT), 0.3)
+
+
+async def test_a_full_shard_refuses_at_once(cluster: Cluster) -> None:
+    async def full(_node: Node, _request: Any) -> Any:
+        return shard_pb2.ExecuteResponse(
+            outcome=shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message="the disk is full"
+        )
+
+    client = await cluster.client(full, full, full)
+    with pytest.raises(OverloadedError, match="the disk is full"):
+        await client.execute(ACCOUNT, write(), 5)
+    assert len(cluster.nodes["a"].seen) == 1
+
+
+async def test_a_node_that_does_not_understand_is_not_asked_for_ever(cluster: Cluster) -> None:
+    async def malformed(node: Node, _request: Any) -> Any:
+        await node.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
+
+    client = await cluster.client(malformed, malformed, malformed)
+    with pytest.raises(LedgerError, match="malformed request") as caught:
+        await client.execute(ACCOUNT, write(), 5)
+    assert caught.value.reason is Reason.INTERNAL
+    assert len(cluster.nodes["a"].seen) == 1
+
+
+async def test_calls_that_come_together_travel_together_and_get_their_own_results(
+    cluster: Cluster,
+) -> None:
+    client = await cluster.client(leads, leads, leads)
+    results = await asyncio.gather(
+        *(client.execute(ACCOUNT, write(f"r{i}"), 5) for i in range(100))
+    )
+    assert [result.message for result in results if isinstance(result, Failure)] == [
+        f"r{i}" for i in range(100)
+    ]
+    assert len(cluster.nodes["a"].seen) == 1
+
+
+async def test_batches_are_bounded_in_bytes(cluster: Cluster) -> None:
+    client = await cluster.client(leads, leads, leads)
+    description = "€" * 1000
+    await asyncio.gather(
+        *(client.execute(ACCOUNT, write(f"r{i}", description), 5) for i in range(300))
+    )
+    batches = cluster.nodes["a"].seen
+    assert sum(map(len, batches)) == 300
+    assert all(sum(map(len, batch)) <= EXECUTE_BYTES_MAX for batch in batches)
+    assert len(batches) < 10
+
+
+async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
+    client = await cluster.client(follows(), follows(), follows())
+    with pytest.raises(ShardUnavailableError):
+        await client.execute(ACCOUNT, write("early"), 0.2)
+    for node in cluster.nodes.values():
+        node.seen.clear()
+        node.script = leads
+    await client.execute(ACCOUNT, write("late"), 5)
+    sent = [decode_command(d).request_id for n in NODES for b in cluster.nodes[n].seen for d in b]
+    assert sent == ["late"]
+
+
+async def test_stale_reads_are_answered_by_any_replica_and_tell_their_age(
+    cluster: Cluster,
+) -> None:
+    client = await cluster.client(leads, leads, leads)
+    answers = [await client.query(ACCOUNT, GetAccount(ACCOUNT), 5, stale=True) for _ in range(60)]
+    assert {(a.shard_id, a.applied_index, a.age_ms) for a in answers} == {(0, 5, 3)}
+    assert all(cluster.nodes[n].seen for n in NODES)
+
+
+async def test_a_closed_client_refuses_new_calls(cluster: Cluster) -> None:
+    client = await cluster.client(leads, leads, leads)
+    await client.close()
+    with pytest.raises(ShardUnavailableError, match="stopping"):
+        await client.execute(ACCOUNT, write(), 5)
+
+
+async def test_serving_shards_asks_every_node_and_refreshes_the_leader(cluster: Cluster) -> None:
+    def status(*, serving: bool) -> Script:
+        async def script(node: Node, request: Any) -> Any:
+            if not isinstance(request, shard_pb2.GetNodeStatusRequest):
+                return await leads(node, request)
+            replica = shard_pb2.ReplicaStatus(shard_id=0, serving=serving)
+            return shard_pb2.NodeStatus(node_id=node.id, replicas=[replica])
+
+        return script
+
+    client = await cluster.client(status(serving=False), None, status(serving=True))
+    assert await client.serving_shards() == {0: True}
+    await client.execute(ACCOUNT, write(), 5)
+    assert [len(cluster.nodes[n].seen) for n in ("a", "c")] == [0, 1]
+
+    down = await cluster.client(None, None, None)
+    assert await down.serving_shards() == {0: False}
