@@ -248,7 +248,6 @@ class _Lane:
         for call in batch:
             call.reached_node = True
             call.last_failure = f"node {node_id}: has not answered yet"
-        may_have_arrived = True
         outcome, leader_id, message = shard_pb2.OUTCOME_UNKNOWN, "", ""
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)

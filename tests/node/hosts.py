@@ -1,0 +1,108 @@
+"""A few nodes in one thread: instant links, a clock that the test moves, real stores."""
+
+import random
+from pathlib import Path
+from typing import TypeVar
+
+from ledger.internal.v1 import peer_pb2, shard_pb2
+from ledger_cluster.config import ClusterConfig, generate_cluster_config
+from ledger_core.commands import Command, encode_command
+from ledger_core.queries import Query
+from ledger_core.results import decode_result
+from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.raft import RaftTiming
+from ledger_node.store import ShardRange, Store, StoreIdentity
+
+Reply = TypeVar("Reply", ExecuteReply, QueryReply)
+
+
+class Hosts:
+    """``turn_all`` gives every node that is up a turn and delivers what it sent."""
+
+    def __init__(self, folder: Path, nodes: int = 3, shards: int = 1, replicas: int = 3) -> None:
+        self.config: ClusterConfig = generate_cluster_config(nodes, shards, replicas)
+        self.now = 100.0
+        self.cut: set[str] = set()
+        self.stores: dict[str, Store] = {}
+        self.nodes: dict[str, Node] = {}
+        for node in self.config.nodes:
+            ranges = [
+                ShardRange(shard.id, shard.lower_bound, shard.upper_bound)
+                for shard in self.config.shards_on(node.id)
+            ]
+            store = Store.open(
+                folder / node.id,
+                identity=StoreIdentity(self.config.cluster_id, node.id),
+                shards=ranges,
+                sync=False,
+            )
+            self.stores[node.id] = store
+            self.nodes[node.id] = Node(
+                config=self.config,
+                node_id=node.id,
+                store=store,
+                clock=lambda: self.now,
+                wall_clock_us=lambda: int(self.now * 1e6),
+                rng=random.Random(node.id),
+                timing=RaftTiming(),
+            )
+        for node_id in self.nodes:
+            for peer_id in self.nodes:
+                if peer_id != node_id:
+                    self.nodes[node_id].peer_connected(peer_id)
+
+    def turn(self, node_id: str) -> dict[str, list[peer_pb2.RaftMessage]]:
+        return self.nodes[node_id].turn()
+
+    def turn_all(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        for node_id in self.nodes:
+            for peer_id, messages in self.turn(node_id).items():
+                if not {node_id, peer_id} & self.cut:
+                    self.nodes[peer_id].receive(node_id, messages)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.turn_all(0.01)
+
+    def leader(self, shard_id: int = 0) -> str:
+        for _ in range(500):
+            self.turn_all(0.01)
+            for node_id, node in self.nodes.items():
+                for status in node.replica_statuses():
+                    if status.shard_id == shard_id and status.serving:
+                        return node_id
+        raise AssertionError("no leader")
+
+    def execute(self, node_id: str, *commands: Command, shard_id: int = 0) -> list[ExecuteReply]:
+        """Hand commands to a node; the list gets the reply once there is one."""
+        replies: list[ExecuteReply] = []
+        encoded = [encode_command(command) for command in commands]
+        self.nodes[node_id].execute(shard_id, encoded, replies.append)
+        return replies
+
+    def query(
+        self, node_id: str, *queries: Query, shard_id: int = 0, stale: bool = False
+    ) -> list[QueryReply]:
+        replies: list[QueryReply] = []
+        self.nodes[node_id].query(shard_id, queries, replies.append, stale=stale)
+        return replies
+
+    def settle(self, replies: list[Reply]) -> Reply:
+        """Let time pass until there is a reply."""
+        for _ in range(500):
+            if replies:
+                (reply,) = replies
+                return reply
+            self.turn_all(0.01)
+        raise AssertionError("no reply")
+
+    def close(self) -> None:
+        for store in self.stores.values():
+            store.close()
+
+
+def results(reply: ExecuteReply | QueryReply) -> list[object]:
+    assert reply.outcome == shard_pb2.OUTCOME_OK, reply
+    return [decode_result(data) for data in reply.results]
