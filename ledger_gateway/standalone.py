@@ -16,6 +16,7 @@ from ledger_core.ids import U32_MAX
 from ledger_core.queries import Query
 from ledger_core.results import Result
 from ledger_node.fatal import die
+from ledger_node.node import rested_at
 from ledger_node.reads import answer
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import ShardRange, Store, StoreIdentity
@@ -39,6 +40,7 @@ class StandaloneShards:
         self._state_machine = StateMachine(store.shard(_SHARD_ID))
         self._queue: list[_Pending] = []
         self._turn_scheduled = False
+        self._ready_at = 0.0
         self._closed = False
 
     @classmethod
@@ -63,9 +65,7 @@ class StandaloneShards:
         loop = asyncio.get_running_loop()
         pending = _Pending(encode_command(command), loop.create_future())
         self._queue.append(pending)
-        if not self._turn_scheduled:
-            self._turn_scheduled = True
-            loop.call_soon(self._turn)
+        self._schedule_turn()
         try:
             return await asyncio.wait_for(pending.result, timeout_s)
         except TimeoutError:
@@ -97,14 +97,19 @@ class StandaloneShards:
             self._turn()
         self._store.close()
 
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            rest_s = max(0.0, self._ready_at - time.monotonic())
+            asyncio.get_running_loop().call_later(rest_s, self._turn)
+
     def _turn(self) -> None:
         """Apply what waits as one log entry, make it durable, then answer."""
+        self._turn_scheduled = False
         if not self._queue:
             return
+        began_at = time.monotonic()
         batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
-        self._turn_scheduled = bool(self._queue)
-        if self._turn_scheduled:
-            asyncio.get_running_loop().call_soon(self._turn)
         try:
             index = self._store.shard(_SHARD_ID).meta().applied_index + 1
             payload = encode_batch(time.time_ns() // 1_000, [item.command for item in batch])
@@ -112,6 +117,9 @@ class StandaloneShards:
             self._store.commit()
         except BaseException as error:
             die("the standalone ledger stops: a write could not be applied or stored", error)
+        self._ready_at = rested_at(began_at, time.monotonic())
+        if self._queue:
+            self._schedule_turn()
         for item, result in zip(batch, results, strict=True):
             if not item.result.done():
                 item.result.set_result(result)

@@ -31,6 +31,13 @@ BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 512 << 10
 assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 
+# After a turn a node rests for as long as the turn took, within these bounds. A turn blocks the
+# event loop, so under load the rest lets arrivals gather and share the next turn's fsync. Where
+# there is little to do the rest is over before work comes. The lower bound is the resolution of
+# the event loop's timers.
+REST_S_MIN = 0.001
+REST_S_MAX = 0.003
+
 # Bounds of what may wait, per shard. A batch plus one more call fits into one log entry.
 UNCOMMITTED_ENTRIES_MAX = 64
 WAITING_COMMANDS_MAX = 20_000
@@ -374,3 +381,8 @@ _PROPOSAL_OUTCOME = {
     ProposalOutcome.UNKNOWN: shard_pb2.OUTCOME_UNKNOWN,
     ProposalOutcome.APPLIED: shard_pb2.OUTCOME_OK,
 }
+
+
+def rested_at(began_at: float, ended_at: float) -> float:
+    """When the rest after a turn is over, on the clock of the turn's times."""
+    return ended_at + min(max(ended_at - began_at, REST_S_MIN), REST_S_MAX)

@@ -14,7 +14,7 @@ from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import ClusterConfig
 from ledger_node.fatal import die
-from ledger_node.node import Node
+from ledger_node.node import Node, rested_at
 from ledger_node.peers import PeerLinks
 from ledger_node.raft import RaftTiming
 from ledger_node.shard_service import ShardService
@@ -23,11 +23,6 @@ from ledger_node.store import ShardRange, Store, StoreIdentity
 # A stop hands leadership away and lets calls end within these bounds, then closes regardless.
 DRAIN_S_MAX = 1.5
 GRACE_S = 1.0
-
-# After a turn the node rests for as long as the turn took, up to this bound. A turn blocks the
-# event loop, so under load the rest lets arrivals gather and share the next turn's fsync: with 64
-# calls in flight this tripled the rate. A node with little to do is past its rest already.
-REST_S_MAX = 0.003
 
 _log = structlog.get_logger()
 
@@ -118,18 +113,17 @@ class NodeServer:
     async def _take_turns(self) -> None:
         """Take a turn whenever something arrived or a timer is due, after a rest."""
         node = self._node
-        rested_at = 0.0
+        ready_at = 0.0
         while True:
             await self._wait_for_work(node.next_turn_at())
-            await asyncio.sleep(rested_at - time.monotonic())
+            await asyncio.sleep(ready_at - time.monotonic())
             self._wake.clear()
             began_at = time.monotonic()
             try:
                 outbox = node.turn()
             except BaseException as error:
                 die("the node stops: a turn failed, and nothing of it was released", error)
-            ended_at = time.monotonic()
-            rested_at = ended_at + min(ended_at - began_at, REST_S_MAX)
+            ready_at = rested_at(began_at, time.monotonic())
             for peer_id, messages in outbox.items():
                 self._links.send(peer_id, messages)
 
