@@ -1,0 +1,261 @@
+"""Concurrent callers, and the record of what they asked and were told."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ledger_cluster.config import ClusterConfig
+from ledger_cluster.shard_map import ShardMap
+from ledger_core.accounts import TransactionStatus
+from ledger_core.commands import (
+    CancelTransaction,
+    Command,
+    CreateAccount,
+    CreateTransaction,
+    SettleTransaction,
+    encode_command,
+)
+from ledger_core.errors import Reason
+from ledger_core.ids import derive_account_id
+from ledger_core.queries import GetAccount, encode_query
+from ledger_core.results import AccountView, Failure, Result, TransactionView
+from tests.simulation.engine import Engine, require
+from tests.simulation.gateway import Answer, End, Gateway, Kind
+from tests.simulation.plan import Plan
+
+LEDGER = "main"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A write under one request id, with all its repeats taken as one call."""
+
+    command: Command
+    shard_id: int
+    start_s: float
+    end_s: float | None = None
+    result: Result | None = None
+    index: int = 0
+    """Log index of the entry whose result was told first."""
+    under_way: int = 0
+    maybe_done: bool = False
+    """Whether any of its calls ended without the promise that nothing was done."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether a caller was told that the write was done."""
+        return self.result is not None and not isinstance(self.result, Failure)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A read that was answered."""
+
+    account_id: int
+    shard_id: int
+    start_s: float
+    end_s: float
+    result: Result
+    index: int
+    stale: bool
+
+
+@dataclass(slots=True)
+class History:
+    """Everything callers asked and were told."""
+
+    requests: list[Request] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+
+
+class Clients:
+    """A few callers that each do one thing after the other."""
+
+    def __init__(
+        self, engine: Engine, plan: Plan, config: ClusterConfig, gateways: list[Gateway]
+    ) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._gateways = gateways
+        self._rng = random.Random(f"clients {plan.seed}")
+        self.history = History()
+        self.calls_open = 0
+        self.stopped = False
+        self._map = ShardMap(config)
+        self._accounts = self._place_accounts(config)
+        self._pending: list[TransactionView] = []
+        self._sent = 0
+        # What a caller does next, with the weights of the plan's workload.
+        self._choices: list[Callable[[Callable[[], None]], None]] = [
+            self._create_account,
+            self._pay,
+            self._reserve,
+            self._end_pending,
+            self._read,
+            self._read_stale,
+            self._repeat,
+        ]
+
+    def _place_accounts(self, config: ClusterConfig) -> list[Request]:
+        """Choose request ids whose accounts lie on every shard alike."""
+        accounts: list[Request] = []
+        wanted = {shard.id: self._plan.accounts for shard in config.shards}
+        number = 0
+        while any(wanted.values()):
+            request_id = f"account {self._plan.seed} {number}"
+            number += 1
+            account_id = derive_account_id(LEDGER, request_id)
+            shard_id = self._map.shard_of(account_id).id
+            if wanted[shard_id]:
+                wanted[shard_id] -= 1
+                command = CreateAccount(account_id, LEDGER, request_id)
+                accounts.append(Request(command, shard_id, 0.0))
+        return accounts
+
+    def start(self) -> None:
+        """Let the callers begin."""
+        for account in self._accounts:
+            account.start_s = self._engine.now
+            self.history.requests.append(account)
+            self._send(account, lambda: None)
+        for _ in range(self._plan.clients):
+            self._engine.after(self._rng.random() * 0.2, self._next)
+
+    def _next(self) -> None:
+        if self.stopped:
+            return
+        (choice,) = self._rng.choices(self._choices, self._plan.workload)
+        choice(self._think)
+
+    def _think(self) -> None:
+        self._engine.after(self._rng.expovariate(1 / self._plan.think_s), self._next)
+
+    # What callers do. Each calls `then` once, when it is through.
+
+    def _account(self) -> Request:
+        # The first accounts of a shard see most of the traffic.
+        return self._accounts[int(len(self._accounts) * self._rng.random() ** 2)]
+
+    def _create_account(self, then: Callable[[], None]) -> None:
+        self._send(self._account(), then)
+
+    def _pay(self, then: Callable[[], None]) -> None:
+        self._create_transaction(then, settled=True)
+
+    def _reserve(self, then: Callable[[], None]) -> None:
+        self._create_transaction(then, settled=False)
+
+    def _create_transaction(self, then: Callable[[], None], *, settled: bool) -> None:
+        account = self._account()
+        if not account.acknowledged:
+            self._send(account, then)
+            return
+        amount = self._rng.choice((1, 5, 40, 100, -1, -7, -30, -60, -200))
+        account_id = account.command.account_id
+        self._new(
+            CreateTransaction(account_id, amount, "", settled, self._request_id()),
+            account.shard_id,
+            then,
+        )
+
+    def _end_pending(self, then: Callable[[], None]) -> None:
+        if not self._pending:
+            self._reserve(then)
+            return
+        transaction = self._rng.choice(self._pending)
+        kind = self._rng.choice((SettleTransaction, CancelTransaction))
+        command = kind(transaction.account_id, transaction.number, self._request_id())
+        self._new(command, self._map.shard_of(transaction.account_id).id, then)
+
+    def _read(self, then: Callable[[], None]) -> None:
+        self._ask(then, stale=False)
+
+    def _read_stale(self, then: Callable[[], None]) -> None:
+        self._ask(then, stale=True)
+
+    def _repeat(self, then: Callable[[], None]) -> None:
+        """Send a request again that was acknowledged, or whose outcome is unknown."""
+        recent = [r for r in self.history.requests[-20:] if not isinstance(r.result, Failure)]
+        if recent:
+            self._send(self._rng.choice(recent), then)
+        else:
+            then()
+
+    def _request_id(self) -> str:
+        self._sent += 1
+        return f"request {self._sent}"
+
+    def _new(self, command: Command, shard_id: int, then: Callable[[], None]) -> None:
+        request = Request(command, shard_id, self._engine.now)
+        self.history.requests.append(request)
+        self._send(request, then)
+
+    def send_again(self, request: Request) -> None:
+        """Repeat a request: the answer must be the first one."""
+        self._send(request, lambda: None)
+
+    def _send(self, request: Request, then: Callable[[], None]) -> None:
+        self.calls_open += 1
+        request.under_way += 1
+
+        def done(answer: Answer) -> None:
+            self.calls_open -= 1
+            request.under_way -= 1
+            self._engine.counts[f"writes {answer.end.value}"] += 1
+            if answer.end is End.UNKNOWN:
+                request.maybe_done = True
+            elif answer.end is End.OK:
+                self._told(request, answer)
+            then()
+
+        self._call(request.shard_id, Kind.EXECUTE, encode_command(request.command), done)
+
+    def _call(
+        self, shard_id: int, kind: Kind, data: bytes, done: Callable[[Answer], None]
+    ) -> None:
+        gateway = self._rng.choice(self._gateways)
+        gateway.call(shard_id, kind, data, self._plan.call_s, done)
+
+    def _told(self, request: Request, answer: Answer) -> None:
+        result = answer.result
+        if isinstance(result, Failure):
+            expected = (Reason.TRANSACTION_NOT_PENDING,)
+            require(result.reason in expected, f"unexpected: {result.reason} {result.message}")
+        if request.result is not None:
+            require(result == request.result, f"a repeat was answered differently: {result}")
+            return
+        request.result, request.end_s, request.index = result, self._engine.now, answer.index
+        if isinstance(result, TransactionView) and result.status is TransactionStatus.PENDING:
+            self._pending.append(result)
+            del self._pending[:-12]
+
+    def _ask(self, then: Callable[[], None], *, stale: bool) -> None:
+        account = self._account()
+        account_id, start_s = account.command.account_id, self._engine.now
+        self.calls_open += 1
+
+        def done(answer: Answer) -> None:
+            self.calls_open -= 1
+            self._engine.counts[f"{'stale ' if stale else ''}reads {answer.end.value}"] += 1
+            if answer.end is End.OK:
+                assert answer.result is not None
+                require(
+                    isinstance(answer.result, AccountView)
+                    or answer.result.reason is Reason.ACCOUNT_NOT_FOUND,  # type: ignore[union-attr]
+                    f"unexpected: {answer.result}",
+                )
+                self.history.reads.append(
+                    Read(
+                        account_id,
+                        account.shard_id,
+                        start_s,
+                        self._engine.now,
+                        answer.result,
+                        answer.index,
+                        stale,
+                    )
+                )
+            then()
+
+        kind = Kind.STALE_QUERY if stale else Kind.QUERY
+        self._call(account.shard_id, kind, encode_query(GetAccount(account_id)), done)

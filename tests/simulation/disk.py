@@ -1,0 +1,170 @@
+"""The disk of a host: the real store in a folder, made to fail on demand, with a shadow beside it.
+
+The shadow holds what was committed, as the simulation saw it written. Checks ask it what a host
+would find after a crash, without opening its store.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from ledger_cluster.config import ClusterConfig
+from ledger_node.store import ShardRange, ShardTables, Store, StoreIdentity
+from tests.simulation.engine import require
+
+MAP_BYTES = 64 << 20
+
+
+class SimulatedCrash(BaseException):  # noqa: N818  (a BaseException, as nothing may catch it)
+    """The process dies here."""
+
+
+class DiskError(lmdb.DiskError):  # type: ignore[misc]  # lmdb is untyped
+    """The disk failed."""
+
+
+class ShadowLog:
+    """What one replica has on disk: its log as (term, checksum) by index, its term and vote."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[int, int]] = {}
+        self.last = 0
+        self.hard_state: tuple[int, str | None] = (0, None)
+
+    def holds(self, index: int, entry: tuple[int, int]) -> bool:
+        """Whether the replica would have this entry after a crash.
+
+        With log compaction: or has it in its state, at or below the applied index of a snapshot.
+        """
+        return index <= self.last and self.entries.get(index) == entry
+
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        """Note a committed append."""
+        require(index == self.last + 1, "the log on disk has a gap")
+        self.entries[index] = (term, zlib.crc32(payload))
+        self.last = index
+
+    def truncate(self, index: int) -> None:
+        """Note a committed truncation."""
+        for dropped in range(index, self.last + 1):
+            del self.entries[dropped]
+        self.last = min(self.last, index - 1)
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        """Note a committed term and vote."""
+        old_term, old_vote = self.hard_state
+        require(term >= old_term, f"a stored term fell from {old_term} to {term}")
+        if term == old_term and old_vote is not None:
+            require(voted_for == old_vote, f"the vote stored for term {term} changed")
+        self.hard_state = (term, voted_for)
+
+
+class Disk:
+    """What outlives the processes of one host."""
+
+    def __init__(self, path: Path, config: ClusterConfig, node_id: str) -> None:
+        self.path = path
+        self._identity = StoreIdentity(config.cluster_id, node_id)
+        self._shards = [
+            ShardRange(shard.id, shard.lower_bound, shard.upper_bound)
+            for shard in config.shards_on(node_id)
+        ]
+        self.shadows = {shard.id: ShadowLog() for shard in self._shards}
+
+    def open(self) -> "SimulatedStore":
+        """Open the store, and hold what it has against the shadow."""
+        store = SimulatedStore.open(
+            self.path,
+            identity=self._identity,
+            shards=self._shards,
+            map_bytes=MAP_BYTES,
+            sync=False,
+        )
+        assert isinstance(store, SimulatedStore)
+        store.shadows = self.shadows
+        with store.read() as view:
+            for shard_id, shadow in self.shadows.items():
+                tables = view.shard(shard_id)
+                _first, last = tables.log_bounds()
+                require(last == shadow.last, "the store lost or kept what it should not: log")
+                require(
+                    tables.hard_state() == shadow.hard_state,
+                    "the store lost or kept what it should not: term and vote",
+                )
+        return store
+
+
+class SimulatedStore(Store):
+    """The real store, with a fuse: it can fail at any access of a turn, or at the commit."""
+
+    shadows: dict[int, ShadowLog]
+    fuse: int | None = None
+    """Crash at this many accesses to the write transaction from now."""
+    fail_next_commit = False
+    crash_after_commit = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._written: list[tuple[Any, ...]] = []
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether something was written that is not committed."""
+        return self._write_txn is not None
+
+    @property
+    def txn(self) -> lmdb.Transaction:
+        """Return the turn's write transaction, if the process lives to see it."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                raise SimulatedCrash
+        return super().txn
+
+    def commit(self) -> None:
+        """Commit, unless the disk or the process fails first."""
+        if self._write_txn is None:
+            return
+        if self.fuse is not None:
+            raise SimulatedCrash
+        if self.fail_next_commit:
+            raise DiskError("simulated: no space left on device")
+        super().commit()
+        written, self._written = self._written, []
+        for method, *arguments in written:
+            method(*arguments)
+        if self.crash_after_commit:
+            raise SimulatedCrash
+
+    def abort(self) -> None:
+        """Drop what is not committed."""
+        self._written = []
+        super().abort()
+
+    def shard(self, shard_id: int) -> ShardTables:
+        """Return the tables of a shard; what is written to its log is noted for the shadow."""
+        return _Tables(self, shard_id)
+
+
+class _Tables(ShardTables):
+    def __init__(self, store: SimulatedStore, shard_id: int) -> None:
+        super().__init__(store, store._databases[shard_id])
+        self._store = store
+        self._shard_id = shard_id
+
+    def append_log(self, index: int, term: int, payload: bytes) -> None:
+        super().append_log(index, term, payload)
+        shadow = self._store.shadows[self._shard_id]
+        self._store._written.append((shadow.append, index, term, payload))
+
+    def truncate_log(self, index: int) -> None:
+        super().truncate_log(index)
+        shadow = self._store.shadows[self._shard_id]
+        self._store._written.append((shadow.truncate, index))
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        super().save_hard_state(term, voted_for)
+        shadow = self._store.shadows[self._shard_id]
+        self._store._written.append((shadow.save_hard_state, term, voted_for))

@@ -1,0 +1,189 @@
+"""What each kind of fault does to the cluster.
+
+To add one: a member of `FaultKind`, a weight beside it, and a method here. Faults of snapshots and
+log compaction belong here as well: "compact" calls the group's compaction on the target, "snapshot
+interrupted" crashes sender or receiver, or cuts their link, while an install is under way.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from ledger_node.raft import Role
+from tests.simulation.engine import Engine
+from tests.simulation.host import Host
+from tests.simulation.network import Network
+from tests.simulation.plan import LEADERS_FROM, Fault, FaultKind, Plan
+
+
+class Faults:
+    """Injects the faults of a plan into a cluster."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        hosts: dict[str, Host],
+        network: Network,
+        gateway_ids: list[str],
+    ) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._hosts = hosts
+        self._network = network
+        self._gateway_ids = gateway_ids
+        self._down_s = plan.timing.election_max_s
+        self._over = False
+        self._kinds: dict[FaultKind, Callable[[Host, float], None]] = {
+            FaultKind.CRASH: self._crash,
+            FaultKind.CRASH_IN_TURN: self._crash_in_turn,
+            FaultKind.CRASH_AFTER_COMMIT: self._crash_after_commit,
+            FaultKind.CRASH_ALL: self._crash_all,
+            FaultKind.FAIL_COMMIT: self._fail_commit,
+            FaultKind.PARTITION: self._partition,
+            FaultKind.BLOCK: self._block,
+            FaultKind.RECONNECT: self._reconnect,
+            FaultKind.SLOW_DISK: self._slow_disk,
+            FaultKind.CLOCK_JUMP: self._clock_jump,
+            FaultKind.CLOCK_RATE: self._clock_rate,
+            FaultKind.WALL_JUMP: self._wall_jump,
+            FaultKind.DRAIN: self._drain,
+            FaultKind.TRANSFER: self._transfer,
+            FaultKind.CAMPAIGN: self._campaign,
+        }
+        assert set(self._kinds) == set(FaultKind)
+        for fault in plan.faults:
+            engine.at(fault.at_s, partial(self._inject, fault))
+
+    def crashed(self, host: Host) -> None:
+        """Have someone start a process that died, after a while."""
+        if self._over:
+            self._engine.after(0.05, host.start)
+            return
+        # Often soon, sometimes much later.
+        self._engine.after(self._down_s * self._engine.rng.choice((0.02, 0.3, 1.0, 4.0)), host.start)
+
+    def heal(self) -> None:
+        """Repair everything: from now on nothing fails."""
+        self._over = True
+        self._network.heal()
+        for host in self._hosts.values():
+            host.disk_slow_until = 0.0
+            host.set_rate(1.0)
+            if host.store is not None:
+                host.store.fuse = None
+                host.store.fail_next_commit = host.store.crash_after_commit = False
+            host.start()
+
+    def _inject(self, fault: Fault) -> None:
+        if self._over:
+            return
+        self._engine.note(f"fault: {fault.kind}")
+        self._engine.counts[f"fault: {fault.kind}"] += 1
+        self._kinds[fault.kind](self._target(fault.target), fault.amount)
+
+    def _target(self, target: int) -> Host:
+        hosts = list(self._hosts.values())
+        if target >= LEADERS_FROM:
+            shard_id = (target - LEADERS_FROM) % self._plan.shards
+            leaders = [host for host in hosts if host.leads(shard_id)]
+            if leaders:
+                return leaders[0]
+        return hosts[target % len(hosts)]
+
+    # Processes.
+
+    def _crash(self, host: Host, _amount: float) -> None:
+        host.crash("crashed")
+
+    def _crash_in_turn(self, host: Host, amount: float) -> None:
+        """Crash between two accesses to the store, or right before a commit."""
+        if host.store is not None:
+            host.store.fuse = round(amount**2 * 60)
+
+    def _crash_after_commit(self, host: Host, _amount: float) -> None:
+        """Crash once a turn is on disk, before anything of it is released."""
+        if host.store is not None:
+            host.store.crash_after_commit = True
+
+    def _crash_all(self, _host: Host, _amount: float) -> None:
+        for host in self._hosts.values():
+            host.crash("crashed")
+
+    def _fail_commit(self, host: Host, _amount: float) -> None:
+        if host.store is not None:
+            host.store.fail_next_commit = True
+
+    def _drain(self, host: Host, _amount: float) -> None:
+        host.drain()
+
+    def _slow_disk(self, host: Host, amount: float) -> None:
+        """Let every turn take long, for a while: the node is deaf meanwhile."""
+        host.disk_slow_s = amount**2 * 2 * self._plan.timing.election_max_s
+        host.disk_slow_until = self._engine.now + amount * 3 * self._plan.timing.election_max_s
+
+    # Network.
+
+    def _partition(self, host: Host, amount: float) -> None:
+        """Part the hosts and gateways in two; nothing passes between the parts."""
+        rng = self._engine.rng
+        side = {host.id} | {name for name in self._endpoints() if rng.random() < 0.35}
+        pairs = [
+            (a, b)
+            for a in self._endpoints()
+            for b in self._endpoints()
+            if (a in side) != (b in side)
+        ]
+        self._network.block(pairs, self._block_s(amount))
+
+    def _block(self, host: Host, amount: float) -> None:
+        """Let messages pass one way only, between a host and some others."""
+        rng = self._engine.rng
+        others = [name for name in self._endpoints() if name != host.id and rng.random() < 0.6]
+        inbound = rng.random() < 0.5
+        pairs = [(name, host.id) if inbound else (host.id, name) for name in others]
+        self._network.block(pairs, self._block_s(amount))
+
+    def _reconnect(self, host: Host, _amount: float) -> None:
+        for peer_id in self._hosts:
+            if peer_id != host.id and self._engine.rng.random() < 0.5:
+                self._network.disconnect(host.id, peer_id)
+
+    def _endpoints(self) -> list[str]:
+        return [*self._hosts, *self._gateway_ids]
+
+    def _block_s(self, amount: float) -> float:
+        return amount * 5 * self._plan.timing.election_max_s
+
+    # Clocks.
+
+    def _clock_jump(self, host: Host, amount: float) -> None:
+        host.jump(amount**2 * 4 * self._plan.timing.election_max_s)
+
+    def _clock_rate(self, host: Host, amount: float) -> None:
+        host.set_rate(0.4 + 1.6 * amount)
+
+    def _wall_jump(self, host: Host, amount: float) -> None:
+        host.wall_offset_us += round((amount - 0.5) * 2 * 3_600_000_000)
+
+    # Elections.
+
+    def _transfer(self, host: Host, _amount: float) -> None:
+        """Have every leader on a host ask another replica to take over."""
+        if host.node is None:
+            return
+        for shard_id in host.node._replicas:
+            if host.leads(shard_id):
+                host.group(shard_id).transfer_leadership(host.clock())
+                host.node._touched.add(shard_id)
+        host.wake()
+
+    def _campaign(self, host: Host, _amount: float) -> None:
+        """Let the election timers of a host run out."""
+        if host.node is None:
+            return
+        for shard_id in host.node._replicas:
+            group = host.group(shard_id)
+            if group.role is not Role.LEADER:
+                group._replica._SyncObj__raftElectionDeadline = float("-inf")
+                host.node._touched.add(shard_id)
+        host.wake()

@@ -1,0 +1,232 @@
+"""Runs a plan: faults for some time, then everything is healed and must come right."""
+
+import contextlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from ledger_cluster.config import ClusterConfig, generate_cluster_config
+from ledger_node import node as node_module
+from ledger_node.raft import FatalRaftError, journal, progress, replica
+from ledger_node.state_machine import InvariantError
+from ledger_node.store import StoreCorruptError
+from tests.simulation.checks import Checks
+from tests.simulation.clients import Clients
+from tests.simulation.disk import Disk
+from tests.simulation.engine import Engine, Violation, require
+from tests.simulation.faults import Faults
+from tests.simulation.gateway import Gateway
+from tests.simulation.history import check_history
+from tests.simulation.host import Host, Outbox
+from tests.simulation.network import Network
+from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
+
+# How long after healing, in longest election timeouts, until all is well.
+ELECTED_WITHIN = 12
+CONVERGED_WITHIN = 60
+
+# How the product says, of itself, that it is broken. Anything else is a bug all the same.
+PRODUCT_ALARMS = (FatalRaftError, InvariantError, StoreCorruptError, AssertionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    plan: Plan
+    steps: int
+    simulated_s: float
+    counts: Counter[str]
+    trace_hash: str
+
+
+class RunFailed(AssertionError):  # noqa: N818  (it is a finding)
+    """A run broke a promise; the text says how to run it again."""
+
+
+def run_plan(plan: Plan, log: Callable[[str], None] | None = None) -> Report:
+    """Run a plan; raise RunFailed where anything of it is wrong."""
+    folder = Path("/dev/shm")  # noqa: S108  (in memory, where there is such a thing)
+    parent = folder if folder.is_dir() else None
+    path = Path(tempfile.mkdtemp(prefix="ledger-simulation-", dir=parent))
+    cluster = None
+    try:
+        with bounds_of(plan.bounds):
+            cluster = Cluster(plan, path, log)
+            try:
+                return cluster.run()
+            except (Exception, FatalRaftError) as error:
+                raise RunFailed(_how_to_repeat(plan, cluster, error)) from error
+    finally:
+        if cluster is not None:
+            cluster.close()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _how_to_repeat(plan: Plan, cluster: "Cluster", error: BaseException) -> str:
+    kind = "" if isinstance(error, Violation) else f"{type(error).__name__}: "
+    own = plan == draw_plan(plan.seed)
+    which = f"--seed {plan.seed}" if own else f"--plan '{encode_plan(plan)}'"
+    return (
+        f"{kind}{error} (at {cluster.engine.now:.4f} s of simulated time). Run it again:\n"
+        f"python -m tests.simulation {which}"
+    )
+
+
+@contextlib.contextmanager
+def bounds_of(bounds: Bounds) -> Iterator[None]:
+    """Put a plan's bounds in the place of the product's."""
+    with contextlib.ExitStack() as stack:
+        for module, name, value in (
+            (replica, "MESSAGE_ENTRIES_MAX", bounds.message_entries),
+            (replica, "MESSAGE_BYTES_MAX", bounds.message_bytes),
+            (replica, "FLUSH_MESSAGES_MAX", bounds.flush_messages),
+            (replica, "APPLY_ENTRIES_MAX", bounds.apply_entries),
+            (replica, "HINT_STEPS_MAX", bounds.hint_steps),
+            (progress, "WINDOW_BYTES_MAX", bounds.window_bytes),
+            (progress, "WINDOW_ENTRIES_MAX", bounds.window_entries),
+            (journal, "TAIL_ENTRIES_MAX", bounds.tail_entries),
+            (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
+            (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
+            (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+class Cluster:
+    """Everything that takes part in a run, wired together."""
+
+    def __init__(self, plan: Plan, path: Path, log: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.config: ClusterConfig = generate_cluster_config(
+            plan.nodes, plan.shards, plan.replicas, cluster_id="simulation"
+        )
+        self.engine = engine = Engine(plan.seed)
+        engine.log = log
+        self.hosts = {
+            node.id: Host(
+                engine, plan, self.config, node.id, Disk(path / node.id, self.config, node.id)
+            )
+            for node in self.config.nodes
+        }
+        self.checks = Checks(engine, self.config, self.hosts)
+        self.network = Network(engine, plan, self.hosts)
+        gateway_ids = [f"g{number + 1}" for number in range(plan.gateways)]
+        gateways = [
+            Gateway(engine, plan, self.config, self.network, self.hosts, gateway_id)
+            for gateway_id in gateway_ids
+        ]
+        self.clients = Clients(engine, plan, self.config, gateways)
+        self.faults = Faults(engine, plan, self.hosts, self.network, gateway_ids)
+        for host in self.hosts.values():
+            host.events = self
+
+    # What hosts tell.
+
+    def started(self, host: Host) -> None:
+        """Pass on."""
+        self.network.started(host)
+
+    def crashed(self, host: Host) -> None:
+        """Pass on."""
+        self.network.crashed(host)
+        self.faults.crashed(host)
+
+    def turned(self, host: Host, outbox: Outbox) -> None:
+        """Check, and add to the trace."""
+        if outbox:
+            note = self.engine.note
+            for peer_id in sorted(outbox):
+                data = b"".join(m.SerializeToString() for m in outbox[peer_id])
+                note(f"{host.id} to {peer_id}", data)
+        self.checks.turned(host)
+
+    def released(self, host: Host, outbox: Outbox) -> None:
+        """Check, and pass on."""
+        self.checks.released(host, outbox)
+        self.network.send(host, outbox)
+
+    # The run.
+
+    def run(self) -> Report:
+        """Run with faults, heal, and demand that all comes right."""
+        plan, engine = self.plan, self.engine
+        for host in self.hosts.values():
+            engine.after(engine.rng.uniform(0, 0.1), host.start)
+        engine.after(0.05, self.clients.start)
+        engine.run_until(plan.run_s)
+        self._recover()
+        self._compare_replicas()
+        payloads = {shard_id: facts.payloads for shard_id, facts in self.checks.shards.items()}
+        check_history(engine, self.clients.history, payloads)
+        return Report(plan, engine.steps, engine.now, engine.counts, engine.trace_hash)
+
+    def _recover(self) -> None:
+        engine, unit_s = self.engine, self.plan.timing.election_max_s
+        engine.note("heal")
+        self.faults.heal()
+        self.clients.stopped = True
+        elected = engine.run_until(engine.now + ELECTED_WITHIN * unit_s, self._all_serve)
+        require(elected, f"no leader {ELECTED_WITHIN * unit_s:.1f} s after healing")
+        # Callers have deadlines, so every call ends.
+        ended = engine.run_until(
+            engine.now + self.plan.call_s + 1.0, lambda: not self.clients.calls_open
+        )
+        require(ended, "a call did not end")
+        # Every acknowledged write is repeated, and unknown ones as well: each gets its answer.
+        history = self.clients.history
+        for request in history.requests:
+            if request.acknowledged or (request.result is None and request.maybe_done):
+                self.clients.send_again(request)
+        converged = engine.run_until(engine.now + CONVERGED_WITHIN * unit_s, self._converged)
+        require(converged, "the replicas do not converge")
+        for request in history.requests:
+            told = request.result is not None or not request.maybe_done
+            require(told, f"a write got no answer after healing: {request.command}")
+
+    def _all_serve(self) -> bool:
+        return all(
+            any(
+                host.node is not None
+                and shard.id in host.node._replicas
+                and host.group(shard.id).serving
+                for host in self.hosts.values()
+            )
+            for shard in self.config.shards
+        )
+
+    def _converged(self) -> bool:
+        if self.clients.calls_open:
+            return False
+        for shard in self.config.shards:
+            places = {
+                (group.applied_index, group.commit_index, group.last_index)
+                for group in (self.hosts[name].group(shard.id) for name in shard.node_ids)
+            }
+            if len(places) != 1 or len(set(*places)) != 1:
+                return False
+        return True
+
+    def _compare_replicas(self) -> None:
+        for shard in self.config.shards:
+            hashes = set()
+            for name in shard.node_ids:
+                host = self.hosts[name]
+                assert host.store is not None
+                with host.store.read() as view:
+                    meta = view.shard(shard.id).meta()
+                hashes.add((meta.applied_index, meta.chain_hash))
+                self.checks.audit(host, [shard.id])
+            require(len(hashes) == 1, f"the replicas of shard {shard.id} differ at the end")
+
+    def close(self) -> None:
+        """Close what a failed run left open."""
+        for host in self.hosts.values():
+            if host.store is not None:
+                with contextlib.suppress(Exception):
+                    host.store.close()
