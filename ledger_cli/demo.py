@@ -61,7 +61,7 @@ def demo() -> None:
         try:
             signal_number = asyncio.run(_Demo(cluster).run())
         except (ClaimError, LocalClusterError) as error:
-            raise CliError(f"✗ {error}\n{_log_ends(cluster)}") from None
+            raise CliError(f"\n{_log_ends(cluster)}\n\n✗ {error}") from None
     if signal_number:
         click.echo("Stopped before the end; nothing is left running.", err=True)
         raise click.exceptions.Exit(128 + signal_number)

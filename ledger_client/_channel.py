@@ -3,6 +3,8 @@
 from grpc_health.v1 import health_pb2
 
 OPTIONS = [
+    # A proxy named in the environment is for the web; the gateway is in our own network.
+    ("grpc.enable_http_proxy", 0),
     # Retries are ours: they keep the deadline of the whole call and honour the server's delay.
     ("grpc.enable_retries", 0),
     # After a restart of the gateway, connect again soon (the default waits up to 2 minutes).

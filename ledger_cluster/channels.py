@@ -14,6 +14,8 @@ GrpcOption = tuple[str, int]
 def channel_options() -> list[GrpcOption]:
     """Options of a channel to a node: notice a dead peer in seconds, and find it again as fast."""
     return [
+        # A proxy named in the environment is for the web, not for what is inside a cluster.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -14,8 +14,10 @@ from breaking import PATIENCE_S
 from click.testing import CliRunner, Result
 
 from ledger_cli.cluster_state import read_state
-from ledger_cli.local_cluster import LocalCluster
+from ledger_cli.local_cluster import LocalCluster, free_base_port
 from ledger_cli.main import cli
+from ledger_client import LedgerClient
+from ledger_cluster.config import generate_cluster_config
 
 Run = Callable[..., Result]
 
@@ -94,3 +96,18 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     assert rest.endswith("Stopped before the end; nothing is left running.\n")
     assert not any(mark.alive for mark in state.processes.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proxy_in_the_environment_is_for_the_web(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    base_port = free_base_port(4)
+    config = generate_cluster_config(3, 1, base_port=base_port)
+    with LocalCluster(config, tmp_path, base_port + 3) as running:
+        running.wait_until_serving(10)
+        with LedgerClient(running.gateway_address) as client:
+            assert client.create_account().settled_balance == 0
