@@ -98,9 +98,7 @@ class Checks:
                 f"the leader of term {term} lacks the committed entry {i + 1}",
             )
 
-    def _commits(
-        self, facts: ShardFacts, shard_id: int, host: Host, index: int, term: int
-    ) -> None:
+    def _commits(self, facts: ShardFacts, shard_id: int, host: Host, index: int, term: int) -> None:
         """Someone is the first to know an entry committed: a majority must have it on disk."""
         entry = host.disk.shadows[shard_id].entries[index]
         members = self._members[shard_id]

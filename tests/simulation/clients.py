@@ -190,11 +190,13 @@ class Clients:
         self.history.requests.append(request)
         self._send(request, then)
 
-    def send_again(self, request: Request) -> None:
+    def send_again(self, request: Request, timeout_s: float) -> None:
         """Repeat a request: the answer must be the first one."""
-        self._send(request, lambda: None)
+        self._send(request, lambda: None, timeout_s)
 
-    def _send(self, request: Request, then: Callable[[], None]) -> None:
+    def _send(
+        self, request: Request, then: Callable[[], None], timeout_s: float | None = None
+    ) -> None:
         self.calls_open += 1
         request.under_way += 1
 
@@ -208,13 +210,10 @@ class Clients:
                 self._told(request, answer)
             then()
 
-        self._call(request.shard_id, Kind.EXECUTE, encode_command(request.command), done)
-
-    def _call(
-        self, shard_id: int, kind: Kind, data: bytes, done: Callable[[Answer], None]
-    ) -> None:
         gateway = self._rng.choice(self._gateways)
-        gateway.call(shard_id, kind, data, self._plan.call_s, done)
+        data = encode_command(request.command)
+        timeout_s = timeout_s or self._plan.call_s
+        gateway.call(request.shard_id, Kind.EXECUTE, data, timeout_s, done)
 
     def _told(self, request: Request, answer: Answer) -> None:
         result = answer.result
@@ -258,4 +257,6 @@ class Clients:
             then()
 
         kind = Kind.STALE_QUERY if stale else Kind.QUERY
-        self._call(account.shard_id, kind, encode_query(GetAccount(account_id)), done)
+        gateway = self._rng.choice(self._gateways)
+        data = encode_query(GetAccount(account_id))
+        gateway.call(account.shard_id, kind, data, self._plan.call_s, done)

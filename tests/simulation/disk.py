@@ -17,11 +17,11 @@ from tests.simulation.engine import require
 MAP_BYTES = 64 << 20
 
 
-class SimulatedCrash(BaseException):  # noqa: N818  (a BaseException, as nothing may catch it)
-    """The process dies here."""
+class SimulatedCrash(BaseException):
+    """The process dies here. A BaseException, so that nothing on the way catches it."""
 
 
-class DiskError(lmdb.DiskError):  # type: ignore[misc]  # lmdb is untyped
+class DiskError(lmdb.DiskError):
     """The disk failed."""
 
 

@@ -60,7 +60,9 @@ class Faults:
             self._engine.after(0.05, host.start)
             return
         # Often soon, sometimes much later.
-        self._engine.after(self._down_s * self._engine.rng.choice((0.02, 0.3, 1.0, 4.0)), host.start)
+        self._engine.after(
+            self._down_s * self._engine.rng.choice((0.02, 0.3, 1.0, 4.0)), host.start
+        )
 
     def heal(self) -> None:
         """Repair everything: from now on nothing fails."""

@@ -26,6 +26,8 @@ from tests.simulation.engine import Engine, require
 # Where a write took effect, or what a read saw the end of: log index, place in the entry.
 Position = tuple[int, float]
 _NOWHERE: Position = (0, 0)
+_NEVER: Position = (1 << 62, 0)
+Effects = dict[tuple[object, ...], Position]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,14 @@ class _Timed:
 
 def check_history(engine: Engine, history: History, payloads: dict[int, list[bytes]]) -> None:
     """Check the answers of a run against the committed log of every shard, and each other."""
+    effects: Effects = {}
     for shard_id, shard_payloads in payloads.items():
         requests = [r for r in history.requests if r.shard_id == shard_id]
         reads = [r for r in history.reads if r.shard_id == shard_id]
-        _Replay(requests, reads).run(shard_payloads)
-    check_linearizable(engine, history)
+        replay = _Replay(requests, reads)
+        replay.run(shard_payloads)
+        effects |= replay.effects
+    check_linearizable(engine, history, effects)
 
 
 class _Replay:
@@ -53,7 +58,7 @@ class _Replay:
         self._requests = {_key(request.command): request for request in requests}
         self._reads = sorted(reads, key=lambda read: read.index)
         self._model = Model()
-        self._effects: dict[tuple[object, ...], Position] = {}
+        self.effects: Effects = {}
         self._balances: dict[int, tuple[int, int]] = {}
 
     def run(self, payloads: list[bytes]) -> None:
@@ -70,7 +75,7 @@ class _Replay:
     def _apply(self, command: Command, position: Position) -> None:
         key = _key(command)
         require(key in self._requests, f"a command that nobody sent: {command}")
-        if key in self._effects:
+        if key in self.effects:
             return
         request, model = self._requests[key], self._model
         account_id = command.account_id
@@ -84,8 +89,8 @@ class _Replay:
             outcome = model.end_transaction(command)
         if isinstance(outcome, tuple) or isinstance(command, CreateAccount):
             # From here on every repeat finds this result.
-            self._effects[key] = position
-        if request.acknowledged and key in self._effects:
+            self.effects[key] = position
+        if request.acknowledged and key in self.effects:
             told = _outcome(request.result)
             require(told == outcome, f"{command}: told {told}, but it was {outcome}")
             require(position[0] <= request.index, f"{command}: told before it was done")
@@ -104,10 +109,10 @@ class _Replay:
     def _check_effects(self) -> None:
         for key, request in self._requests.items():
             if request.acknowledged:
-                require(key in self._effects, f"an acknowledged write is lost: {request.command}")
+                require(key in self.effects, f"an acknowledged write is lost: {request.command}")
             elif request.result is None and not request.maybe_done and not request.under_way:
                 require(
-                    key not in self._effects,
+                    key not in self.effects,
                     f"a write happened of which the caller heard that it did not: "
                     f"{request.command}",
                 )
@@ -118,11 +123,11 @@ class _Replay:
             _Timed(
                 request.start_s,
                 request.end_s if request.acknowledged else None,
-                self._effects[key],
+                self.effects[key],
                 floor=True,
             )
             for key, request in self._requests.items()
-            if key in self._effects
+            if key in self.effects
         ]
         timed += [
             _Timed(read.start_s, read.end_s, (read.index, float("inf")), floor=not read.stale)
@@ -167,10 +172,10 @@ def _balances(result: Result) -> tuple[int, int] | None:
 # The search that knows no log.
 
 
-def check_linearizable(engine: Engine, history: History) -> None:
+def check_linearizable(engine: Engine, history: History, effects: Effects) -> None:
     """Search for a linearization of every account's history."""
     by_account: defaultdict[object, list[lin.Call]] = defaultdict(list)
-    for call in plain_calls(history):
+    for call in plain_calls(history, effects):
         by_account[call.account].append(call)
     for account, calls in by_account.items():
         try:
@@ -180,11 +185,16 @@ def check_linearizable(engine: Engine, history: History) -> None:
             engine.counts["accounts undecided"] += 1
 
 
-def plain_calls(history: History) -> list[lin.Call]:
-    """Return the history as the plain records of the search."""
+def plain_calls(history: History, effects: Effects) -> list[lin.Call]:
+    """Return the history as the plain records of the search; ``effects`` only guide it."""
     calls = [
         lin.Call(
-            read.account_id, read.start_s, read.end_s, lin.GetBalances(), _balances(read.result)
+            read.account_id,
+            read.start_s,
+            read.end_s,
+            lin.GetBalances(),
+            _balances(read.result),
+            (read.index, float("inf")),
         )
         for read in history.reads
         if not read.stale
@@ -199,6 +209,7 @@ def plain_calls(history: History) -> list[lin.Call]:
                 request.end_s,
                 _operation(request.command),
                 _plain_result(request.command, request.result),
+                effects.get(_key(request.command), (request.index, 0) if request.index else _NEVER),
             )
         )
     return calls

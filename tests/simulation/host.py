@@ -238,7 +238,9 @@ class Host:
         try:
             outbox = node.turn()
         except SimulatedCrash:
-            self.crash("crashed after a commit" if store.crash_after_commit else "crashed in a turn")
+            self.crash(
+                "crashed after a commit" if store.crash_after_commit else "crashed in a turn"
+            )
             return
         except DiskError:
             # The server ends the process here: `fatal.die`.

@@ -12,11 +12,12 @@ The records are plain: the simulation makes them, and so can tests of real proce
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-STEPS_MAX = 200_000
+STEPS_MAX = 500_000
+_NEVER = float("inf")
 
 Status = Literal["pending", "settled", "insufficient funds"]
 
@@ -28,7 +29,10 @@ class CreateAccount:
 
 @dataclass(frozen=True, slots=True)
 class CreateTransaction:
-    """Money in (``amount`` > 0) or out. Result: (transaction id, status)."""
+    """Money in (``amount`` > 0) or out.
+
+    Result: (transaction id, status), or None where there is no such account.
+    """
 
     amount: int
     settled: bool
@@ -59,6 +63,9 @@ class Call:
     end_s: float | None
     operation: Operation
     result: object = None
+    hint: Any = None
+    """Where it is believed to have taken effect, among all calls on the account, as anything that
+    can be compared. It guides the search and proves nothing."""
 
 
 class Undecided(Exception):  # noqa: N818  (not an error: the search was given up)
@@ -94,67 +101,110 @@ def is_linearizable(history: list[Call]) -> bool:
 class _Search:
     """Depth first: take any call that may be next, try what it gives, and go back if stuck.
 
-    A call may be next if no call that is not taken yet ended before it started. Which calls are
-    taken (a bit set) and the state they led to is remembered: the same again is a dead end again.
+    A call may be next if no call that is not taken yet ended before it started: those are the
+    starts in front of the first end in the list of all starts and ends, from which calls that are
+    taken are lifted out. Which calls are taken (a bit set) and the state they led to is
+    remembered: the same again is a dead end again. A call whose result fits and that leaves the
+    state as it is, is taken without looking at others: that can never be wrong.
     """
 
     def __init__(self, history: list[Call]) -> None:
-        known = [call for call in history if call.end_s is not None]
         # An unknown call without effect cannot contradict anything.
-        unknown = [
+        self._calls = [
             call
             for call in history
-            if call.end_s is None and not isinstance(call.operation, GetBalances)
+            if call.end_s is not None or not isinstance(call.operation, GetBalances)
         ]
-        self._calls = sorted([*known, *unknown], key=lambda call: call.start_s)
-        self._must = sum(1 << i for i, c in enumerate(self._calls) if c.end_s is not None)
+        hinted = all(call.hint is not None for call in self._calls)
+        self._guess = [
+            call.hint if hinted else call.end_s if call.end_s is not None else _NEVER
+            for call in self._calls
+        ]
+        self._make_list()
         self._steps = 0
 
-    def run(self) -> bool:
-        start = (0, _State())
-        seen = {start}
-        stack = [start]
-        while stack:
-            taken, state = stack.pop()
-            if taken & self._must == self._must:
-                return True
-            # Last in, first out: the earliest call is tried first, unknown ones last.
-            following = []
-            for i in self._candidates(taken):
-                self._steps += 1
-                after = _apply(state, self._calls[i], i)
-                if after is None:
-                    continue
-                step = (taken | 1 << i, after)
-                if step not in seen:
-                    seen.add(step)
-                    following.append((self._calls[i].end_s is None, i, step))
-            if self._steps > STEPS_MAX:
-                raise Undecided
-            stack.extend(item[2] for item in sorted(following, key=_order, reverse=True))
-        return False
+    def _make_list(self) -> None:
+        """Link all starts and ends in the order of time; at equal times starts come first.
 
-    def _candidates(self, taken: int) -> list[int]:
-        """Return the calls that no other one, not taken yet, ended before."""
-        first_end = min(
-            (
-                call.end_s
-                for i, call in enumerate(self._calls)
-                if call.end_s is not None and not taken >> i & 1
-            ),
-            default=float("inf"),
-        )
-        candidates = []
+        Call ``i`` has its start in node 2 * i + 1 and its end in node 2 * i + 2; node 0 is the
+        head. The ends of unknown calls are left out.
+        """
+        events: list[tuple[float, bool, int]] = []
         for i, call in enumerate(self._calls):
-            if call.start_s > first_end:
-                break
-            if not taken >> i & 1:
-                candidates.append(i)
-        return candidates
+            events.append((call.start_s, False, 2 * i + 1))
+            if call.end_s is not None:
+                events.append((call.end_s, True, 2 * i + 2))
+        events.sort()
+        self._next = [-1] * (2 * len(self._calls) + 1)
+        self._before = self._next.copy()
+        at = 0
+        for _, _, node in events:
+            self._next[at], self._before[node] = node, at
+            at = node
 
+    def run(self) -> bool:
+        bits, state = 0, _State()
+        left = sum(call.end_s is not None for call in self._calls)
+        seen: set[tuple[int, _State]] = set()
+        path: list[tuple[int, _State]] = []
+        levels = [self._candidates(state)]
+        while left:
+            for i, after in levels[-1]:
+                taken = bits | 1 << i
+                if (taken, after) not in seen:
+                    seen.add((taken, after))
+                    break
+            else:
+                levels.pop()
+                if not path:
+                    return False
+                i, state = path.pop()
+                bits ^= 1 << i
+                left += self._put_back(i)
+                continue
+            path.append((i, state))
+            bits, state = taken, after
+            left -= self._lift(i)
+            levels.append(self._candidates(state))
+        return True
 
-def _order(item: tuple[bool, int, object]) -> tuple[bool, int]:
-    return item[:2]
+    def _candidates(self, state: _State) -> Iterator[tuple[int, _State]]:
+        """Return what may be next, with the states after it, the best guess first."""
+        candidates: list[tuple[Any, int, _State]] = []
+        at = self._next[0]
+        while at > 0 and at % 2:
+            i = at // 2
+            after = _apply(state, self._calls[i], i)
+            if after is state and self._calls[i].end_s is not None:
+                return iter([(i, state)])
+            if after is not None and after is not state:
+                candidates.append((self._guess[i], i, after))
+            at = self._next[at]
+            self._steps += 1
+        if self._steps > STEPS_MAX:
+            raise Undecided
+        candidates.sort(key=lambda item: item[:2])
+        return iter([item[1:] for item in candidates])
+
+    def _lift(self, i: int) -> bool:
+        """Take a call out of the list; return whether its outcome is known."""
+        known = self._calls[i].end_s is not None
+        for node in (2 * i + 1, 2 * i + 2) if known else (2 * i + 1,):
+            before, after = self._before[node], self._next[node]
+            self._next[before] = after
+            if after > 0:
+                self._before[after] = before
+        return known
+
+    def _put_back(self, i: int) -> bool:
+        """Undo the last `_lift` that is not undone."""
+        known = self._calls[i].end_s is not None
+        for node in (2 * i + 2, 2 * i + 1) if known else (2 * i + 1,):
+            before, after = self._before[node], self._next[node]
+            self._next[before] = node
+            if after > 0:
+                self._before[after] = node
+        return known
 
 
 def _apply(state: _State, call: Call, place: int) -> _State | None:
@@ -175,8 +225,8 @@ def _apply(state: _State, call: Call, place: int) -> _State | None:
 def _create(
     state: _State, amount: int, settled: bool, result: object, known: bool
 ) -> _State | None:
-    if not state.exists:
-        return None
+    if not state.exists or (known and result is None):
+        return state if known and result is None and not state.exists else None
     status: Status = "settled" if settled else "pending"
     if amount < 0 and state.settled - state.reserved < -amount:
         status = "insufficient funds"
@@ -195,9 +245,7 @@ def _create(
     return state
 
 
-def _end(
-    state: _State, transaction_id: object, settle: bool, result: object
-) -> _State | None:
+def _end(state: _State, transaction_id: object, settle: bool, result: object) -> _State | None:
     item = next((item for item in state.pending if item[0] == transaction_id), None)
     if result is not None and result != (item is not None):
         return None

@@ -155,7 +155,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
     rng = random.Random(f"plan {seed}")
     nodes = rng.choice((3, 3, 3, 5))
     timing = rng.choice(_TIMINGS)
-    run_s = rng.uniform(16, 40) * timing.election_max_s * length
+    run_s = rng.uniform(6, 24) * timing.election_max_s * length
     return Plan(
         seed=seed,
         nodes=nodes,

@@ -182,7 +182,7 @@ class Cluster:
         history = self.clients.history
         for request in history.requests:
             if request.acknowledged or (request.result is None and request.maybe_done):
-                self.clients.send_again(request)
+                self.clients.send_again(request, CONVERGED_WITHIN * unit_s)
         converged = engine.run_until(engine.now + CONVERGED_WITHIN * unit_s, self._converged)
         require(converged, "the replicas do not converge")
         for request in history.requests:
