@@ -219,8 +219,7 @@ class _Batch:
         if reply.outcome == shard_pb2.OUTCOME_OK:
             if lane._kind is not Kind.STALE_QUERY:
                 lane._leaders[lane._shard.id] = self._node_id
-            write = isinstance(reply, ExecuteReply)
-            index = reply.log_index if write else reply.applied_index
+            index = reply.log_index if isinstance(reply, ExecuteReply) else reply.applied_index
             assert len(reply.results) == len(self._calls)
             for place, (call, data) in enumerate(zip(self._calls, reply.results, strict=True)):
                 lane._end(call, Answer(End.OK, decode_result(data), index, place))

@@ -7,6 +7,7 @@ is sent over a connection that is gone is lost.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import combinations
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
@@ -65,7 +66,7 @@ class Network:
             link.epoch += 1
             for me, other in ((a, b), (b, a)):
                 self._held.pop((me, other), None)
-                self._engine.after(self._delay(), lambda m=me, o=other: self._lost(m, o))
+                self._engine.after(self._delay(), partial(self._lost, me, other))
         self._dial(a, b)
 
     def _lost(self, me: str, other: str) -> None:
@@ -91,9 +92,7 @@ class Network:
             link.up = True
             link.epoch += 1
             for me, other in ((a, b), (b, a)):
-                self._engine.after(
-                    self._delay(), lambda m=me, o=other, e=link.epoch: self._found(m, o, e)
-                )
+                self._engine.after(self._delay(), partial(self._found, me, other, link.epoch))
 
         self._engine.after(self._engine.rng.uniform(DIAL_S_MIN, DIAL_S_MAX), connect)
 

@@ -50,7 +50,7 @@ class RunFailed(AssertionError):  # noqa: N818  (it is a finding)
 
 def run_plan(plan: Plan, log: Callable[[str], None] | None = None) -> Report:
     """Run a plan; raise RunFailed where anything of it is wrong."""
-    folder = Path("/dev/shm")  # noqa: S108  (in memory, where there is such a thing)
+    folder = Path("/dev/shm")
     parent = folder if folder.is_dir() else None
     path = Path(tempfile.mkdtemp(prefix="ledger-simulation-", dir=parent))
     cluster = None
