@@ -218,12 +218,13 @@ class Traffic:
         read = self._client.list_transactions(account_id, page_size=PAGE_SIZE)
         listed = [transaction async for transaction in read]
         account = await self._client.get_account(account_id)
-        return [f"account {account_id}: {fault}" for fault in _compare(writes, listed, account)]
+        return [f"account {account_id}: {fault}" for fault in differences(writes, listed, account)]
 
 
-def _compare(
+def differences(
     writes: list[Write], listed: list[ledger_pb2.Transaction], account: ledger_pb2.Account
 ) -> list[str]:
+    """Hold what an account has against all writes to it; return in words what differs."""
     found = []
     answered = {write.answer.id: write.answer for write in writes if write.answer}
     recorded = {transaction.id: transaction for transaction in listed}
