@@ -8,11 +8,25 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ledger_core.accounts import AccountType
+from ledger_core.ledgers import (
+    CHART_CODES_MAX,
+    CURRENCIES_MAX,
+    USD,
+    ChartCode,
+    Currency,
+    Label,
+    ledger_key,
+    name_key,
+)
 from ledger_core.money import INT64_MAX
 
 DESCRIPTION_CHARACTERS_MAX = 1_000
 REQUEST_ID_CHARACTERS_MAX = 128
 LEDGER_NAME_CHARACTERS_MAX = 64
+METADATA_KEYS_MAX = 32
+METADATA_KEY_CHARACTERS_MAX = 64
+METADATA_VALUE_CHARACTERS_MAX = 256
 
 # Decoding checks these bounds, so nothing that passed `decode_command` can overflow a stored row.
 # msgpack has no integers above 2**64 - 1.
@@ -23,15 +37,44 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=REQUEST_ID_CHAR
 LedgerName = Annotated[str, msgspec.Meta(min_length=1, max_length=LEDGER_NAME_CHARACTERS_MAX)]
 
 
-class CreateAccount(msgspec.Struct, tag=1, array_like=True, frozen=True):
-    """Open the account ``account_id``, which is derived from (ledger, request_id)."""
+ChartCodeText = Annotated[str, msgspec.Meta(max_length=32)]
+MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=METADATA_KEY_CHARACTERS_MAX)]
+MetadataValue = Annotated[str, msgspec.Meta(max_length=METADATA_VALUE_CHARACTERS_MAX)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_KEYS_MAX)]
+
+
+class Limits(msgspec.Struct, array_like=True, frozen=True):
+    """Bounds of an account's balances, in minor units; None means no bound.
+
+    ``minimum`` holds for the available balance and is checked on outflows, ``maximum`` for the
+    settled balance plus pending inflows and is checked on inflows.
+    """
+
+    minimum: SignedAmount | None = 0
+    maximum: SignedAmount | None = None
+
+
+NO_OVERDRAFT = Limits()
+
+
+class CreateAccount(msgspec.Struct, tag=1, tag_field="kind", array_like=True, frozen=True):
+    """Open the account ``account_id``, which is derived from (ledger, request_id).
+
+    Type and currency were taken from the ledger's chart and currencies: those never change.
+    """
 
     account_id: U64
     ledger: LedgerName
     request_id: RequestId
+    type: AccountType = AccountType.LIABILITY
+    currency: Currency = USD
+    code: ChartCodeText = ""
+    name: Label = ""
+    limits: Limits = NO_OVERDRAFT
+    metadata: Metadata = {}
 
 
-class CreateTransaction(msgspec.Struct, tag=2, array_like=True, frozen=True):
+class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):
     """One-account form: ``amount`` > 0 is money into the account, < 0 is money out of it.
 
     It expands to two entries, the account against its shard's external account. ``amount`` is in
@@ -45,7 +88,7 @@ class CreateTransaction(msgspec.Struct, tag=2, array_like=True, frozen=True):
     request_id: RequestId
 
 
-class SettleTransaction(msgspec.Struct, tag=3, array_like=True, frozen=True):
+class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
     """Post what a pending transaction reserved."""
 
     account_id: U64
@@ -53,7 +96,7 @@ class SettleTransaction(msgspec.Struct, tag=3, array_like=True, frozen=True):
     request_id: RequestId
 
 
-class CancelTransaction(msgspec.Struct, tag=4, array_like=True, frozen=True):
+class CancelTransaction(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True):
     """Release what a pending transaction reserved."""
 
     account_id: U64
@@ -61,7 +104,103 @@ class CancelTransaction(msgspec.Struct, tag=4, array_like=True, frozen=True):
     request_id: RequestId
 
 
-Command = CreateAccount | CreateTransaction | SettleTransaction | CancelTransaction
+class UpdateAccount(msgspec.Struct, tag=5, tag_field="kind", array_like=True, frozen=True):
+    """Change what is not None. ``revision`` is that of the account which the caller looked at."""
+
+    account_id: U64
+    request_id: RequestId
+    revision: U64
+    name: Label | None = None
+    metadata: Metadata | None = None
+    limits: Limits | None = None
+
+
+class FreezeAccount(msgspec.Struct, tag=6, tag_field="kind", array_like=True, frozen=True):
+    """Refuse new transactions on an account; pending ones can still be settled or cancelled."""
+
+    account_id: U64
+    request_id: RequestId
+
+
+class UnfreezeAccount(msgspec.Struct, tag=7, tag_field="kind", array_like=True, frozen=True):
+    """Take new transactions again."""
+
+    account_id: U64
+    request_id: RequestId
+
+
+class CloseAccount(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True):
+    """Close an account for good: only at zero, with nothing pending."""
+
+    account_id: U64
+    request_id: RequestId
+
+
+class CreateLedger(msgspec.Struct, tag=9, tag_field="kind", array_like=True, frozen=True):
+    """Make a set of books. The first currency is the default of its accounts."""
+
+    name: LedgerName
+    request_id: RequestId
+    description: Description
+    currencies: Annotated[list[Currency], msgspec.Meta(min_length=1, max_length=CURRENCIES_MAX)]
+    chart: Annotated[list[ChartCode], msgspec.Meta(max_length=CHART_CODES_MAX)] = []
+
+
+class ExtendLedger(msgspec.Struct, tag=10, tag_field="kind", array_like=True, frozen=True):
+    """Add currencies and lines of the chart, and change the description if it is not None.
+
+    ``revision`` is that of the ledger which the caller looked at.
+    """
+
+    name: LedgerName
+    request_id: RequestId
+    revision: U64
+    description: Description | None = None
+    currencies: Annotated[list[Currency], msgspec.Meta(max_length=CURRENCIES_MAX)] = []
+    chart: Annotated[list[ChartCode], msgspec.Meta(max_length=CHART_CODES_MAX)] = []
+
+
+class ClaimName(msgspec.Struct, tag=11, tag_field="kind", array_like=True, frozen=True):
+    """Take a name in a ledger for an account, before the account gets it."""
+
+    ledger: LedgerName
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    account_id: U64
+    request_id: RequestId
+
+
+class ReleaseName(msgspec.Struct, tag=12, tag_field="kind", array_like=True, frozen=True):
+    """Give a name back that ``account_id`` had and has no more, or never got."""
+
+    ledger: LedgerName
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    account_id: U64
+    request_id: RequestId
+
+
+AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
+Command = (
+    CreateAccount
+    | CreateTransaction
+    | SettleTransaction
+    | CancelTransaction
+    | AccountChange
+    | CreateLedger
+    | ExtendLedger
+    | ClaimName
+    | ReleaseName
+)
+
+
+def routing_id(command: Command) -> int:
+    """Return the u64 by which a command routes to its shard."""
+    match command:
+        case CreateLedger() | ExtendLedger():
+            return ledger_key(command.name)
+        case ClaimName() | ReleaseName():
+            return name_key(command.ledger, command.name)
+        case _:
+            return command.account_id
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True):

@@ -8,7 +8,9 @@ transactions.
 import msgspec
 
 from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
+from ledger_core.commands import NO_OVERDRAFT, Limits
 from ledger_core.errors import Reason
+from ledger_core.ledgers import ChartCode, Currency
 
 
 class AccountView(msgspec.Struct, tag=1, tag_field="kind", array_like=True, frozen=True):
@@ -30,6 +32,11 @@ class AccountView(msgspec.Struct, tag=1, tag_field="kind", array_like=True, froz
     version: int
     create_time_us: int
     update_time_us: int
+    code: str = ""
+    name: str = ""
+    limits: Limits = NO_OVERDRAFT
+    metadata: dict[str, str] = {}
+    revision: int = 0
 
 
 class EntryView(msgspec.Struct, array_like=True, frozen=True):
@@ -88,7 +95,49 @@ class Failure(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=T
     metadata: dict[str, str] = {}
 
 
-Result = AccountView | TransactionView | TransactionPage | Failure
+class AccountPage(msgspec.Struct, tag=5, tag_field="kind", array_like=True, frozen=True):
+    """Accounts of one shard. The next page starts after ``last_slot``; -1 after the last."""
+
+    accounts: list[AccountView]
+    last_slot: int
+
+
+class LedgerView(msgspec.Struct, tag=6, tag_field="kind", array_like=True, frozen=True):
+    """A ledger as the API shows it."""
+
+    name: str
+    description: str
+    currencies: list[Currency]
+    chart: list[ChartCode]
+    revision: int
+    create_time_us: int
+    update_time_us: int
+
+
+class LedgerPage(msgspec.Struct, tag=7, tag_field="kind", array_like=True, frozen=True):
+    """Ledgers of one shard, by name."""
+
+    ledgers: list[LedgerView]
+
+
+class NameView(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True):
+    """Who has a name. ``account_id`` is None where nobody has."""
+
+    ledger: str
+    name: str
+    account_id: int | None
+
+
+Result = (
+    AccountView
+    | TransactionView
+    | TransactionPage
+    | Failure
+    | AccountPage
+    | LedgerView
+    | LedgerPage
+    | NameView
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)

@@ -1,12 +1,36 @@
 """Answers to queries, from one consistent view of a shard's tables."""
 
+from itertools import islice
+
 from ledger_core.errors import Reason
-from ledger_core.queries import GetAccount, GetTransaction, ListTransactions, Query
-from ledger_core.results import Failure, Result, TransactionPage, TransactionView
+from ledger_core.ids import is_system_account_id
+from ledger_core.queries import (
+    FindName,
+    GetAccount,
+    GetLedger,
+    GetTransaction,
+    ListAccounts,
+    ListLedgers,
+    ListTransactions,
+    Query,
+)
+from ledger_core.results import (
+    AccountPage,
+    AccountView,
+    Failure,
+    LedgerPage,
+    NameView,
+    Result,
+    TransactionPage,
+    TransactionView,
+)
+from ledger_node.ledger_rules import find_ledger, ledger_not_found
+from ledger_node.records import AccountRecord, Book
 from ledger_node.store import ShardTables
 from ledger_node.views import (
     account_not_found,
     account_view,
+    ledger_view,
     transaction_not_found,
     transaction_view,
 )
@@ -15,6 +39,9 @@ from ledger_node.views import (
 # Settled and cancelled transactions have two entries, of which the first is shown: a page that
 # meets more of the others than this ends early, and the next one goes on.
 _ENTRIES_PER_SHOWN = 4
+
+# How many accounts one page of a list may look at.
+ACCOUNTS_PER_PAGE_MAX = 5_000
 
 
 def answer(tables: ShardTables, query: Query) -> Result:
@@ -26,18 +53,62 @@ def answer(tables: ShardTables, query: Query) -> Result:
             return _get_transaction(tables, query)
         case ListTransactions():
             return _list_transactions(tables, query)
+        case ListAccounts():
+            return _list_accounts(tables, query)
+        case GetLedger():
+            ledger = find_ledger(tables, query.name)
+            return ledger_not_found(query.name) if ledger is None else ledger_view(ledger)
+        case ListLedgers():
+            found = islice(tables.ledgers_after(query.after), query.page_size)
+            return LedgerPage([ledger_view(record) for record in found])
+        case FindName():
+            owner = tables.find_name(query.ledger, query.name)
+            return NameView(query.ledger, query.name, owner.account_id if owner else None)
 
 
 def _get_account(tables: ShardTables, account_id: int) -> Result:
     slot = tables.find_slot(account_id)
     if slot is None:
         return account_not_found(account_id)
-    record = tables.account_info(slot)
+    return _account(tables, tables.meta().books, slot, tables.account_info(slot))
+
+
+def _account(
+    tables: ShardTables, books: list[Book], slot: int, record: AccountRecord
+) -> AccountView:
     balance = tables.balance(slot)
     update_time_us = record.create_time_us
     if balance.last_position:
         update_time_us = tables.entry(balance.last_position).time_us
-    return account_view(record, balance, tables.meta().books[balance.book], update_time_us)
+    return account_view(record, balance, books[balance.book], update_time_us)
+
+
+def _list_accounts(tables: ShardTables, query: ListAccounts) -> Result:
+    """Look through the accounts in the order of their opening.
+
+    A page looks at a bounded number of accounts, and may show fewer than asked for, or none.
+    """
+    meta = tables.meta()
+    shown: list[AccountView] = []
+    last_slot = query.after_slot
+    for slot, record in islice(tables.accounts_after(query.after_slot), ACCOUNTS_PER_PAGE_MAX):
+        last_slot = slot
+        if is_system_account_id(meta.lower_bound, record.account_id):
+            continue
+        if not record.code.startswith(query.code_prefix) or (
+            query.metadata_key and query.metadata_key not in record.metadata
+        ):
+            continue
+        view = _account(tables, meta.books, slot, record)
+        if (
+            view.ledger == query.ledger
+            and query.type in (None, view.type)
+            and query.state in (None, view.state)
+        ):
+            shown.append(view)
+            if len(shown) == query.page_size:
+                break
+    return AccountPage(shown, last_slot if last_slot + 1 < meta.next_slot else -1)
 
 
 def _get_transaction(tables: ShardTables, query: GetTransaction) -> Result:

@@ -17,11 +17,17 @@ from ledger_core.accounts import (
     EntryKind,
     TransactionStatus,
 )
+from ledger_core.commands import NO_OVERDRAFT, Limits
+from ledger_core.errors import RefusalReason
+from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 
 _BALANCE = struct.Struct("<qqqqQQQIHBB")
 _ENTRY = struct.Struct("<QQqqQQqqqqBB6x")
 _REQUEST = struct.Struct("<16sQI4x")
+
+# The last byte of a balance row.
+_FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
 
 BALANCE_ROW_BYTES = _BALANCE.size
 ENTRY_ROW_BYTES = _ENTRY.size
@@ -33,7 +39,7 @@ class BalanceRow(Counters):
 
     ``sequence`` counts the account's entries; ``last_position`` is the position of the newest one
     in the shard's entries (0: none). ``book`` indexes `ShardMeta.books`. ``floored`` accounts may
-    not be overdrawn.
+    not be overdrawn; ``limited`` ones have other limits, in their AccountRecord.
     """
 
     account_id: int = 0
@@ -44,6 +50,7 @@ class BalanceRow(Counters):
     type: AccountType = AccountType.LIABILITY
     state: AccountState = AccountState.OPEN
     floored: bool = True
+    limited: bool = False
 
     def pack(self) -> bytes:
         """Encode; struct.error if a counter left its 64 bits."""
@@ -58,7 +65,7 @@ class BalanceRow(Counters):
             self.pending_transactions,
             self.book,
             self.type,
-            self.state | (0x80 if self.floored else 0),
+            self.state | (_FLOORED if self.floored else 0) | (_LIMITED if self.limited else 0),
         )
 
     @classmethod
@@ -88,9 +95,16 @@ class BalanceRow(Counters):
             pending_transactions,
             book,
             AccountType(type_),
-            AccountState(flags & 0x7F),
-            bool(flags & 0x80),
+            AccountState(flags & _STATE),
+            bool(flags & _FLOORED),
+            bool(flags & _LIMITED),
         )
+
+    def pending_inflow(self) -> int:
+        """Return the pending money that comes in."""
+        if self.type.normal_side is Direction.CREDIT:
+            return self.credits_pending
+        return self.debits_pending
 
     def room(self, direction: Direction) -> int:
         """Return how much more the counters of one side can take.
@@ -178,6 +192,33 @@ class AccountRecord(msgspec.Struct, array_like=True, frozen=True):
     account_id: int
     request_id: str
     create_time_us: int
+    code: str = ""
+    name: str = ""
+    limits: Limits = NO_OVERDRAFT
+    metadata: dict[str, str] = {}
+    revision: int = 0
+    update_time_us: int = 0
+    """Of the last change to this record; 0 before the first."""
+
+
+class LedgerRecord(msgspec.Struct, array_like=True, frozen=True):
+    """A ledger, on the shard that its name routes to."""
+
+    name: str
+    description: str
+    currencies: list[Currency]
+    chart: list[ChartCode]
+    revision: int
+    create_time_us: int
+    update_time_us: int
+    request_id: str
+
+
+class NameRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Who has a name in a ledger, and the request that claimed it."""
+
+    account_id: int
+    request_id: str
 
 
 class EntryRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -197,12 +238,16 @@ class StateRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RefusalRecord(msgspec.Struct, array_like=True, frozen=True):
-    """Why a transaction was refused. Amounts in minor units."""
+    """Why a transaction was refused. Amounts in minor units.
+
+    For limits, ``available_amount`` is how much more the account could have taken.
+    """
 
     entry_index: int
-    required_amount: int
-    available_amount: int
-    reserved_amount: int
+    required_amount: int = 0
+    available_amount: int = 0
+    reserved_amount: int = 0
+    reason: RefusalReason = RefusalReason.INSUFFICIENT_FUNDS
 
 
 class TransactionRecord(msgspec.Struct, array_like=True):

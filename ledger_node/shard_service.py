@@ -13,7 +13,7 @@ from grpc import aio
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ShardConfig
-from ledger_core.commands import Command, CreateTransaction, decode_command
+from ledger_core.commands import Command, CreateTransaction, decode_command, routing_id
 from ledger_core.ids import shard_key
 from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
@@ -144,8 +144,9 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> None:
         command: Command = decode_command(data)
         if isinstance(command, CreateTransaction) and command.amount == 0:
             raise ValueError("amount is 0")
-        if not shard.lower_bound <= shard_key(command.account_id) <= shard.upper_bound:
-            raise ValueError(f"account {command.account_id:016x} is not of shard {shard.id}")
+        routing = routing_id(command)
+        if not shard.lower_bound <= shard_key(routing) <= shard.upper_bound:
+            raise ValueError(f"{routing:016x} is not of shard {shard.id}")
 
 
 async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:

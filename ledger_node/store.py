@@ -14,6 +14,8 @@ Tables of a shard (keys big-endian, so that LMDB sorts them by number):
     requests       request key, scope -> RequestRow
     entries        position of the first row -> EntryRows of one log entry, appended
     entry_marks    slot, sequence // 64 -> position, time: a sparse index into an account's history
+    ledgers        name -> LedgerRecord, of the ledgers that this shard keeps
+    names          ledger, 0, name -> NameRecord, of the account names that this shard keeps
 
 What grows is appended; what is scattered stays small and dense.
 """
@@ -21,6 +23,7 @@ What grows is appended; what is scattered stays small and dense.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import struct
@@ -38,6 +41,8 @@ from ledger_node.records import (
     AccountRecord,
     BalanceRow,
     EntryRow,
+    LedgerRecord,
+    NameRecord,
     RequestRow,
     ShardMeta,
     TransactionRecord,
@@ -61,6 +66,8 @@ _TABLES = (
     "requests",
     "entries",
     "entry_marks",
+    "ledgers",
+    "names",
 )
 
 _U64 = struct.Struct(">Q")
@@ -73,6 +80,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_meta = msgspec.msgpack.Decoder(ShardMeta).decode
 _decode_account = msgspec.msgpack.Decoder(AccountRecord).decode
 _decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
+_decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
+_decode_name = msgspec.msgpack.Decoder(NameRecord).decode
 _decode_hard_state = msgspec.msgpack.Decoder(tuple[int, str | None]).decode
 
 
@@ -275,6 +284,8 @@ class ShardTables:
         self._requests = databases["requests"]
         self._entries = databases["entries"]
         self._entry_marks = databases["entry_marks"]
+        self._ledgers = databases["ledgers"]
+        self._names = databases["names"]
 
     # State
 
@@ -376,6 +387,46 @@ class ShardTables:
             db=self._entry_marks,
         )
 
+    def save_account_info(self, slot: int, record: AccountRecord) -> None:
+        """Store what seldom changes of the account in a slot."""
+        self._source.txn.put(_U32.pack(slot), _encode(record), db=self._account_info)
+
+    def accounts_after(self, slot: int) -> Iterator[tuple[int, AccountRecord]]:
+        """Yield (slot, record) of the accounts behind a slot, in the order of their opening."""
+        with self._source.txn.cursor(self._account_info) as cursor:
+            if cursor.set_range(_U32.pack(slot + 1)):
+                for key, value in cursor:
+                    yield _U32.unpack(key)[0], _decode_account(value)
+
+    def find_ledger(self, name: str) -> LedgerRecord | None:
+        """Return a ledger that this shard keeps."""
+        data = self._get(self._ledgers, name.encode())
+        return None if data is None else _decode_ledger(data)
+
+    def save_ledger(self, record: LedgerRecord) -> None:
+        """Store a ledger, new or changed."""
+        self._source.txn.put(record.name.encode(), _encode(record), db=self._ledgers)
+
+    def ledgers_after(self, name: str) -> Iterator[LedgerRecord]:
+        """Yield the ledgers that this shard keeps and that come after a name, by name."""
+        with self._source.txn.cursor(self._ledgers) as cursor:
+            if cursor.set_range(name.encode() + b"\0"):
+                for _key, value in cursor:
+                    yield _decode_ledger(value)
+
+    def find_name(self, ledger: str, name: str) -> NameRecord | None:
+        """Return who has a name."""
+        data = self._get(self._names, _name_row_key(ledger, name))
+        return None if data is None else _decode_name(data)
+
+    def save_name(self, ledger: str, name: str, record: NameRecord) -> None:
+        """Store who has a name."""
+        self._source.txn.put(_name_row_key(ledger, name), _encode(record), db=self._names)
+
+    def drop_name(self, ledger: str, name: str) -> None:
+        """Store that nobody has a name."""
+        self._source.txn.delete(_name_row_key(ledger, name), db=self._names)
+
     # Raft log
 
     def hard_state(self) -> tuple[int, str | None]:
@@ -472,6 +523,12 @@ class StoredRaftLog:
         """Drop ``index`` and all after it, with this turn."""
         self._tables.truncate_log(index)
         self._last = index - 1
+
+
+def _name_row_key(ledger: str, name: str) -> bytes:
+    # At most 64 characters and 128 of up to 4 bytes would pass LMDB's 511 bytes: hash what is long.
+    key = ledger.encode() + b"\0" + name.encode()
+    return key if len(key) <= 256 else hashlib.blake2b(key, digest_size=32).digest()
 
 
 def _log_checksum(index: int, term: int, payload: bytes) -> int:

@@ -1,10 +1,26 @@
 """From stored rows to what commands and queries return, and the failures both have."""
 
-from ledger_core.errors import Reason
+from ledger_core.accounts import AccountState
+from ledger_core.commands import CreateAccount
+from ledger_core.errors import Reason, RefusalReason
 from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.money import format_amount
-from ledger_core.results import AccountView, EntryView, Failure, RefusalView, TransactionView
-from ledger_node.records import AccountRecord, BalanceRow, Book, TransactionRecord
+from ledger_core.results import (
+    AccountView,
+    EntryView,
+    Failure,
+    LedgerView,
+    RefusalView,
+    TransactionView,
+)
+from ledger_node.records import (
+    AccountRecord,
+    BalanceRow,
+    Book,
+    LedgerRecord,
+    RefusalRecord,
+    TransactionRecord,
+)
 
 
 def account_view(
@@ -28,7 +44,52 @@ def account_view(
         pending_transactions=balance.pending_transactions,
         version=balance.sequence,
         create_time_us=record.create_time_us,
-        update_time_us=update_time_us,
+        update_time_us=max(update_time_us, record.update_time_us),
+        code=record.code,
+        name=record.name,
+        limits=record.limits,
+        metadata=record.metadata,
+        revision=record.revision,
+    )
+
+
+def opened_account_view(command: CreateAccount, create_time_us: int) -> AccountView:
+    """Show an account as it was when it was opened, whatever it has become since."""
+    return AccountView(
+        account_id=command.account_id,
+        ledger=command.ledger,
+        type=command.type,
+        state=AccountState.OPEN,
+        currency=command.currency.code,
+        currency_exponent=command.currency.exponent,
+        settled_balance=0,
+        available_balance=0,
+        debits_posted=0,
+        credits_posted=0,
+        debits_pending=0,
+        credits_pending=0,
+        pending_transactions=0,
+        version=0,
+        create_time_us=create_time_us,
+        update_time_us=create_time_us,
+        code=command.code,
+        name=command.name,
+        limits=command.limits,
+        metadata=command.metadata,
+        revision=0,
+    )
+
+
+def ledger_view(record: LedgerRecord) -> LedgerView:
+    """Show a ledger."""
+    return LedgerView(
+        name=record.name,
+        description=record.description,
+        currencies=record.currencies,
+        chart=record.chart,
+        revision=record.revision,
+        create_time_us=record.create_time_us,
+        update_time_us=record.update_time_us,
     )
 
 
@@ -87,21 +148,40 @@ def _refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
     if refusal is None:
         return None
 
-    def money(amount: int) -> str:
-        return format_amount(amount, book.currency, book.currency_exponent)
-
     account_id = record.entries[refusal.entry_index].account_id
-    message = (
-        f"account {format_account_id(account_id)} has {money(refusal.available_amount)} available, "
-        f"needs {money(refusal.required_amount)}"
-    )
-    if refusal.reserved_amount:
-        message += f" ({money(refusal.reserved_amount)} reserved by pending transactions)"
     return RefusalView(
-        reason=record.status.name,
+        reason=refusal.reason,
         entry_index=refusal.entry_index,
         account_id=account_id,
         required_amount=refusal.required_amount,
         available_amount=refusal.available_amount,
-        message=message,
+        message=f"account {format_account_id(account_id)} {_why(refusal, book)}",
     )
+
+
+def _why(refusal: RefusalRecord, book: Book) -> str:
+    """Say the reason as the predicate of a sentence about the account."""
+
+    def money(amount: int) -> str:
+        return format_amount(amount, book.currency, book.currency_exponent)
+
+    match refusal.reason:
+        case RefusalReason.ACCOUNT_FROZEN:
+            return "is frozen"
+        case RefusalReason.ACCOUNT_CLOSED:
+            return "is closed"
+        case RefusalReason.LIMIT_EXCEEDED:
+            text = (
+                f"has room for {money(refusal.available_amount)} below its maximum balance, got "
+                f"{money(refusal.required_amount)}"
+            )
+            held = "on their way by"
+        case RefusalReason.INSUFFICIENT_FUNDS:
+            text = (
+                f"has {money(refusal.available_amount)} available, needs "
+                f"{money(refusal.required_amount)}"
+            )
+            held = "reserved by"
+    if refusal.reserved_amount:
+        text += f" ({money(refusal.reserved_amount)} {held} pending transactions)"
+    return text

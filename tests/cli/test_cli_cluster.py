@@ -30,17 +30,17 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
     status: shard_pb2.NodeStatus
     audits: dict[int, list[shard_pb2.ReplicaAudit]] = field(default_factory=dict)
 
-    def GetNodeStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def GetNodeStatus(self, request: Any, context: Any) -> Any:
         return self.status
 
-    def AuditReplica(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def AuditReplica(self, request: Any, context: Any) -> Any:
         answers = self.audits[request.shard_id]
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    def Execute(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Query(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
 

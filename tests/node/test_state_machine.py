@@ -19,7 +19,8 @@ from ledger_core.ids import derive_account_id, system_account_id
 from ledger_core.money import INT64_MAX
 from ledger_core.queries import GetAccount, GetTransaction, ListTransactions
 from ledger_core.results import AccountView, Failure, TransactionPage, TransactionView
-from ledger_node.state_machine import InvariantError, StateMachine
+from ledger_node.books import InvariantError
+from ledger_node.state_machine import StateMachine
 from tests.node.shard import Shard
 
 ACCOUNT = derive_account_id("main", "alice")
@@ -225,11 +226,6 @@ def test_an_unknown_account_is_refused_before_anything_else(shard: Shard) -> Non
     # Nothing was recorded: once the account exists, the same request is free to succeed.
     shard.one(CreateAccount(OTHER, "main", "bob"))
     assert shard.transaction(put(5, "t1", account_id=OTHER)).status is TransactionStatus.SETTLED
-
-
-def test_an_unknown_ledger_is_refused(shard: Shard) -> None:
-    failure = shard.failure(CreateAccount(OTHER, "nope", "bob"))
-    assert (failure.reason, failure.field) == (Reason.LEDGER_NOT_FOUND, "ledger")
 
 
 def test_an_account_id_of_another_request_is_never_overwritten(shard: Shard) -> None:
