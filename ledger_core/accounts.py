@@ -60,6 +60,13 @@ class TransactionStatus(IntEnum):
     INSUFFICIENT_FUNDS = 4
     EXPIRED = 5
     REJECTED = 6
+    UNDECIDED = 7
+    """Across shards, before its home's decision: money is reserved, nothing has moved."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the transaction was refused when it was created: nothing ever moved."""
+        return self in (TransactionStatus.INSUFFICIENT_FUNDS, TransactionStatus.REJECTED)
 
 
 class EntryKind(IntEnum):
@@ -75,6 +82,8 @@ class EntryKind(IntEnum):
     """Released pending money."""
     REFUSED = 5
     """Moved nothing: the transaction was refused."""
+    EXPIRED = 6
+    """Released pending money whose time was over."""
 
     @property
     def creates(self) -> bool:

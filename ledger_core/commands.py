@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ledger_core.accounts import AccountType
+from ledger_core.accounts import AccountType, Direction, TransactionStatus
+from ledger_core.errors import RefusalReason
 from ledger_core.ledgers import (
     CHART_CODES_MAX,
     CURRENCIES_MAX,
+    MAIN_NAME,
     USD,
     ChartCode,
     Currency,
@@ -24,6 +26,9 @@ from ledger_core.money import INT64_MAX
 DESCRIPTION_CHARACTERS_MAX = 1_000
 REQUEST_ID_CHARACTERS_MAX = 128
 LEDGER_NAME_CHARACTERS_MAX = 64
+REFERENCE_CHARACTERS_MAX = 256
+ACTOR_CHARACTERS_MAX = 128
+ENTRIES_MAX = 64
 METADATA_KEYS_MAX = 32
 METADATA_KEY_CHARACTERS_MAX = 64
 METADATA_VALUE_CHARACTERS_MAX = 256
@@ -37,6 +42,12 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=REQUEST_ID_CHAR
 LedgerName = Annotated[str, msgspec.Meta(min_length=1, max_length=LEDGER_NAME_CHARACTERS_MAX)]
 
 
+PositiveAmount = Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX)]
+PartAmount = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+TimeUs = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+ShardId = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Reference = Annotated[str, msgspec.Meta(max_length=REFERENCE_CHARACTERS_MAX)]
+Actor = Annotated[str, msgspec.Meta(max_length=ACTOR_CHARACTERS_MAX)]
 ChartCodeText = Annotated[str, msgspec.Meta(max_length=32)]
 MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=METADATA_KEY_CHARACTERS_MAX)]
 MetadataValue = Annotated[str, msgspec.Meta(max_length=METADATA_VALUE_CHARACTERS_MAX)]
@@ -68,17 +79,52 @@ class CreateAccount(msgspec.Struct, tag=1, tag_field="kind", array_like=True, fr
     request_id: RequestId
     type: AccountType = AccountType.LIABILITY
     currency: Currency = USD
-    code: ChartCodeText = ""
+    code: PositiveAmount = Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX)]
+PartAmount = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+TimeUs = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+ShardId = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Reference = Annotated[str, msgspec.Meta(max_length=REFERENCE_CHARACTERS_MAX)]
+Actor = Annotated[str, msgspec.Meta(max_length=ACTOR_CHARACTERS_MAX)]
+ChartCodeText = ""
     name: Label = ""
     limits: Limits = NO_OVERDRAFT
     metadata: Metadata = {}
 
 
-class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):
-    """One-account form: ``amount`` > 0 is money into the account, < 0 is money out of it.
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """One side of a transaction, and on which shard its account is.
 
-    It expands to two entries, the account against its shard's external account. ``amount`` is in
-    minor units with ``0 < abs(amount) <= 2**63 - 1``.
+    The preconditions are checked where they are not None: the account's version before the
+    transaction, and bounds of its settled balance as it would be with the whole transaction
+    settled.
+    """
+
+    account_id: U64
+    direction: Direction
+    amount: PositiveAmount
+    currency: Currency
+    shard_id: ShardId
+    expected_version: U64 | None = None
+    minimum_balance: SignedAmount | None = None
+    maximum_balance: SignedAmount | None = None
+
+
+Entries = Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)]
+
+
+class CreateTransaction(
+    msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True
+):
+    """A transaction, in one of two forms. ``account_id`` is the home account.
+
+    With ``entries``: 2 to 64 of them, the first one on the home account, that balance to zero for
+    each currency; ``amount`` is 0. Where all accounts are on one shard, applying this command is
+    all there is; else it begins the transaction (`Prepare`, `Decide`, `ApplyDecision` follow).
+
+    Without: the one-account form. ``amount`` > 0 is money into the account, < 0 is money out of
+    it, against its shard's external account.
+
+    ``effective_time_us`` 0 means the time of recording, ``expire_time_us`` 0 never.
     """
 
     account_id: U64
@@ -86,22 +132,128 @@ class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True
     description: Description
     settled: bool
     request_id: RequestId
+    entries: Entries = []
+    ledger: LedgerName = MAIN_NAME
+    external_reference: Reference = ""
+    effective_time_us: TimeUs = 0
+    expire_time_us: TimeUs = 0
+    metadata: Metadata = {}
+    actor: Actor = ""
 
 
-class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
-    """Post what a pending transaction reserved."""
+class SettleTransaction(
+    msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True
+):
+    """Post what a pending transaction reserved: all of it (0), or ``amount`` of a two-entry one."""
 
     account_id: U64
     number: U64
     request_id: RequestId
+    amount: PartAmount = 0
+    actor: Actor = ""
 
 
-class CancelTransaction(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True):
+class CancelTransaction(
+    msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True
+):
     """Release what a pending transaction reserved."""
 
     account_id: U64
     number: U64
     request_id: RequestId
+    actor: Actor = ""
+
+
+class ReverseTransaction(
+    msgspec.Struct, tag=13, tag_field="kind", array_like=True, frozen=True
+):
+    """Post the mirror entries of a settled transaction as a new, linked one.
+
+    ``amounts`` says how much of each entry, in the order of the entries; empty means all that is
+    left. The parts balance per currency, and together never exceed what was settled.
+    """
+
+    account_id: U64
+    number: U64
+    request_id: RequestId
+    amounts: Annotated[list[PartAmount], msgspec.Meta(max_length=ENTRIES_MAX)] = []
+    description: Description = ""
+    actor: Actor = ""
+
+
+# Between shards. A transaction across shards is known to its participants by its *origin*: the key
+# of the request at its home, which is known before anything is recorded.
+
+Origin = Annotated[bytes, msgspec.Meta(min_length=17, max_length=64)]
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True):
+    """Why a transaction was refused: by which entry, and the amounts in question (minor units)."""
+
+    entry_index: int
+    required_amount: int = 0
+    available_amount: int = 0
+    reserved_amount: int = 0
+    reason: RefusalReason = RefusalReason.INSUFFICIENT_FUNDS
+
+
+class Prepare(msgspec.Struct, tag=14, tag_field="kind", array_like=True, frozen=True):
+    """At a participant: check and reserve its entries, remember the home, and vote."""
+
+    routing_id: U64
+    """Any account of the participant's."""
+    origin: Origin
+    body_hash: bytes
+    home_shard_id: ShardId
+    transaction: CreateTransaction
+    reversal_of: U64 = 0
+
+
+class Vote(msgspec.Struct, array_like=True, frozen=True):
+    """A participant's answer to Prepare: yes, unless refused."""
+
+    shard_id: ShardId
+    refused: Refused | None = None
+
+
+class Decide(msgspec.Struct, tag=15, tag_field="kind", array_like=True, frozen=True):
+    """At the home: commit if every participant voted yes, else refuse. The commit point.
+
+    A vote that is missing counts as a no: the participant could not be asked in time.
+    """
+
+    account_id: U64
+    number: U64
+    votes: list[Vote]
+
+
+class ApplyDecision(msgspec.Struct, tag=16, tag_field="kind", array_like=True, frozen=True):
+    """At a participant: what the home's transaction has become."""
+
+    routing_id: U64
+    origin: Origin
+    number: U64
+    status: TransactionStatus
+    request_id: RequestId
+    settled_amount: PartAmount = 0
+    refused: Refused | None = None
+
+
+class Delivered(msgspec.Struct, tag=17, tag_field="kind", array_like=True, frozen=True):
+    """At the home: every participant has applied the ``state``-th state of the transaction."""
+
+    account_id: U64
+    number: U64
+    state: U64
+
+
+class Resolve(msgspec.Struct, tag=18, tag_field="kind", array_like=True, frozen=True):
+    """At the home: what became of the transaction that a participant was asked to prepare?
+
+    A home that never heard of it records a refusal first (presumed abort).
+    """
+
+    prepared: Prepare
 
 
 class UpdateAccount(msgspec.Struct, tag=5, tag_field="kind", array_like=True, frozen=True):
@@ -179,16 +331,19 @@ class ReleaseName(msgspec.Struct, tag=12, tag_field="kind", array_like=True, fro
 
 
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
+BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
 Command = (
     CreateAccount
     | CreateTransaction
     | SettleTransaction
     | CancelTransaction
+    | ReverseTransaction
     | AccountChange
     | CreateLedger
     | ExtendLedger
     | ClaimName
     | ReleaseName
+    | BetweenShards
 )
 
 
@@ -199,6 +354,10 @@ def routing_id(command: Command) -> int:
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
+        case Prepare() | ApplyDecision():
+            return command.routing_id
+        case Resolve():
+            return command.prepared.transaction.account_id
         case _:
             return command.account_id
 
@@ -221,6 +380,15 @@ class _EncodedBatch(msgspec.Struct, array_like=True, frozen=True):
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _batch_decoder = msgspec.msgpack.Decoder(Batch)
+
+
+def unbalanced_currencies(entries: list[Entry]) -> dict[str, int]:
+    """Return debits minus credits of the currencies in which entries do not balance to zero."""
+    sums: dict[str, int] = {}
+    for entry in entries:
+        sign = 1 if entry.direction is Direction.DEBIT else -1
+        sums[entry.currency.code] = sums.get(entry.currency.code, 0) + sign * entry.amount
+    return {code: difference for code, difference in sums.items() if difference}
 
 
 def encode_command(command: Command) -> bytes:

@@ -8,7 +8,7 @@ transactions.
 import msgspec
 
 from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
-from ledger_core.commands import NO_OVERDRAFT, Limits
+from ledger_core.commands import NO_OVERDRAFT, Limits, Refused
 from ledger_core.errors import Reason
 from ledger_core.ledgers import ChartCode, Currency
 
@@ -46,6 +46,7 @@ class EntryView(msgspec.Struct, array_like=True, frozen=True):
     direction: Direction
     amount: int
     currency: str
+    currency_exponent: int = 2
 
 
 class RefusalView(msgspec.Struct, array_like=True, frozen=True):
@@ -76,6 +77,28 @@ class TransactionView(msgspec.Struct, tag=2, tag_field="kind", array_like=True, 
     create_time_us: int
     update_time_us: int
     effective_time_us: int
+    external_reference: str = ""
+    metadata: dict[str, str] = {}
+    actor: str = ""
+    expire_time_us: int = 0
+    settled_amount: int = 0
+    """How much of a two-entry transaction was settled, where that is less than its amount."""
+    reversal_of: int = 0
+    """Number of the transaction (of the same account) that this one reverses; 0: none."""
+    reversed_amounts: list[int] = []
+    """How much of each entry has been reversed so far; empty: nothing."""
+    in_flight: int | None = None
+    """The state that participants have yet to apply; None: everyone has it."""
+
+
+class VoteView(msgspec.Struct, tag=9, tag_field="kind", array_like=True, frozen=True):
+    """A participant's vote: yes, unless refused."""
+
+    refused: Refused | None = None
+
+
+class Done(msgspec.Struct, tag=10, tag_field="kind", array_like=True, frozen=True):
+    """Something between shards was done, or had been done already."""
 
 
 class TransactionPage(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
@@ -137,6 +160,8 @@ Result = (
     | LedgerView
     | LedgerPage
     | NameView
+    | VoteView
+    | Done
 )
 
 _encoder = msgspec.msgpack.Encoder()
