@@ -79,13 +79,7 @@ class CreateAccount(msgspec.Struct, tag=1, tag_field="kind", array_like=True, fr
     request_id: RequestId
     type: AccountType = AccountType.LIABILITY
     currency: Currency = USD
-    code: PositiveAmount = Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX)]
-PartAmount = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
-TimeUs = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
-ShardId = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
-Reference = Annotated[str, msgspec.Meta(max_length=REFERENCE_CHARACTERS_MAX)]
-Actor = Annotated[str, msgspec.Meta(max_length=ACTOR_CHARACTERS_MAX)]
-ChartCodeText = ""
+    code: ChartCodeText = ""
     name: Label = ""
     limits: Limits = NO_OVERDRAFT
     metadata: Metadata = {}
@@ -112,9 +106,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 Entries = Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)]
 
 
-class CreateTransaction(
-    msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True
-):
+class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):
     """A transaction, in one of two forms. ``account_id`` is the home account.
 
     With ``entries``: 2 to 64 of them, the first one on the home account, that balance to zero for
@@ -141,9 +133,7 @@ class CreateTransaction(
     actor: Actor = ""
 
 
-class SettleTransaction(
-    msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True
-):
+class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
     """Post what a pending transaction reserved: all of it (0), or ``amount`` of a two-entry one."""
 
     account_id: U64
@@ -153,9 +143,7 @@ class SettleTransaction(
     actor: Actor = ""
 
 
-class CancelTransaction(
-    msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True
-):
+class CancelTransaction(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True):
     """Release what a pending transaction reserved."""
 
     account_id: U64
@@ -164,9 +152,7 @@ class CancelTransaction(
     actor: Actor = ""
 
 
-class ReverseTransaction(
-    msgspec.Struct, tag=13, tag_field="kind", array_like=True, frozen=True
-):
+class ReverseTransaction(msgspec.Struct, tag=13, tag_field="kind", array_like=True, frozen=True):
     """Post the mirror entries of a settled transaction as a new, linked one.
 
     ``amounts`` says how much of each entry, in the order of the entries; empty means all that is
