@@ -94,6 +94,14 @@ class ShardClient:
             for kind in _Kind
         }
 
+    def shard_ids(self) -> list[int]:
+        """Return all shards, in the order of their ranges."""
+        return [shard.id for shard in self._config.shards]
+
+    def shard_id_of(self, account_id: int) -> int:
+        """Return the shard that holds an account."""
+        return self._map.shard_of(account_id).id
+
     async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
         """Run a command exactly once, under its request id."""
         shard = self._map.shard_of(account_id)
@@ -104,10 +112,15 @@ class ShardClient:
         self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
     ) -> Answer:
         """Answer a query, from the leader or, if ``stale``, from any replica."""
-        shard = self._map.shard_of(account_id)
+        return await self.query_shard(self.shard_id_of(account_id), query, timeout_s, stale=stale)
+
+    async def query_shard(
+        self, shard_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        """Answer a query that is for one shard."""
         kind = _Kind.STALE_QUERY if stale else _Kind.QUERY
-        reply = await self._lanes[shard.id, kind].call(encode_query(query), timeout_s)
-        return Answer(decode_result(reply.data), shard.id, reply.applied_index, reply.age_ms)
+        reply = await self._lanes[shard_id, kind].call(encode_query(query), timeout_s)
+        return Answer(decode_result(reply.data), shard_id, reply.applied_index, reply.age_ms)
 
     async def serving_shards(self) -> dict[int, bool]:
         """Ask every node what it leads. Also refreshes the leader cache."""

@@ -29,10 +29,20 @@ class Answer:
 class Shards(Protocol):
     """Runs commands and queries on the shard that holds ``account_id``.
 
-    ``timeout_s`` bounds the whole call, retries included. Both methods raise OverloadedError or
+    That may be any u64 by which something routes: the key of a ledger or of a name as well.
+
+    ``timeout_s`` bounds the whole call, retries included. All methods raise OverloadedError or
     ShardUnavailableError (nothing was done); `execute` raises OutcomeUnknownError where a write was
     sent and no result came back in time.
     """
+
+    def shard_ids(self) -> list[int]:
+        """Return all shards, always in the same order."""
+        ...
+
+    def shard_id_of(self, account_id: int) -> int:
+        """Return the shard that holds an account."""
+        ...
 
     async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
         """Run a command exactly once, under its request id, however often it has to be sent."""
@@ -42,6 +52,12 @@ class Shards(Protocol):
         self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
     ) -> Answer:
         """Answer a query."""
+        ...
+
+    async def query_shard(
+        self, shard_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        """Answer a query that is for one shard, not for an account."""
         ...
 
     async def serving_shards(self) -> dict[int, bool]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from ledger_core.accounts import AccountState, AccountType
-from ledger_core.commands import U64
+from ledger_core.commands import U64, CreateTransaction
 
 PAGE_SIZE_MAX = 1_000
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=PAGE_SIZE_MAX)]
@@ -72,6 +72,19 @@ class FindName(msgspec.Struct, tag=7, tag_field="kind", array_like=True, frozen=
     name: str
 
 
+class GetTransactionByRequest(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True):
+    """The transaction that a CreateTransaction request made, as it is now."""
+
+    account_id: U64
+    request_id: str
+
+
+class DryRun(msgspec.Struct, tag=9, tag_field="kind", array_like=True, frozen=True):
+    """How the shard would vote on a transaction now, answered by a VoteView."""
+
+    transaction: CreateTransaction
+
+
 Query = (
     GetAccount
     | GetTransaction
@@ -80,6 +93,8 @@ Query = (
     | GetLedger
     | ListLedgers
     | FindName
+    | GetTransactionByRequest
+    | DryRun
 )
 
 _encoder = msgspec.msgpack.Encoder()

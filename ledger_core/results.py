@@ -37,6 +37,8 @@ class AccountView(msgspec.Struct, tag=1, tag_field="kind", array_like=True, froz
     limits: Limits = NO_OVERDRAFT
     metadata: dict[str, str] = {}
     revision: int = 0
+    previous_name: str = ""
+    """The name before the last change of name, whose claim is then to be released."""
 
 
 class EntryView(msgspec.Struct, array_like=True, frozen=True):

@@ -37,7 +37,7 @@ class StandaloneShards:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._state_machine = StateMachine(store.shard(_SHARD_ID))
+        self._state_machine = StateMachine(store.shard(_SHARD_ID), _SHARD_ID)
         self._queue: list[_Pending] = []
         self._turn_scheduled = False
         self._ready_at = 0.0
@@ -54,7 +54,15 @@ class StandaloneShards:
             )
         )
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:  # noqa: ARG002  (one shard holds every account)
+    def shard_ids(self) -> list[int]:
+        """Return the one shard."""
+        return [_SHARD_ID]
+
+    def shard_id_of(self, account_id: int) -> int:  # noqa: ARG002  (one shard holds every account)
+        """Return the one shard."""
+        return _SHARD_ID
+
+    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:  # noqa: ARG002
         """Run a command; all that wait for the same turn share one fsync."""
         if self._closed:
             raise ShardUnavailableError("the gateway is stopping")
@@ -74,14 +82,20 @@ class StandaloneShards:
             ) from None
 
     async def query(
+        self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        """Answer from the last committed state, which is always the newest here."""
+        return await self.query_shard(self.shard_id_of(account_id), query, timeout_s, stale=stale)
+
+    async def query_shard(
         self,
-        account_id: int,  # noqa: ARG002
+        shard_id: int,  # noqa: ARG002
         query: Query,
         timeout_s: float,  # noqa: ARG002
         *,
         stale: bool = False,  # noqa: ARG002
     ) -> Answer:
-        """Answer from the last committed state, which is always the newest here."""
+        """Answer from the last committed state."""
         with self._store.read() as view:
             tables = view.shard(_SHARD_ID)
             return Answer(answer(tables, query), _SHARD_ID, tables.meta().applied_index, age_ms=0)
