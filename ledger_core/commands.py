@@ -317,8 +317,7 @@ class ReleaseName(msgspec.Struct, tag=12, tag_field="kind", array_like=True, fro
 
 
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
-BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = (
+Request = (
     CreateAccount
     | CreateTransaction
     | SettleTransaction
@@ -327,10 +326,11 @@ Command = (
     | AccountChange
     | CreateLedger
     | ExtendLedger
-    | ClaimName
-    | ReleaseName
-    | BetweenShards
 )
+"""What has a request id under which its first result is kept."""
+
+BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
+Command = Request | ClaimName | ReleaseName | BetweenShards
 
 
 def routing_id(command: Command) -> int:

@@ -13,7 +13,7 @@ import uuid
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
-SYSTEM_ACCOUNTS_MAX = 65_536
+SYSTEM_ACCOUNTS_MAX = 1 << 21
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -50,7 +50,7 @@ def shard_key(account_id: int) -> int:
 
 
 def system_account_id(lower_bound: int, ordinal: int) -> int:
-    """Return the id of a shard's own account number ``ordinal`` (external, later in-transit).
+    """Return the id of a shard's own account number ``ordinal`` (external and in-transit ones).
 
     The id is chosen so that its shard key is ``lower_bound``, the first key of the shard's range:
     the account routes to its own shard like any other.

@@ -7,6 +7,7 @@ Until then nothing but requests and new accounts has reached the tables.
 import hashlib
 import struct
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -32,8 +33,13 @@ _EFFECT = {
     EntryKind.PENDING: (0, 1),
     EntryKind.SETTLED: (1, -1),
     EntryKind.CANCELLED: (0, -1),
+    EntryKind.EXPIRED: (0, -1),
     EntryKind.REFUSED: (0, 0),
 }
+
+
+# The books of a shard are numbered below this many bits; see `Books.in_transit_account`.
+_BOOK_BITS = 10
 
 
 class InvariantError(Exception):
@@ -43,11 +49,16 @@ class InvariantError(Exception):
 class Books:
     """The rows of a shard during the application of one log entry."""
 
-    def __init__(self, tables: ShardTables, meta: ShardMeta) -> None:
+    def __init__(self, tables: ShardTables, meta: ShardMeta, shard_id: int) -> None:
         self.tables = tables
         self.meta = meta
+        self.shard_id = shard_id
+        self.in_flight: list[int] = []
+        """Transactions whose participants have something to be told by this log entry."""
         self.outcomes: list[object] = []
         """Of every command: the reason of its failure, or the number and state it led to."""
+        self.undecided: list[int] = []
+        """Transactions that this log entry prepared here: their home has to decide."""
         self._first_position = meta.next_position
         self._slots: dict[int, int] = {}
         self._balances: dict[int, BalanceRow] = {}
@@ -119,6 +130,8 @@ class Books:
             if (book.ledger, book.currency) == (ledger, currency.code):
                 return index
         index = len(meta.books)
+        if index >> _BOOK_BITS:
+            raise InvariantError("a shard has 1,024 ledgers and currencies at most")
         external_id = system_account_id(meta.lower_bound, index)
         external_slot = self.add_account(
             AccountRecord(external_id, "", meta.time_us),
@@ -132,10 +145,27 @@ class Books:
 
     # Booking
 
-    def book_entries(self, number: int, record: TransactionRecord, kind: EntryKind) -> None:
-        """Change the counters of all accounts of a transaction, and append to their histories."""
+    def in_transit_account(self, ledger: str, currency: Currency, peer_shard_id: int) -> int:
+        """Return the id of the account for money due to or from another shard; make it first."""
+        book = self.book(ledger, currency)
+        ordinal = (peer_shard_id + 1) << _BOOK_BITS | book
+        account_id = system_account_id(self.meta.lower_bound, ordinal)
+        if self.find_slot(account_id) is None:
+            self.add_account(
+                AccountRecord(account_id, "", self.meta.time_us),
+                BalanceRow(account_id=account_id, book=book, type=AccountType.ASSET, floored=False),
+            )
+        return account_id
+
+    def book_entries(
+        self, number: int, entries: Iterable[EntryRecord], kind: EntryKind, *, ends: bool = True
+    ) -> None:
+        """Change the counters of accounts of this shard, and append to their histories.
+
+        ``ends=False``: pending money goes, but the transaction's end is counted elsewhere.
+        """
         posted, pending = _EFFECT[kind]
-        for entry in record.entries:
+        for entry in entries:
             slot = self.slot(entry.account_id)
             balance = self.balance(slot)
             sign = 1 if entry.direction is Direction.DEBIT else -1
@@ -145,7 +175,8 @@ class Books:
             else:
                 balance.credits_posted += posted * entry.amount
                 balance.credits_pending += pending * entry.amount
-            balance.pending_transactions += pending
+            if ends:
+                balance.pending_transactions += pending
             self._posted_imbalance[balance.book] += sign * posted * entry.amount
             self._pending_imbalance[balance.book] += sign * pending * entry.amount
             self._append_entry(slot, balance, number, entry, kind)

@@ -140,7 +140,7 @@ class Node:
         self, shard: ShardConfig, timing: RaftTiming, rng: random.Random, now: float
     ) -> _Replica:
         tables = self._store.shard(shard.id)
-        state_machine = StateMachine(tables)
+        state_machine = StateMachine(tables, shard.id)
         group = RaftGroup(
             shard_id=shard.id,
             self_id=self.node_id,

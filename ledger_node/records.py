@@ -17,8 +17,7 @@ from ledger_core.accounts import (
     EntryKind,
     TransactionStatus,
 )
-from ledger_core.commands import NO_OVERDRAFT, Limits
-from ledger_core.errors import RefusalReason
+from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 
@@ -222,38 +221,44 @@ class NameRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class EntryRecord(msgspec.Struct, array_like=True, frozen=True):
-    """One side of a transaction, as it was asked for."""
+    """One side of a transaction. ``shard_id`` is None where the account is on this shard.
+
+    ``currency`` is empty in records of the one-account form: the record's book tells it.
+    """
 
     account_id: int
     direction: Direction
     amount: int
+    currency: str = ""
+    currency_exponent: int = 2
+    shard_id: int | None = None
 
 
 class StateRecord(msgspec.Struct, array_like=True, frozen=True):
-    """One step in the life of a transaction, with the request that made it."""
+    """One step in the life of a transaction, with the request and the actor that made it."""
 
     status: TransactionStatus
     time_us: int
     request_id: str
+    actor: str = ""
 
 
-class RefusalRecord(msgspec.Struct, array_like=True, frozen=True):
-    """Why a transaction was refused. Amounts in minor units.
+class ParticipantRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Another shard that takes part in a transaction, and an account of it to route by."""
 
-    For limits, ``available_amount`` is how much more the account could have taken.
-    """
-
-    entry_index: int
-    required_amount: int = 0
-    available_amount: int = 0
-    reserved_amount: int = 0
-    reason: RefusalReason = RefusalReason.INSUFFICIENT_FUNDS
+    shard_id: int
+    routing_id: int
 
 
 class TransactionRecord(msgspec.Struct, array_like=True):
     """A transaction: balanced entries and every state it has been in, newest last.
 
     ``amount`` is signed and ``settled`` is as requested, also of refused transactions.
+    ``clearing`` holds this shard's due-to and due-from entries of a transaction across shards;
+    they and the entries on this shard balance. The home's record has ``participants``; a
+    participant's has ``home_shard_id``, and ``home_number`` once it has learned it.
+    ``reversed_amounts``: how much of each entry has been reversed by others; ``reversal_amounts``:
+    how much of each entry of ``reversal_of`` this transaction reverses.
     """
 
     account_id: int
@@ -264,12 +269,39 @@ class TransactionRecord(msgspec.Struct, array_like=True):
     entries: list[EntryRecord]
     states: list[StateRecord]
     effective_time_us: int
-    refusal: RefusalRecord | None = None
+    refusal: Refused | None = None
+    external_reference: str = ""
+    metadata: dict[str, str] = {}
+    expire_time_us: int = 0
+    settled_amount: int = 0
+    reversal_of: int = 0
+    reversed_amounts: list[int] = []
+    reversal_amounts: list[int] = []
+    clearing: list[EntryRecord] = []
+    origin: bytes = b""
+    participants: list[ParticipantRecord] = []
+    home_shard_id: int | None = None
+    home_number: int = 0
 
     @property
     def status(self) -> TransactionStatus:
         """The status now."""
         return self.states[-1].status
+
+    @property
+    def booked(self) -> list[EntryRecord]:
+        """What is booked on this shard."""
+        return [entry for entry in self.entries if entry.shard_id is None] + self.clearing
+
+
+class InFlightRecord(msgspec.Struct, array_like=True, frozen=True):
+    """At the home: a transaction whose participants have yet to apply its ``state``-th state.
+
+    ``prepare`` is what they are asked until it is decided.
+    """
+
+    state: int
+    prepare: Prepare | None = None
 
 
 class Book(msgspec.Struct, array_like=True, frozen=True):

@@ -5,13 +5,17 @@ same order give the same tables on every replica. It asks no clock, draws no ran
 knows no network. Refusals are values. What must never happen raises InvariantError, which ends the
 process before anything of the turn is stored or sent.
 
-The rules are in `transaction_rules`, `account_rules` and `ledger_rules`; `books` holds the rows
-that a log entry touches, and checks at its end that debits equal credits.
+The rules are in `transaction_rules`, `commit_rules` (across shards), `account_rules` and
+`ledger_rules`; `books` holds the rows that a log entry touches, and checks at its end that debits
+equal credits.
 """
 
 import hashlib
 
+from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
+    ApplyDecision,
+    BetweenShards,
     CancelTransaction,
     ClaimName,
     CloseAccount,
@@ -19,9 +23,15 @@ from ledger_core.commands import (
     CreateAccount,
     CreateLedger,
     CreateTransaction,
+    Decide,
+    Delivered,
     ExtendLedger,
     FreezeAccount,
+    Prepare,
     ReleaseName,
+    Request,
+    Resolve,
+    ReverseTransaction,
     SettleTransaction,
     UnfreezeAccount,
     UpdateAccount,
@@ -30,21 +40,30 @@ from ledger_core.commands import (
 )
 from ledger_core.errors import Reason
 from ledger_core.ids import request_key
-from ledger_core.results import Failure, Result
+from ledger_core.results import Failure, Result, TransactionView
 from ledger_node.account_rules import change_account, claim_name, create_account, release_name
 from ledger_node.books import Books, InvariantError
+from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
-from ledger_node.records import RequestRow
+from ledger_node.records import RequestRow, TransactionRecord
 from ledger_node.store import ShardTables
-from ledger_node.transaction_rules import create_transaction, end_transaction
+from ledger_node.transaction_rules import (
+    create_transaction,
+    end_transaction,
+    expire_transactions,
+    reverse_transaction,
+)
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
 
 class StateMachine:
     """Applies log entries to the tables of one shard."""
 
-    def __init__(self, tables: ShardTables) -> None:
+    def __init__(self, tables: ShardTables, shard_id: int) -> None:
         self._tables = tables
+        self._shard_id = shard_id
+        self._in_flight: list[int] = []
+        self._undecided: list[int] = []
 
     def apply(self, index: int, payload: bytes) -> list[Result]:
         """Apply the batch of commands of log entry ``index``; one result per command.
@@ -58,25 +77,36 @@ class StateMachine:
             raise InvariantError(f"log entry {index} is applied already")
         meta.applied_index = index
         meta.time_us = max(meta.time_us, batch.time_us)
-        books = Books(self._tables, meta)
+        books = Books(self._tables, meta, self._shard_id)
+        expire_transactions(books)
         results = [_execute(books, command) for command in batch.commands]
         books.finish(payload)
+        self._in_flight += books.in_flight
+        self._undecided += books.undecided
         return results
+
+    def take_unfinished(self) -> tuple[list[int], list[int]]:
+        """Return the transactions across shards that log entries applied since have left open.
+
+        (those this shard is home of and has to tell its participants about, those it prepared and
+        whose home has to decide). Whoever leads the shard carries them on.
+        """
+        unfinished = self._in_flight, self._undecided
+        self._in_flight, self._undecided = [], []
+        return unfinished
 
 
 def _execute(books: Books, command: Command) -> Result:
     """Execute a command, or find the first result of an earlier one with its request id."""
-    if isinstance(command, ClaimName | ReleaseName):
-        # Parts of other requests; doing them again changes nothing, so they are not kept.
-        result = _name(books, command)
-        books.outcomes.append(result.reason if isinstance(result, Failure) else "name")
-        return result
+    if isinstance(command, ClaimName | ReleaseName | BetweenShards):
+        # Steps of other requests; doing them again changes nothing, so they are not kept.
+        return _step(books, command)
     key = request_key(command.request_id) + _scope(command)
     body_hash = hashlib.blake2b(command_body(command), digest_size=16).digest()
     first = books.tables.find_request(key)
     outcome: RequestRow | Failure
     if first is None:
-        outcome = _dispatch(books, command, body_hash)
+        outcome = _dispatch(books, command, key, body_hash)
         if isinstance(outcome, RequestRow):
             books.tables.add_request(key, outcome)
     elif first.body_hash != body_hash:
@@ -90,13 +120,15 @@ def _execute(books: Books, command: Command) -> Result:
     return _first_result(books, command, outcome)
 
 
-def _dispatch(books: Books, command: Command, body_hash: bytes) -> RequestRow | Failure:
+def _dispatch(books: Books, command: Command, key: bytes, body_hash: bytes) -> RequestRow | Failure:
     """Execute a new command; return what to remember of it, or why nothing was changed."""
     done: int | Failure
     state = 0
     match command:
         case CreateTransaction():
-            done = create_transaction(books, command)
+            done = create_transaction(books, command, key, body_hash)
+        case ReverseTransaction():
+            done = reverse_transaction(books, command, key, body_hash)
         case SettleTransaction() | CancelTransaction():
             record = end_transaction(books, command)
             if isinstance(record, Failure):
@@ -112,18 +144,32 @@ def _dispatch(books: Books, command: Command, body_hash: bytes) -> RequestRow | 
         case ExtendLedger():
             ledger = extend_ledger(books, command)
             done = ledger if isinstance(ledger, Failure) else ledger.revision
-        case ClaimName() | ReleaseName():
-            raise InvariantError("names are not kept as requests")
     return done if isinstance(done, Failure) else RequestRow(body_hash, done, state)
 
 
-def _name(books: Books, command: ClaimName | ReleaseName) -> Result:
-    if isinstance(command, ClaimName):
-        return claim_name(books, command)
-    return release_name(books, command)
+def _step(books: Books, command: ClaimName | ReleaseName | BetweenShards) -> Result:
+    """Execute a step that names itself; its outcome is part of the hash chain like any other."""
+    result: Result
+    match command:
+        case ClaimName():
+            result = claim_name(books, command)
+        case ReleaseName():
+            result = release_name(books, command)
+        case Prepare():
+            result = prepare(books, command)
+        case Decide():
+            result = decide(books, command)
+        case ApplyDecision():
+            result = apply_decision(books, command)
+        case Delivered():
+            result = delivered(books, command)
+        case Resolve():
+            result = resolve(books, command)
+    books.outcomes.append(result.reason if isinstance(result, Failure) else "done")
+    return result
 
 
-def _first_result(books: Books, command: Command, first: RequestRow) -> Result:
+def _first_result(books: Books, command: Request, first: RequestRow) -> Result:
     """Show what the request did.
 
     Transactions and new accounts are shown as they were right after it. Of changes to accounts and
@@ -150,18 +196,36 @@ def _first_result(books: Books, command: Command, first: RequestRow) -> Result:
             transaction = books.find_transaction(first.number)
             if transaction is None:
                 raise InvariantError(f"transaction {first.number} of a request is missing")
-            return transaction_view(
-                first.number, transaction, books.meta.books[transaction.book], first.state
-            )
+            return _first_state(books, first, transaction)
 
 
-def _reused_request_id(books: Books, command: Command, first: RequestRow) -> Failure:
+def _first_state(
+    books: Books, first: RequestRow, transaction: TransactionRecord
+) -> TransactionView:
+    """Show the state that a request led to; across shards, the first one that was decided."""
+    state = first.state
+    if state == 0 and transaction.states[0].status is TransactionStatus.UNDECIDED:
+        state = min(1, len(transaction.states) - 1)
+    in_flight = books.tables.find_in_flight(first.number) if transaction.participants else None
+    return transaction_view(
+        first.number,
+        transaction,
+        books.meta.books[transaction.book],
+        state,
+        in_flight=None if in_flight is None else in_flight.state,
+    )
+
+
+def _reused_request_id(books: Books, command: Request, first: RequestRow) -> Failure:
     """Say what differs from the request that came first, as far as that is still known."""
     differing: list[str] = []
     match command:
         case CreateTransaction():
             transaction = books.find_transaction(first.number)
-            differing = _differing(command, transaction, ("amount", "description", "settled"))
+            fields = ("amount", "description", "settled", "external_reference", "metadata")
+            differing = _differing(command, transaction, fields)
+            if transaction is not None and command.entries and not differing:
+                differing = ["entries"]
         case CreateAccount():
             record, balance = books.info(first.number), books.balance(first.number)
             differing = _differing(command, record, ("code",)) + _differing(
@@ -183,16 +247,16 @@ def _reused_request_id(books: Books, command: Command, first: RequestRow) -> Fai
     )
 
 
-def _differing(command: Command, first: object, fields: tuple[str, ...]) -> list[str]:
+def _differing(command: Request, first: object, fields: tuple[str, ...]) -> list[str]:
     return [field for field in fields if getattr(command, field) != getattr(first, field)]
 
 
-def _scope(command: Command) -> bytes:
+def _scope(command: Request) -> bytes:
     """Return what a request id is unique in: the account, the transaction, or the ledger."""
     match command:
         case CreateTransaction():
             return b"a" + command.account_id.to_bytes(8)
-        case SettleTransaction() | CancelTransaction():
+        case SettleTransaction() | CancelTransaction() | ReverseTransaction():
             return b"t" + command.account_id.to_bytes(8) + command.number.to_bytes(8)
         case CreateAccount():
             return b"l" + command.ledger.encode()
@@ -200,5 +264,3 @@ def _scope(command: Command) -> bytes:
             return b"c" + command.account_id.to_bytes(8)
         case CreateLedger() | ExtendLedger():
             return b"b" + command.name.encode()
-        case ClaimName() | ReleaseName():
-            raise InvariantError("names are not kept as requests")

@@ -16,6 +16,9 @@ Tables of a shard (keys big-endian, so that LMDB sorts them by number):
     entry_marks    slot, sequence // 64 -> position, time: a sparse index into an account's history
     ledgers        name -> LedgerRecord, of the ledgers that this shard keeps
     names          ledger, 0, name -> NameRecord, of the account names that this shard keeps
+    in_flight      transaction number -> InFlightRecord: the home has to tell its participants
+    undecided      transaction number -> Prepare: a participant waits for the home's decision
+    expirations    time, transaction number -> nothing: pending transactions that will expire
 
 What grows is appended; what is scattered stays small and dense.
 """
@@ -36,11 +39,13 @@ from typing import Final, Protocol, cast
 import lmdb
 import msgspec
 
+from ledger_core.commands import Prepare
 from ledger_node.records import (
     ENTRY_ROW_BYTES,
     AccountRecord,
     BalanceRow,
     EntryRow,
+    InFlightRecord,
     LedgerRecord,
     NameRecord,
     RequestRow,
@@ -68,10 +73,14 @@ _TABLES = (
     "entry_marks",
     "ledgers",
     "names",
+    "in_flight",
+    "undecided",
+    "expirations",
 )
 
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
+_EXPIRATION_KEY = struct.Struct(">QQ")
 _MARK_KEY = struct.Struct(">IQ")
 _MARK = struct.Struct("<Qq")
 _LOG_HEADER = struct.Struct("<IQ")
@@ -82,6 +91,8 @@ _decode_account = msgspec.msgpack.Decoder(AccountRecord).decode
 _decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
 _decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
 _decode_name = msgspec.msgpack.Decoder(NameRecord).decode
+_decode_in_flight = msgspec.msgpack.Decoder(InFlightRecord).decode
+_decode_prepare = msgspec.msgpack.Decoder(Prepare).decode
 _decode_hard_state = msgspec.msgpack.Decoder(tuple[int, str | None]).decode
 
 
@@ -286,6 +297,9 @@ class ShardTables:
         self._entry_marks = databases["entry_marks"]
         self._ledgers = databases["ledgers"]
         self._names = databases["names"]
+        self._in_flight = databases["in_flight"]
+        self._undecided = databases["undecided"]
+        self._expirations = databases["expirations"]
 
     # State
 
@@ -426,6 +440,61 @@ class ShardTables:
     def drop_name(self, ledger: str, name: str) -> None:
         """Store that nobody has a name."""
         self._source.txn.delete(_name_row_key(ledger, name), db=self._names)
+
+    # Between shards, and time
+
+    def find_in_flight(self, number: int) -> InFlightRecord | None:
+        """Return what the participants of a transaction have yet to be told."""
+        data = self._get(self._in_flight, _U64.pack(number))
+        return None if data is None else _decode_in_flight(data)
+
+    def save_in_flight(self, number: int, record: InFlightRecord) -> None:
+        """Note that participants have to be told."""
+        self._source.txn.put(_U64.pack(number), _encode(record), db=self._in_flight)
+
+    def drop_in_flight(self, number: int) -> None:
+        """Note that all participants have been told."""
+        self._source.txn.delete(_U64.pack(number), db=self._in_flight)
+
+    def in_flight_numbers(self) -> list[int]:
+        """Return the transactions whose participants have to be told something."""
+        with self._source.txn.cursor(self._in_flight) as cursor:
+            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+
+    def find_undecided(self, number: int) -> Prepare | None:
+        """Return what this shard prepared, while it waits for the decision."""
+        data = self._get(self._undecided, _U64.pack(number))
+        return None if data is None else _decode_prepare(data)
+
+    def save_undecided(self, number: int, prepare: Prepare) -> None:
+        """Note that this shard waits for a decision."""
+        self._source.txn.put(_U64.pack(number), _encode(prepare), db=self._undecided)
+
+    def drop_undecided(self, number: int) -> None:
+        """Note that this shard has the decision."""
+        self._source.txn.delete(_U64.pack(number), db=self._undecided)
+
+    def undecided_numbers(self) -> list[int]:
+        """Return the transactions for whose decision this shard waits."""
+        with self._source.txn.cursor(self._undecided) as cursor:
+            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+
+    def expirations_until(self, time_us: int) -> Iterator[tuple[int, int]]:
+        """Yield (time, transaction number) of what expires at or before a time, earliest first."""
+        with self._source.txn.cursor(self._expirations) as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                expire_us, number = _EXPIRATION_KEY.unpack(key)
+                if expire_us > time_us:
+                    return
+                yield expire_us, number
+
+    def add_expiration(self, time_us: int, number: int) -> None:
+        """Note when a pending transaction expires."""
+        self._source.txn.put(_EXPIRATION_KEY.pack(time_us, number), b"", db=self._expirations)
+
+    def drop_expiration(self, time_us: int, number: int) -> None:
+        """Note that a transaction does not expire any more."""
+        self._source.txn.delete(_EXPIRATION_KEY.pack(time_us, number), db=self._expirations)
 
     # Raft log
 

@@ -1,32 +1,79 @@
-"""The rules of transactions: what is refused and why, what is booked, and how they end."""
+"""The rules of transactions: how they begin, what is refused and why, how they end.
+
+A transaction whose accounts are all on this shard is done in one step. One across shards begins
+here, at its home: its own entries are reserved (PENDING), and a clearing entry per other shard and
+currency makes the reserved money balance ("due to", "due from"). How it goes on is in
+`commit_rules`.
+"""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from ledger_core.accounts import AccountState, Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
     NO_OVERDRAFT,
     CancelTransaction,
     CreateTransaction,
+    Entry,
     Limits,
+    Prepare,
+    Refused,
+    ReverseTransaction,
     SettleTransaction,
+    unbalanced_currencies,
 )
 from ledger_core.errors import Reason, RefusalReason
 from ledger_core.ids import format_account_id, format_transaction_id, is_system_account_id
+from ledger_core.ledgers import Currency
 from ledger_core.money import format_amount
 from ledger_core.results import Failure
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
     BalanceRow,
     EntryRecord,
-    RefusalRecord,
+    InFlightRecord,
+    ParticipantRecord,
     StateRecord,
     TransactionRecord,
 )
 from ledger_node.views import account_failure, account_not_found, transaction_not_found
 
+# How many pending transactions one log entry expires; the next one goes on.
+EXPIRED_PER_BATCH_MAX = 1_000
 
-def create_transaction(books: Books, command: CreateTransaction) -> int | Failure:
-    """Record a transaction, booked or refused; return its number, or why nothing was recorded."""
+_NO_LIMITS = Limits(minimum=None)
+
+_STATE_REFUSALS = {
+    AccountState.FROZEN: RefusalReason.ACCOUNT_FROZEN,
+    AccountState.CLOSED: RefusalReason.ACCOUNT_CLOSED,
+}
+
+
+# Beginning
+
+
+def create_transaction(
+    books: Books, command: CreateTransaction, origin: bytes, body_hash: bytes
+) -> int | Failure:
+    """Record a transaction, begun or refused; return its number, or why nothing was recorded."""
+    if not command.entries:
+        expanded = _expand(books, command)
+        if isinstance(expanded, Failure):
+            return expanded
+        refused = refusal(books, expanded.ledger, expanded.entries, own_accounts=True)
+        if refused is not None and refused.reason is RefusalReason.BALANCE_OVERFLOW:
+            return _overflow_failure(expanded.entries[refused.entry_index], refused)
+        return record_transaction(
+            books, command, expanded, refused, origin=origin, body_hash=body_hash
+        )
+    refused = refusal(books, command.ledger, command.entries)
+    return record_transaction(books, command, command, refused, origin=origin, body_hash=body_hash)
+
+
+def _expand(books: Books, command: CreateTransaction) -> CreateTransaction | Failure:
+    """Return the one-account form as entries: the account against its external account."""
     account_id = command.account_id
     slot = books.find_slot(account_id)
     if slot is None:
@@ -39,41 +86,232 @@ def create_transaction(books: Books, command: CreateTransaction) -> int | Failur
             "transaction",
         )
     balance = books.balance(slot)
+    book = books.meta.books[balance.book]
     normal_side = balance.type.normal_side
     direction = normal_side if command.amount > 0 else normal_side.opposite
-    amount = abs(command.amount)
-    external = books.balance(books.meta.books[balance.book].external_slot)
+    amount, currency = abs(command.amount), Currency(book.currency, book.currency_exponent)
+    external = books.balance(book.external_slot)
     entries = [
-        EntryRecord(account_id, direction, amount),
-        EntryRecord(external.account_id, direction.opposite, amount),
+        Entry(account_id, direction, amount, currency, books.shard_id),
+        Entry(external.account_id, direction.opposite, amount, currency, books.shard_id),
     ]
-    refusal = _refusal(books, entries)
-    if refusal is None and (failure := _overflow(books, entries)):
-        return failure
-    if refusal is not None:
-        status, kind = _REFUSED_STATUS.get(refusal.reason, _REJECTED), EntryKind.REFUSED
-    elif command.settled:
+    return msgspec.structs.replace(command, entries=entries, ledger=book.ledger)
+
+
+def reverse_transaction(
+    books: Books, command: ReverseTransaction, origin: bytes, body_hash: bytes
+) -> int | Failure:
+    """Record the mirror of a settled transaction, or of parts of it; return its number."""
+    record = books.find_transaction(command.number)
+    if record is None or record.account_id != command.account_id:
+        return transaction_not_found(command.account_id, command.number)
+    transaction_id = format_transaction_id(command.account_id, command.number)
+    if record.status is not TransactionStatus.SETTLED:
+        return Failure(
+            Reason.TRANSACTION_NOT_SETTLED,
+            f"transaction {transaction_id} is {record.status.name}; only SETTLED transactions can "
+            f"be reversed",
+            field="transaction_id",
+            metadata={"transaction_id": transaction_id, "status": record.status.name},
+        )
+    before = record.reversed_amounts or [0] * len(record.entries)
+    left = [
+        (record.settled_amount or entry.amount) - reversed_
+        for entry, reversed_ in zip(record.entries, before, strict=True)
+    ]
+    amounts = command.amounts or left
+    if (
+        len(amounts) != len(left)
+        or not any(amounts)
+        or any(amount > rest for amount, rest in zip(amounts, left, strict=False))
+    ):
+        return Failure(
+            Reason.REVERSAL_EXCEEDS,
+            f"of the entries of transaction {transaction_id}, {', '.join(map(str, left))} are left "
+            f"to be reversed",
+            field="amounts",
+            metadata={"transaction_id": transaction_id, "left": ",".join(map(str, left))},
+        )
+    book = books.meta.books[record.book]
+    mirror = [
+        Entry(
+            entry.account_id,
+            entry.direction.opposite,
+            amount,
+            Currency(entry.currency or book.currency, entry.currency_exponent),
+            books.shard_id if entry.shard_id is None else entry.shard_id,
+        )
+        for entry, amount in zip(record.entries, amounts, strict=True)
+        if amount
+    ]
+    if differences := unbalanced_currencies(mirror):
+        return Failure(
+            Reason.INVALID_FIELDS,
+            f"amounts do not balance: debits exceed credits by {differences}",
+            field="amounts",
+        )
+    draft = CreateTransaction(
+        account_id=record.account_id,
+        amount=amounts[0] if record.amount < 0 else -amounts[0] if record.amount else 0,
+        description=command.description,
+        settled=True,
+        request_id=command.request_id,
+        entries=mirror,
+        ledger=book.ledger,
+        actor=command.actor,
+    )
+    refused = refusal(books, draft.ledger, draft.entries, own_accounts=True)
+    number = record_transaction(
+        books,
+        draft,
+        draft,
+        refused,
+        origin=origin,
+        body_hash=body_hash,
+        reversal_of=command.number,
+    )
+    reversal = books.find_transaction(number)
+    if reversal is not None and not reversal.status.is_refusal:
+        reversal.reversal_amounts = amounts
+        record.reversed_amounts = [a + b for a, b in zip(before, amounts, strict=True)]
+        books.save_transaction(command.number, record)
+    return number
+
+
+def record_transaction(
+    books: Books,
+    asked: CreateTransaction,
+    expanded: CreateTransaction,
+    refused: Refused | None,
+    *,
+    origin: bytes,
+    body_hash: bytes,
+    reversal_of: int = 0,
+) -> int:
+    """Record a transaction at its home and book it, or begin it if other shards take part.
+
+    ``expanded`` is ``asked`` with its entries and ledger filled in.
+    """
+    participants = [
+        ParticipantRecord(shard_id, routing_id)
+        for shard_id, routing_id in sorted(routing_ids(expanded.entries).items())
+        if shard_id != books.shard_id
+    ]
+    clearing = []
+    if refused is None:
+        for participant in participants:
+            peer = participant.shard_id
+            clearing += clearing_entries(books, expanded, peer, peer, Direction.DEBIT)
+        refused = clearing_overflow(books, clearing)
+    if refused is not None:
+        status, kind, clearing = refused_status(refused), EntryKind.REFUSED, []
+    elif participants:
+        status, kind = TransactionStatus.UNDECIDED, EntryKind.PENDING
+    elif expanded.settled:
         status, kind = TransactionStatus.SETTLED, EntryKind.POSTED
     else:
         status, kind = TransactionStatus.PENDING, EntryKind.PENDING
+    number = books.next_transaction_number()
+    record = new_record(books, expanded, status, refused)
+    record.amount = asked.amount
+    record.reversal_of, record.clearing = reversal_of, clearing
+    if participants:
+        record.origin, record.participants = origin, participants
+        if refused is None:
+            prepare = Prepare(0, origin, body_hash, books.shard_id, expanded, reversal_of)
+            books.tables.save_in_flight(number, InFlightRecord(0, prepare))
+            books.in_flight.append(number)
+    books.save_transaction(number, record)
+    book_new(books, number, record, kind)
+    if expanded.expire_time_us and status in (
+        TransactionStatus.PENDING,
+        TransactionStatus.UNDECIDED,
+    ):
+        books.tables.add_expiration(expanded.expire_time_us, number)
+    return number
+
+
+def routing_ids(entries: Iterable[Entry]) -> dict[int, int]:
+    """Return the shards of entries, each with the first account on it."""
+    found: dict[int, int] = {}
+    for entry in entries:
+        found.setdefault(entry.shard_id, entry.account_id)
+    return found
+
+
+def new_record(
+    books: Books, command: CreateTransaction, status: TransactionStatus, refused: Refused | None
+) -> TransactionRecord:
+    """Return the record of a transaction with entries, as it is on this shard."""
     time_us = books.meta.time_us
-    record = TransactionRecord(
-        account_id=account_id,
+    return TransactionRecord(
+        account_id=command.account_id,
         amount=command.amount,
         description=command.description,
         settled=command.settled,
-        book=balance.book,
-        entries=entries,
-        states=[StateRecord(status, time_us, command.request_id)],
-        effective_time_us=time_us,
-        refusal=refusal,
+        book=books.book(command.ledger, command.entries[0].currency),
+        entries=[
+            EntryRecord(
+                entry.account_id,
+                entry.direction,
+                entry.amount,
+                entry.currency.code,
+                entry.currency.exponent,
+                None if entry.shard_id == books.shard_id else entry.shard_id,
+            )
+            for entry in command.entries
+        ],
+        states=[StateRecord(status, time_us, command.request_id, command.actor)],
+        effective_time_us=command.effective_time_us or time_us,
+        refusal=refused,
+        external_reference=command.external_reference,
+        metadata=command.metadata,
+        expire_time_us=command.expire_time_us,
     )
-    number = books.next_transaction_number()
-    books.save_transaction(number, record)
-    books.book_entries(number, record, kind)
-    if refusal is None:
-        _check_floors(books, entries)
-    return number
+
+
+def clearing_entries(
+    books: Books, command: CreateTransaction, of_shard: int, peer: int, debit_side: Direction
+) -> list[EntryRecord]:
+    """Return what a shard's part of the entries is out of balance by, against a peer's account.
+
+    ``debit_side`` is the side on which surplus debits are booked: DEBIT at the home, which stands
+    in for the participant, CREDIT at the participant, whose own books it balances.
+    """
+    part = [entry for entry in command.entries if entry.shard_id == of_shard]
+    currencies = {entry.currency.code: entry.currency for entry in part}
+    return [
+        EntryRecord(
+            books.in_transit_account(command.ledger, currencies[code], peer),
+            debit_side if difference > 0 else debit_side.opposite,
+            abs(difference),
+            code,
+            currencies[code].exponent,
+        )
+        for code, difference in sorted(unbalanced_currencies(part).items())
+    ]
+
+
+def clearing_overflow(books: Books, clearing: Iterable[EntryRecord]) -> Refused | None:
+    """Return a refusal if a clearing account has no room left: it is int64 like any other."""
+    for entry in clearing:
+        room = books.balance(books.slot(entry.account_id)).room(entry.direction)
+        if entry.amount > room:
+            return Refused(0, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
+    return None
+
+
+def book_new(books: Books, number: int, record: TransactionRecord, kind: EntryKind) -> None:
+    """Book a new transaction on this shard; a refused one only shows in the histories."""
+    if kind is EntryKind.REFUSED:
+        known = [e for e in record.booked if books.find_slot(e.account_id) is not None]
+        books.book_entries(number, known, kind)
+        return
+    books.book_entries(number, record.booked, kind)
+    _check_floors(books, record.booked)
+
+
+# Ending
 
 
 def end_transaction(
@@ -83,8 +321,8 @@ def end_transaction(
     record = books.find_transaction(command.number)
     if record is None or record.account_id != command.account_id:
         return transaction_not_found(command.account_id, command.number)
+    transaction_id = format_transaction_id(command.account_id, command.number)
     if record.status is not TransactionStatus.PENDING:
-        transaction_id = format_transaction_id(command.account_id, command.number)
         return Failure(
             Reason.TRANSACTION_NOT_PENDING,
             f"transaction {transaction_id} is {record.status.name}; only PENDING transactions "
@@ -92,71 +330,199 @@ def end_transaction(
             field="transaction_id",
             metadata={"transaction_id": transaction_id, "status": record.status.name},
         )
+    status, amount = TransactionStatus.CANCELLED, 0
     if isinstance(command, SettleTransaction):
-        status, kind = TransactionStatus.SETTLED, EntryKind.SETTLED
-    else:
-        status, kind = TransactionStatus.CANCELLED, EntryKind.CANCELLED
-    record.states.append(StateRecord(status, books.meta.time_us, command.request_id))
-    books.save_transaction(command.number, record)
-    books.book_entries(command.number, record, kind)
+        status, amount = TransactionStatus.SETTLED, command.amount
+        whole = record.entries[0].amount
+        if amount and (len(record.entries) != 2 or amount > whole):
+            return Failure(
+                Reason.SETTLE_AMOUNT,
+                f"transaction {transaction_id} has {len(record.entries)} entries, the first of "
+                f"{whole}: only two-entry transactions can be settled in part, up to the whole",
+                field="amount",
+                metadata={"transaction_id": transaction_id, "maximum": str(whole)},
+            )
+        amount = 0 if amount == whole else amount
+    state = StateRecord(status, books.meta.time_us, command.request_id, command.actor)
+    _end(books, command.number, record, state, amount)
     return record
 
 
-_REJECTED = TransactionStatus.REJECTED
-_REFUSED_STATUS = {RefusalReason.INSUFFICIENT_FUNDS: TransactionStatus.INSUFFICIENT_FUNDS}
+def expire_transactions(books: Books) -> None:
+    """End the pending transactions whose time is over, before anything else is looked at."""
+    due = []
+    for expire_us, number in books.tables.expirations_until(books.meta.time_us):
+        due.append((expire_us, number))
+        if len(due) == EXPIRED_PER_BATCH_MAX:
+            break
+    for expire_us, number in due:
+        record = books.find_transaction(number)
+        if record is None:
+            raise InvariantError(f"transaction {number} is to expire, but is missing")
+        # Until it is decided nothing can make it fail; it expires once it is PENDING.
+        if record.status is TransactionStatus.PENDING:
+            state = StateRecord(TransactionStatus.EXPIRED, books.meta.time_us, "")
+            _end(books, number, record, state, 0)
+        elif record.status is not TransactionStatus.UNDECIDED:
+            books.tables.drop_expiration(expire_us, number)
 
 
-def _refusal(books: Books, entries: list[EntryRecord]) -> RefusalRecord | None:
-    """Return why the accounts do not take the transaction, or None.
+def _end(
+    books: Books,
+    number: int,
+    record: TransactionRecord,
+    state: StateRecord,
+    settled_amount: int,
+) -> None:
+    """End a pending transaction at its home; participants are to be told."""
+    record.states.append(state)
+    record.settled_amount = settled_amount
+    books.save_transaction(number, record)
+    book_end(books, number, record, state.status)
+    if record.expire_time_us:
+        books.tables.drop_expiration(record.expire_time_us, number)
+    if record.participants:
+        books.tables.save_in_flight(number, InFlightRecord(len(record.states) - 1))
+        books.in_flight.append(number)
 
-    Balances are judged by the state after the whole transaction. States come before funds, funds
-    before other limits.
+
+_END_KINDS = {
+    TransactionStatus.SETTLED: EntryKind.SETTLED,
+    TransactionStatus.CANCELLED: EntryKind.CANCELLED,
+    TransactionStatus.EXPIRED: EntryKind.EXPIRED,
+    TransactionStatus.INSUFFICIENT_FUNDS: EntryKind.CANCELLED,
+    TransactionStatus.REJECTED: EntryKind.CANCELLED,
+}
+
+
+def book_end(
+    books: Books, number: int, record: TransactionRecord, status: TransactionStatus
+) -> None:
+    """Turn what is reserved on this shard into posted money, or release it, or some of each."""
+    if not record.settled_amount:
+        books.book_entries(number, record.booked, _END_KINDS[status])
+        return
+    for amount_of, kind, ends in (
+        (lambda _entry: record.settled_amount, EntryKind.SETTLED, True),
+        (lambda entry: entry.amount - record.settled_amount, EntryKind.CANCELLED, False),
+    ):
+        parts = [msgspec.structs.replace(e, amount=amount_of(e)) for e in record.booked]
+        books.book_entries(number, parts, kind, ends=ends)
+
+
+# Refusals
+
+
+def refused_status(refused: Refused) -> TransactionStatus:
+    """Return the status of a transaction that is refused so."""
+    if refused.reason is RefusalReason.INSUFFICIENT_FUNDS:
+        return TransactionStatus.INSUFFICIENT_FUNDS
+    return TransactionStatus.REJECTED
+
+
+def refusal(
+    books: Books, ledger: str, entries: Sequence[Entry], *, own_accounts: bool = False
+) -> Refused | None:
+    """Return why the accounts on this shard do not take a transaction, or None.
+
+    Kinds of reasons are checked one after the other, in the order of `RefusalReason`, each for all
+    entries; balances are judged by the state after the whole transaction. ``own_accounts`` lets
+    the shard's own accounts take part.
     """
-    for index, entry in enumerate(entries):
-        state = books.balance(books.slot(entry.account_id)).state
-        if state is not AccountState.OPEN:
-            return RefusalRecord(index, reason=_STATE_REFUSALS[state])
+    local = [(i, entry) for i, entry in enumerate(entries) if entry.shard_id == books.shard_id]
+    for check in (_not_usable, _of_other_books, _not_open, _precondition_fails):
+        for index, entry in local:
+            reason = check(books, ledger, entries, entry)
+            if reason is not None and not (own_accounts and reason is RefusalReason.SYSTEM_ACCOUNT):
+                return Refused(index, reason=reason)
+    inflows = _inflows(books, [entry for _, entry in local])
+    for limit in (_overdraft, _overfull):
+        for index, entry in local:
+            slot = books.slot(entry.account_id)
+            if refused := limit(books, index, slot, inflows[slot]):
+                return refused
+    for index, entry in local:
+        balance = books.balance(books.slot(entry.account_id))
+        room = balance.room(entry.direction)
+        if entry.amount > room:
+            return Refused(index, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
+    return None
+
+
+def _not_usable(
+    books: Books, _ledger: str, _entries: Sequence[Entry], entry: Entry
+) -> RefusalReason | None:
+    if books.find_slot(entry.account_id) is None:
+        return RefusalReason.ACCOUNT_NOT_FOUND
+    if is_system_account_id(books.meta.lower_bound, entry.account_id):
+        return RefusalReason.SYSTEM_ACCOUNT
+    return None
+
+
+def _of_other_books(
+    books: Books, ledger: str, _entries: Sequence[Entry], entry: Entry
+) -> RefusalReason | None:
+    book = books.meta.books[books.balance(books.slot(entry.account_id)).book]
+    if book.ledger != ledger:
+        return RefusalReason.LEDGER_MISMATCH
+    if book.currency != entry.currency.code:
+        return RefusalReason.CURRENCY_MISMATCH
+    return None
+
+
+def _not_open(
+    books: Books, _ledger: str, _entries: Sequence[Entry], entry: Entry
+) -> RefusalReason | None:
+    return _STATE_REFUSALS.get(books.balance(books.slot(entry.account_id)).state)
+
+
+def _precondition_fails(
+    books: Books, _ledger: str, entries: Sequence[Entry], entry: Entry
+) -> RefusalReason | None:
+    slot = books.slot(entry.account_id)
+    balance = books.balance(slot)
+    if entry.expected_version not in (None, balance.sequence):
+        return RefusalReason.VERSION_MISMATCH
+    if entry.minimum_balance is None and entry.maximum_balance is None:
+        return None
+    local = [item for item in entries if item.shard_id == books.shard_id]
+    after = balance.settled_balance(balance.type.normal_side) + _inflows(books, local)[slot]
+    if entry.minimum_balance is not None and after < entry.minimum_balance:
+        return RefusalReason.BALANCE_BELOW_MINIMUM
+    if entry.maximum_balance is not None and after > entry.maximum_balance:
+        return RefusalReason.BALANCE_ABOVE_MAXIMUM
+    return None
+
+
+def _inflows(books: Books, entries: Iterable[Entry]) -> dict[int, int]:
+    """Return by slot how much more comes in than goes out."""
     inflows: defaultdict[int, int] = defaultdict(int)
     for entry in entries:
         slot = books.slot(entry.account_id)
         is_inflow = entry.direction is books.balance(slot).type.normal_side
         inflows[slot] += entry.amount if is_inflow else -entry.amount
-    for index, entry in enumerate(entries):
-        slot = books.slot(entry.account_id)
-        if refusal := _overdraft(books, index, slot, -inflows[slot]):
-            return refusal
-    for index, entry in enumerate(entries):
-        slot = books.slot(entry.account_id)
-        if refusal := _overfull(books, index, slot, inflows[slot]):
-            return refusal
-    return None
+    return inflows
 
 
-_STATE_REFUSALS = {
-    AccountState.FROZEN: RefusalReason.ACCOUNT_FROZEN,
-    AccountState.CLOSED: RefusalReason.ACCOUNT_CLOSED,
-}
-
-
-def _overdraft(books: Books, index: int, slot: int, outflow: int) -> RefusalRecord | None:
+def _overdraft(books: Books, index: int, slot: int, inflow: int) -> Refused | None:
     """Only outflows are checked: an inflow is accepted however low the balance is."""
     balance = books.balance(slot)
     minimum = limits_of(books, slot, balance).minimum
-    if minimum is None or outflow <= 0:
+    if minimum is None or inflow >= 0:
         return None
     normal_side = balance.type.normal_side
     available = balance.available_balance(normal_side)
-    if available - outflow >= minimum:
+    if available + inflow >= minimum:
         return None
-    return RefusalRecord(
+    return Refused(
         entry_index=index,
-        required_amount=outflow,
+        required_amount=-inflow,
         available_amount=available - minimum,
         reserved_amount=balance.settled_balance(normal_side) - available,
     )
 
 
-def _overfull(books: Books, index: int, slot: int, inflow: int) -> RefusalRecord | None:
+def _overfull(books: Books, index: int, slot: int, inflow: int) -> Refused | None:
     """Only inflows are checked. Pending inflows count: settling them must not pass the limit."""
     balance = books.balance(slot)
     maximum = limits_of(books, slot, balance).maximum
@@ -166,7 +532,7 @@ def _overfull(books: Books, index: int, slot: int, inflow: int) -> RefusalRecord
     room = maximum - balance.settled_balance(balance.type.normal_side) - pending
     if inflow <= room:
         return None
-    return RefusalRecord(
+    return Refused(
         entry_index=index,
         required_amount=inflow,
         available_amount=room,
@@ -182,38 +548,33 @@ def limits_of(books: Books, slot: int, balance: BalanceRow) -> Limits:
     return NO_OVERDRAFT if balance.floored else _NO_LIMITS
 
 
-_NO_LIMITS = Limits(minimum=None)
+def _overflow_failure(entry: Entry, refused: Refused) -> Failure:
+    """Say of the one-account form, which is not recorded then, that a counter is full."""
+    account_id = format_account_id(entry.account_id)
+    room = format_amount(refused.available_amount, entry.currency.code, entry.currency.exponent)
+    return Failure(
+        Reason.BALANCE_OVERFLOW,
+        f"the {entry.direction.name.lower()}s of account {account_id} would pass 2**63 - 1; there "
+        f"is room for {room}",
+        field="amount",
+        metadata={"account_id": account_id, "room": str(refused.available_amount)},
+    )
 
 
-def _overflow(books: Books, entries: list[EntryRecord]) -> Failure | None:
-    """Return a failure if booking the entries would take a counter beyond int64."""
-    for entry in entries:
-        balance = books.balance(books.slot(entry.account_id))
-        room = balance.room(entry.direction)
-        if entry.amount > room:
-            book = books.meta.books[balance.book]
-            account_id = format_account_id(entry.account_id)
-            return Failure(
-                Reason.BALANCE_OVERFLOW,
-                f"the {entry.direction.name.lower()}s of account {account_id} would pass "
-                f"2**63 - 1; there is room for "
-                f"{format_amount(room, book.currency, book.currency_exponent)}",
-                field="amount",
-                metadata={"account_id": account_id, "room": str(room)},
-            )
-    return None
-
-
-def _check_floors(books: Books, entries: list[EntryRecord]) -> None:
+def _check_floors(books: Books, entries: Iterable[EntryRecord]) -> None:
     """Assert what `_overdraft` promised: no outflow took an account below its minimum."""
     for entry in entries:
         slot = books.slot(entry.account_id)
         balance = books.balance(slot)
-        normal_side: Direction = balance.type.normal_side
+        normal_side = balance.type.normal_side
         minimum = limits_of(books, slot, balance).minimum
         if (
             minimum is not None
             and entry.direction is not normal_side
             and balance.available_balance(normal_side) < minimum
+            and not any(
+                other.account_id == entry.account_id and other.direction is normal_side
+                for other in entries
+            )
         ):
             raise InvariantError(f"account {format_account_id(balance.account_id)} is overdrawn")

@@ -1,7 +1,7 @@
 """From stored rows to what commands and queries return, and the failures both have."""
 
 from ledger_core.accounts import AccountState
-from ledger_core.commands import CreateAccount
+from ledger_core.commands import CreateAccount, Refused
 from ledger_core.errors import Reason, RefusalReason
 from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.money import format_amount
@@ -18,7 +18,6 @@ from ledger_node.records import (
     BalanceRow,
     Book,
     LedgerRecord,
-    RefusalRecord,
     TransactionRecord,
 )
 
@@ -94,13 +93,22 @@ def ledger_view(record: LedgerRecord) -> LedgerView:
 
 
 def transaction_view(
-    number: int, record: TransactionRecord, book: Book, state: int = -1
+    number: int,
+    record: TransactionRecord,
+    book: Book,
+    state: int = -1,
+    *,
+    in_flight: int | None = None,
 ) -> TransactionView:
-    """Show a transaction as it was in its ``state``-th state; by default as it is now."""
+    """Show a transaction as it was in its ``state``-th state; by default as it is now.
+
+    A participant's record is shown under the number that it has at its home.
+    """
     shown = record.states[state]
+    at_last = shown is record.states[-1]
     return TransactionView(
         account_id=record.account_id,
-        number=number,
+        number=number if record.home_shard_id is None else record.home_number,
         amount=record.amount,
         description=record.description,
         status=shown.status,
@@ -108,14 +116,28 @@ def transaction_view(
         currency=book.currency,
         currency_exponent=book.currency_exponent,
         entries=[
-            EntryView(entry.account_id, entry.direction, entry.amount, book.currency)
+            EntryView(
+                entry.account_id,
+                entry.direction,
+                entry.amount,
+                entry.currency or book.currency,
+                entry.currency_exponent if entry.currency else book.currency_exponent,
+            )
             for entry in record.entries
         ],
-        refusal=_refusal_view(record, book),
+        refusal=_refusal_view(record, book) if shown.status.is_refusal else None,
         request_id=record.states[0].request_id,
         create_time_us=record.states[0].time_us,
         update_time_us=shown.time_us,
         effective_time_us=record.effective_time_us,
+        external_reference=record.external_reference,
+        metadata=record.metadata,
+        actor=record.states[0].actor,
+        expire_time_us=record.expire_time_us,
+        settled_amount=record.settled_amount if at_last else 0,
+        reversal_of=record.reversal_of,
+        reversed_amounts=record.reversed_amounts if at_last else [],
+        in_flight=in_flight,
     )
 
 
@@ -159,29 +181,42 @@ def _refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
     )
 
 
-def _why(refusal: RefusalRecord, book: Book) -> str:
+def _why(refusal: Refused, book: Book) -> str:
     """Say the reason as the predicate of a sentence about the account."""
 
     def money(amount: int) -> str:
         return format_amount(amount, book.currency, book.currency_exponent)
 
+    required, available = money(refusal.required_amount), money(refusal.available_amount)
     match refusal.reason:
-        case RefusalReason.ACCOUNT_FROZEN:
-            return "is frozen"
-        case RefusalReason.ACCOUNT_CLOSED:
-            return "is closed"
-        case RefusalReason.LIMIT_EXCEEDED:
-            text = (
-                f"has room for {money(refusal.available_amount)} below its maximum balance, got "
-                f"{money(refusal.required_amount)}"
-            )
-            held = "on their way by"
         case RefusalReason.INSUFFICIENT_FUNDS:
-            text = (
-                f"has {money(refusal.available_amount)} available, needs "
-                f"{money(refusal.required_amount)}"
-            )
-            held = "reserved by"
-    if refusal.reserved_amount:
-        text += f" ({money(refusal.reserved_amount)} {held} pending transactions)"
-    return text
+            text = f"has {available} available, needs {required}"
+            if refusal.reserved_amount:
+                held = money(refusal.reserved_amount)
+                text += f" ({held} reserved by pending transactions)"
+            return text
+        case RefusalReason.LIMIT_EXCEEDED:
+            text = f"has room for {available} below its maximum balance, got {required}"
+            if refusal.reserved_amount:
+                held = money(refusal.reserved_amount)
+                text += f" ({held} on their way by pending transactions)"
+            return text
+        case RefusalReason.BALANCE_OVERFLOW:
+            return f"has room for {available} below 2**63 - 1, got {required}"
+        case reason:
+            return _PREDICATES[reason]
+
+
+_PREDICATES = {
+    RefusalReason.ACCOUNT_NOT_FOUND: "does not exist",
+    RefusalReason.SYSTEM_ACCOUNT: "belongs to the ledger itself",
+    RefusalReason.LEDGER_MISMATCH: "belongs to another ledger",
+    RefusalReason.CURRENCY_MISMATCH: "has another currency",
+    RefusalReason.ACCOUNT_CLOSED: "is closed",
+    RefusalReason.ACCOUNT_FROZEN: "is frozen",
+    RefusalReason.VERSION_MISMATCH: "is not at the expected version",
+    RefusalReason.BALANCE_BELOW_MINIMUM: "would be below the minimum that the entry demands",
+    RefusalReason.BALANCE_ABOVE_MAXIMUM: "would be above the maximum that the entry demands",
+    RefusalReason.SHARD_UNREACHABLE: "is on a shard that could not be reached in time",
+    RefusalReason.ABANDONED: "took part, but the transaction was given up before it was decided",
+}

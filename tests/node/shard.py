@@ -36,7 +36,7 @@ class Shard:
             self.time_us if time_us is None else time_us, [encode_command(c) for c in commands]
         )
         self.log.append((index, payload))
-        results = StateMachine(tables).apply(index, payload)
+        results = StateMachine(tables, 0).apply(index, payload)
         self.store.commit()
         return results
 

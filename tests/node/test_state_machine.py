@@ -323,7 +323,7 @@ def test_a_log_entry_is_never_applied_twice(shard: Shard) -> None:
     shard.one(put(1, "t1"))
     index, payload = shard.log[-1]
     with pytest.raises(InvariantError, match="applied already"):
-        StateMachine(shard.store.shard(0)).apply(index, payload)
+        StateMachine(shard.store.shard(0), 0).apply(index, payload)
     shard.store.abort()
 
 
@@ -356,5 +356,5 @@ def test_books_that_do_not_balance_stop_the_replica(
     monkeypatch.setattr(Direction, "opposite", property(lambda self: self))
     payload = encode_batch(1, [encode_command(put(5, "t1"))])
     with pytest.raises(InvariantError, match="unbalanced"):
-        StateMachine(shard.store.shard(0)).apply(99, payload)
+        StateMachine(shard.store.shard(0), 0).apply(99, payload)
     shard.store.abort()

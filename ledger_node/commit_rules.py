@@ -1,0 +1,222 @@
+"""The rules of the commit across shards: two-phase commit of replicated steps.
+
+The home begins (`transaction_rules`); every participant prepares: it checks and reserves its
+entries, books what they are out of balance by to a clearing account for the home, remembers the
+home, and votes. The home decides: **that log entry is the commit point**. Participants apply the
+decision; then the home notes that it was delivered. Settling, cancelling and expiry of a pending
+transaction are later decisions of the home, spread in the same way.
+
+Every step may be repeated, late, or out of order: steps that were done are not done again, and a
+decision that overtakes its Prepare leaves a mark that makes the late Prepare a refusal. No step
+waits for another transaction and nothing is locked, so there is no deadlock. After a participant
+said yes, nothing (freeze, close, limits, expiry) can make the decision fail there.
+(Gray and Reuter: Transaction Processing, section 10; presumed abort: Mohan, Lindsay, Obermarck,
+Transaction Management in the R* Distributed Database Management System, 1986.)
+"""
+
+from ledger_core.accounts import Direction, EntryKind, TransactionStatus
+from ledger_core.commands import (
+    ApplyDecision,
+    Decide,
+    Delivered,
+    Prepare,
+    Refused,
+    Resolve,
+)
+from ledger_core.errors import RefusalReason
+from ledger_core.results import Done, TransactionView, VoteView
+from ledger_node.books import Books, InvariantError
+from ledger_node.records import (
+    InFlightRecord,
+    RequestRow,
+    StateRecord,
+    TransactionRecord,
+)
+from ledger_node.transaction_rules import (
+    book_end,
+    book_new,
+    clearing_entries,
+    clearing_overflow,
+    new_record,
+    refusal,
+    refused_status,
+)
+from ledger_node.views import transaction_view
+
+# The number in a participant's request row where a decision came before its Prepare.
+_NEVER_PREPARED = 0
+
+_UNDECIDED = TransactionStatus.UNDECIDED
+
+
+def prepare(books: Books, command: Prepare) -> VoteView:
+    """At a participant: reserve and vote, once; the vote stands."""
+    key = _participant_key(command.origin)
+    known = books.tables.find_request(key)
+    if known is not None:
+        return VoteView(_vote(books, known))
+    transaction = command.transaction
+    refused = refusal(
+        books, transaction.ledger, transaction.entries, own_accounts=bool(command.reversal_of)
+    )
+    clearing = []
+    if refused is None:
+        clearing = clearing_entries(
+            books, transaction, books.shard_id, command.home_shard_id, Direction.CREDIT
+        )
+        refused = clearing_overflow(books, clearing)
+    status, kind = _UNDECIDED, EntryKind.PENDING
+    if refused is not None:
+        status, kind, clearing = refused_status(refused), EntryKind.REFUSED, []
+    number = books.next_transaction_number()
+    record = new_record(books, transaction, status, refused)
+    record.origin, record.home_shard_id = command.origin, command.home_shard_id
+    record.clearing = clearing
+    books.save_transaction(number, record)
+    book_new(books, number, record, kind)
+    books.tables.add_request(key, RequestRow(command.body_hash, number, 0))
+    if refused is None:
+        books.tables.save_undecided(number, command)
+        books.undecided.append(number)
+    return VoteView(refused)
+
+
+def _vote(books: Books, known: RequestRow) -> Refused | None:
+    if known.number == _NEVER_PREPARED:
+        return Refused(0, reason=RefusalReason.ABANDONED)
+    record = _find(books, known.number)
+    # A yes that was decided to be a no is a no: this Prepare is late, or a repeat.
+    return record.refusal
+
+
+def decide(books: Books, command: Decide) -> TransactionView:
+    """At the home: the commit point. A transaction that was decided stays so."""
+    record = _find(books, command.number)
+    if record.status is _UNDECIDED:
+        refused = _first_refusal(record, command)
+        if refused is None:
+            _become(books, command.number, record, _decided_status(record))
+        else:
+            record.refusal = refused
+            _become(books, command.number, record, refused_status(refused))
+            _give_back_reversal(books, record)
+            if record.expire_time_us:
+                books.tables.drop_expiration(record.expire_time_us, command.number)
+        books.tables.save_in_flight(command.number, InFlightRecord(len(record.states) - 1))
+        books.in_flight.append(command.number)
+    return show(books, command.number, record)
+
+
+def _first_refusal(record: TransactionRecord, command: Decide) -> Refused | None:
+    """Return the refusal of the lowest entry; a vote that is missing is one, too."""
+    votes = {vote.shard_id: vote.refused for vote in command.votes}
+    refusals = []
+    for participant in record.participants:
+        if participant.shard_id not in votes:
+            shards = [entry.shard_id for entry in record.entries]
+            index = shards.index(participant.shard_id)
+            refusals.append(Refused(index, reason=RefusalReason.SHARD_UNREACHABLE))
+        elif (refused := votes[participant.shard_id]) is not None:
+            refusals.append(refused)
+    return min(refusals, key=lambda refused: refused.entry_index, default=None)
+
+
+def _decided_status(record: TransactionRecord) -> TransactionStatus:
+    return TransactionStatus.SETTLED if record.settled else TransactionStatus.PENDING
+
+
+def _become(
+    books: Books, number: int, record: TransactionRecord, status: TransactionStatus
+) -> None:
+    """Bring a record into a state, with what that means for what it has reserved here."""
+    first = record.states[0]
+    record.states.append(StateRecord(status, books.meta.time_us, first.request_id, first.actor))
+    books.save_transaction(number, record)
+    if status is not TransactionStatus.PENDING:
+        book_end(books, number, record, status)
+
+
+def _give_back_reversal(books: Books, record: TransactionRecord) -> None:
+    """A reversal that is refused leaves the whole amount to be reversed."""
+    if not record.reversal_of:
+        return
+    original = _find(books, record.reversal_of)
+    original.reversed_amounts = [
+        done - part
+        for done, part in zip(original.reversed_amounts, record.reversal_amounts, strict=True)
+    ]
+    books.save_transaction(record.reversal_of, original)
+
+
+def apply_decision(books: Books, command: ApplyDecision) -> Done:
+    """At a participant: do what the home decided, unless that is done, or overtaken."""
+    key = _participant_key(command.origin)
+    known = books.tables.find_request(key)
+    if known is None:
+        if not command.status.is_refusal:
+            raise InvariantError(f"{command.status.name} was decided without this shard's vote")
+        books.tables.add_request(key, RequestRow(bytes(16), _NEVER_PREPARED, 0))
+        return Done()
+    if known.number == _NEVER_PREPARED:
+        return Done()
+    record = _find(books, known.number)
+    record.home_number = record.home_number or command.number
+    if record.status is _UNDECIDED or (
+        record.status is TransactionStatus.PENDING and command.status is not record.status
+    ):
+        if record.status is TransactionStatus.PENDING and command.status.is_refusal:
+            raise InvariantError("a transaction that was committed is refused")
+        if record.status is _UNDECIDED:
+            books.tables.drop_undecided(known.number)
+        record.settled_amount = command.settled_amount
+        record.refusal = command.refused
+        record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
+        if command.status is not TransactionStatus.PENDING:
+            book_end(books, known.number, record, command.status)
+    books.save_transaction(known.number, record)
+    return Done()
+
+
+def delivered(books: Books, command: Delivered) -> Done:
+    """At the home: all participants have this state; nothing is left to tell, if it is the last."""
+    in_flight = books.tables.find_in_flight(command.number)
+    if in_flight is not None and in_flight.state == command.state and in_flight.prepare is None:
+        books.tables.drop_in_flight(command.number)
+    return Done()
+
+
+def resolve(books: Books, command: Resolve) -> TransactionView:
+    """At the home, asked by a participant: what became of the transaction?
+
+    What was never begun here is refused, for good, before that is said: a Begin that is still on
+    its way will find the refusal under its request id.
+    """
+    prepared = command.prepared
+    known = books.tables.find_request(prepared.origin)
+    if known is not None:
+        record = _find(books, known.number)
+        return show(books, known.number, record)
+    refused = Refused(0, reason=RefusalReason.ABANDONED)
+    number = books.next_transaction_number()
+    record = new_record(books, prepared.transaction, refused_status(refused), refused)
+    record.origin, record.reversal_of = prepared.origin, prepared.reversal_of
+    books.save_transaction(number, record)
+    book_new(books, number, record, EntryKind.REFUSED)
+    books.tables.add_request(prepared.origin, RequestRow(prepared.body_hash, number, 0))
+    return show(books, number, record)
+
+
+def show(books: Books, number: int, record: TransactionRecord) -> TransactionView:
+    """Show a transaction as it is now."""
+    return transaction_view(number, record, books.meta.books[record.book])
+
+
+def _find(books: Books, number: int) -> TransactionRecord:
+    record = books.find_transaction(number)
+    if record is None:
+        raise InvariantError(f"transaction {number} is missing")
+    return record
+
+
+def _participant_key(origin: bytes) -> bytes:
+    return b"p" + origin
