@@ -72,7 +72,9 @@ class FindName(msgspec.Struct, tag=7, tag_field="kind", array_like=True, frozen=
     name: str
 
 
-class GetTransactionByRequest(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True):
+class GetTransactionByRequest(
+    msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True
+):
     """The transaction that a CreateTransaction request made, as it is now."""
 
     account_id: U64

@@ -2,13 +2,17 @@
 
 The way of a call, top to bottom:
 
-    interceptor.py      outermost: bounds what runs at once, maps every error to a status
-    ledger_service.py   one method per RPC: start reading here
-    validation.py       request -> all of its wrong fields
-    pagination.py       opaque page tokens
-    (the shards)        `ledger_cluster.shards.Shards`: a cluster, or standalone.py
-    conversion.py       results -> API messages
-    errors.py           errors and refusals -> google.rpc.Status
+    interceptor.py       outermost: bounds what runs at once, maps every error to a status
+    ledger_service.py    the service: start reading here; its RPCs are in
+      transactions.py, accounts.py, ledgers.py
+    validation.py        request -> all of its wrong fields (fields.py: what is wrong with a value)
+    ledger_directory.py  ledger -> its currencies and its chart, remembered
+    pagination.py        opaque page tokens
+    shard_calls.py       the shards, within the caller's deadline: `ledger_cluster.shards.Shards`,
+                         which is a cluster, or standalone.py
+    dry_run.py           what would become of a transaction
+    conversion.py        results -> API messages
+    errors.py            errors and refusals -> google.rpc.Status
 
 `server.py` puts them together with health checking and reflection; `main.py` is the command.
 """

@@ -1,11 +1,34 @@
-"""Results of the shards as messages of the API. Field by field, nothing decided here."""
+"""Results of the shards as messages of the API, and parts of requests as parts of commands.
+
+Field by field, nothing decided here.
+"""
+
+from collections.abc import Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.v1 import ledger_pb2
 from ledger_cluster.shards import Answer
+from ledger_core.accounts import AccountType
+from ledger_core.commands import Limits
 from ledger_core.ids import format_account_id, format_transaction_id
-from ledger_core.results import AccountView, EntryView, RefusalView, TransactionView
+from ledger_core.ledgers import ChartCode, Currency
+from ledger_core.results import AccountView, EntryView, LedgerView, RefusalView, TransactionView
+
+
+def ledger(view: LedgerView, *, with_chart: bool = True) -> ledger_pb2.Ledger:
+    """A ledger, with or without its chart."""
+    return ledger_pb2.Ledger(
+        name=view.name,
+        description=view.description,
+        currencies=[
+            ledger_pb2.Currency(code=item.code, exponent=item.exponent) for item in view.currencies
+        ],
+        chart=[_chart_line(item) for item in view.chart] if with_chart else [],
+        revision=view.revision,
+        create_time=timestamp(view.create_time_us),
+        update_time=timestamp(view.update_time_us),
+    )
 
 
 def account(view: AccountView) -> ledger_pb2.Account:
@@ -27,6 +50,11 @@ def account(view: AccountView) -> ledger_pb2.Account:
         credits_pending=view.credits_pending,
         pending_transactions=view.pending_transactions,
         version=view.version,
+        code=view.code,
+        name=view.name,
+        limits=ledger_pb2.Limits(minimum=view.limits.minimum, maximum=view.limits.maximum),
+        metadata=view.metadata,
+        revision=view.revision,
     )
 
 
@@ -47,6 +75,15 @@ def transaction(view: TransactionView) -> ledger_pb2.Transaction:
         refusal=_refusal(view.refusal) if view.refusal else None,
         request_id=view.request_id,
         effective_time=timestamp(view.effective_time_us),
+        external_reference=view.external_reference,
+        metadata=view.metadata,
+        actor=view.actor,
+        expire_time=timestamp(view.expire_time_us) if view.expire_time_us else None,
+        settled_amount=view.settled_amount,
+        reversal_of=(
+            format_transaction_id(view.account_id, view.reversal_of) if view.reversal_of else ""
+        ),
+        reversed_amounts=view.reversed_amounts,
     )
 
 
@@ -63,12 +100,50 @@ def timestamp(time_us: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=micros * 1_000)
 
 
+def time_us(value: Timestamp) -> int:
+    """Whole microseconds since the Unix epoch; 0 if not set."""
+    return value.seconds * 1_000_000 + value.nanos // 1_000
+
+
+def currency(value: ledger_pb2.Currency) -> Currency:
+    """A currency of a ledger."""
+    return Currency(value.code, value.exponent)
+
+
+def chart_code(value: ledger_pb2.ChartLine) -> ChartCode:
+    """A line of a chart."""
+    return ChartCode(value.code, value.name, AccountType(value.type), value.parent)
+
+
+def limits(value: ledger_pb2.Limits) -> Limits:
+    """Bounds, None where there is none."""
+    return Limits(
+        minimum=value.minimum if value.HasField("minimum") else None,
+        maximum=value.maximum if value.HasField("maximum") else None,
+    )
+
+
+def metadata(values: Mapping[str, str]) -> dict[str, str]:
+    """Metadata in one order, so that a repeated request has the same bytes as the first one."""
+    return dict(sorted(values.items()))
+
+
+def _chart_line(line: ChartCode) -> ledger_pb2.ChartLine:
+    return ledger_pb2.ChartLine(
+        code=line.code,
+        name=line.name,
+        type=ledger_pb2.AccountType.ValueType(line.type),
+        parent=line.parent,
+    )
+
+
 def _entry(view: EntryView) -> ledger_pb2.Entry:
     return ledger_pb2.Entry(
         account_id=format_account_id(view.account_id),
         direction=ledger_pb2.Direction.ValueType(view.direction),
         amount=view.amount,
         currency=view.currency,
+        currency_exponent=view.currency_exponent,
     )
 
 

@@ -58,7 +58,7 @@ def to_status(error: LedgerError) -> status_pb2.Status:
         bad_request = error_details_pb2.BadRequest()
         for violation in error.violations[:_VIOLATIONS_MAX]:
             bad_request.field_violations.add(
-                field=violation.field,
+                field=_clip(violation.field, _METADATA_CHARS_MAX),
                 description=_clip(violation.description, _METADATA_CHARS_MAX),
                 reason=error.reason,
             )

@@ -1,154 +1,342 @@
 """Requests: all wrong fields at once, by their names in the API, before anything is sent.
 
 One function per request; each returns a list of field violations, empty for a valid request. What
-only the shard can know (does the account exist?) is not asked here.
+only the shards can know (does the account exist?) is not asked here.
 """
 
-import re
+from collections.abc import Iterable
 
 from ledger.v1 import ledger_pb2
-from ledger_core.commands import DESCRIPTION_CHARACTERS_MAX, REQUEST_ID_CHARACTERS_MAX
-from ledger_core.errors import FieldViolation
-from ledger_core.ids import parse_account_id, parse_transaction_id
-from ledger_core.money import INT64_MAX
+from ledger_core.commands import (
+    ACTOR_CHARACTERS_MAX,
+    DESCRIPTION_CHARACTERS_MAX,
+    ENTRIES_MAX,
+    METADATA_KEY_CHARACTERS_MAX,
+    REFERENCE_CHARACTERS_MAX,
+)
+from ledger_core.errors import InvalidRequestError
+from ledger_core.ids import parse_account_id
+from ledger_core.ledgers import (
+    CHART_CODES_MAX,
+    CURRENCIES_MAX,
+    CURRENCY_EXPONENT_MAX,
+    chart_faults,
+)
 from ledger_core.queries import PAGE_SIZE_MAX
-from ledger_gateway.pagination import decode_page_token
+from ledger_gateway import conversion, fields
+from ledger_gateway.fields import Violations, wrong
+from ledger_gateway.pagination import (
+    decode_account_token,
+    decode_ledger_token,
+    decode_page_token,
+)
 
-PAGE_SIZE_DEFAULT = 50
+LEDGERS_PAGE_SIZE_MAX = 100
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_LEDGER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
+ChangeRequest = (
+    ledger_pb2.FreezeAccountRequest
+    | ledger_pb2.UnfreezeAccountRequest
+    | ledger_pb2.CloseAccountRequest
+)
 
-Violations = list[FieldViolation]
+
+def require(violations: Violations) -> None:
+    """Raise InvalidRequestError if there are any."""
+    if violations:
+        raise InvalidRequestError(violations)
+
+
+# Ledgers
+
+
+def create_ledger(request: ledger_pb2.CreateLedgerRequest) -> Violations:
+    """Check CreateLedger."""
+    return [
+        *([] if request.name else wrong("name", "is required")),
+        *fields.ledger(request.name, "name"),
+        *fields.text("description", request.description, DESCRIPTION_CHARACTERS_MAX),
+        *([] if request.currencies else wrong("currencies", "must have at least one")),
+        *_currencies(request.currencies),
+        *_chart(request.chart),
+        *(_chart_faults(request.chart)),
+        *fields.request_id(request.request_id),
+    ]
+
+
+def get_ledger(request: ledger_pb2.GetLedgerRequest) -> Violations:
+    """Check GetLedger."""
+    return [*fields.ledger(request.ledger), *fields.consistency(request.consistency)]
+
+
+def list_ledgers(request: ledger_pb2.ListLedgersRequest) -> Violations:
+    """Check ListLedgers."""
+    return [
+        *fields.page_size(request.page_size, LEDGERS_PAGE_SIZE_MAX),
+        *fields.page_token(lambda: decode_ledger_token(request.page_token)),
+        *fields.consistency(request.consistency),
+    ]
+
+
+def update_ledger(request: ledger_pb2.UpdateLedgerRequest) -> Violations:
+    """Check UpdateLedger. Whether lines fit the chart that is there, its shard tells."""
+    return [
+        *fields.ledger(request.ledger),
+        *fields.text("description", request.description, DESCRIPTION_CHARACTERS_MAX),
+        *_currencies(request.currencies),
+        *_chart(request.chart),
+        *fields.request_id(request.request_id),
+    ]
+
+
+def _currencies(currencies: Iterable[ledger_pb2.Currency]) -> Violations:
+    found: Violations = []
+    seen: set[str] = set()
+    for index, currency in enumerate(currencies):
+        path = f"currencies[{index}]"
+        if not currency.code:
+            found += wrong(f"{path}.code", "is required")
+        elif currency.code in seen:
+            found += wrong(f"{path}.code", f"is there twice: {currency.code}")
+        found += fields.currency_code(f"{path}.code", currency.code)
+        seen.add(currency.code)
+        if not currency.HasField("exponent"):
+            found += wrong(f"{path}.exponent", "is required: 2 for USD, 0 for JPY")
+        elif currency.exponent > CURRENCY_EXPONENT_MAX:
+            found += wrong(f"{path}.exponent", f"must be at most {CURRENCY_EXPONENT_MAX}")
+    if len(seen) > CURRENCIES_MAX:
+        found += wrong("currencies", f"must be at most {CURRENCIES_MAX}")
+    return found
+
+
+def _chart(chart: Iterable[ledger_pb2.ChartLine]) -> Violations:
+    found: Violations = []
+    count = 0
+    for index, line in enumerate(chart):
+        path, count = f"chart[{index}]", index + 1
+        found += [
+            *([] if line.code else wrong(f"{path}.code", "is required")),
+            *fields.chart_code(f"{path}.code", line.code),
+            *fields.label(f"{path}.name", line.name),
+            *_type(f"{path}.type", line.type, required=True),
+            *fields.chart_code(f"{path}.parent", line.parent),
+        ]
+    if count > CHART_CODES_MAX:
+        found += wrong("chart", f"must have at most {CHART_CODES_MAX:,} lines, has {count:,}")
+    return found
+
+
+def _chart_faults(chart: Iterable[ledger_pb2.ChartLine]) -> Violations:
+    """Return what is wrong between the lines of a whole chart, once each of them is good."""
+    if _chart(chart):
+        return []
+    lines = [conversion.chart_code(line) for line in chart]
+    return [
+        violation
+        for index, fault in chart_faults([], lines)
+        for violation in wrong(f"chart[{index}]", fault)
+    ]
+
+
+# Accounts
 
 
 def create_account(request: ledger_pb2.CreateAccountRequest) -> Violations:
     """Check CreateAccount."""
-    return [*_request_id(request.request_id), *_ledger(request.ledger)]
-
-
-def get_account(request: ledger_pb2.GetAccountRequest) -> Violations:
-    """Check GetAccount."""
-    return [*_account_id(request.account_id), *_consistency(request.consistency)]
-
-
-def create_transaction(request: ledger_pb2.CreateTransactionRequest) -> Violations:
-    """Check CreateTransaction."""
     return [
-        *_account_id(request.account_id),
-        *_amount(request.amount),
-        *_description(request.description),
-        *_request_id(request.request_id),
+        *fields.request_id(request.request_id),
+        *fields.ledger(request.ledger),
+        *fields.currency_code("currency", request.currency),
+        *fields.chart_code("code", request.code),
+        *_type("type", request.type),
+        *fields.label("name", request.name),
+        *fields.limits(request.limits),
+        *fields.metadata("metadata", request.metadata),
     ]
 
 
+def get_account(request: ledger_pb2.GetAccountRequest) -> Violations:
+    """Check GetAccount: by id, or by name."""
+    if request.name and not request.account_id:
+        key = [*fields.ledger(request.ledger), *fields.label("name", request.name)]
+    else:
+        key = [
+            *fields.account_id(request.account_id, required="is required, or a name"),
+            *(wrong("name", "goes without account_id") if request.name else []),
+            *(wrong("ledger", "goes with name") if request.ledger else []),
+        ]
+    return [*key, *fields.consistency(request.consistency)]
+
+
+def list_accounts(request: ledger_pb2.ListAccountsRequest) -> Violations:
+    """Check ListAccounts."""
+    return [
+        *fields.ledger(request.ledger),
+        *fields.page_size(request.page_size, PAGE_SIZE_MAX),
+        *fields.page_token(lambda: decode_account_token(request.page_token, request)),
+        *fields.consistency(request.consistency),
+        *fields.chart_code("code_prefix", request.code_prefix),
+        *_type("type", request.type),
+        *fields.enum("state", request.state, ledger_pb2.AccountState.values()),
+        *fields.line("metadata_key", request.metadata_key, METADATA_KEY_CHARACTERS_MAX),
+    ]
+
+
+def update_account(request: ledger_pb2.UpdateAccountRequest) -> Violations:
+    """Check UpdateAccount."""
+    return [
+        *fields.account_id(request.account_id),
+        *fields.label("name", request.name),
+        *fields.metadata("metadata.values", request.metadata.values),
+        *fields.limits(request.limits),
+        *fields.request_id(request.request_id),
+    ]
+
+
+def change_account(request: ChangeRequest) -> Violations:
+    """Check FreezeAccount, UnfreezeAccount and CloseAccount."""
+    return [*fields.account_id(request.account_id), *fields.request_id(request.request_id)]
+
+
+def _type(field: str, value: int, *, required: bool = False) -> Violations:
+    if required and value == ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED:
+        return wrong(field, "is required")
+    return fields.enum(field, value, ledger_pb2.AccountType.values())
+
+
+# Transactions
+
+
+def create_transaction(request: ledger_pb2.CreateTransactionRequest) -> Violations:
+    """Check CreateTransaction, in either form. Sums per currency are checked with the ledger."""
+    return [
+        *(_entries_form(request) if request.entries else _one_account_form(request)),
+        *fields.text("description", request.description, DESCRIPTION_CHARACTERS_MAX),
+        *fields.request_id(request.request_id),
+        *fields.line("external_reference", request.external_reference, REFERENCE_CHARACTERS_MAX),
+        *fields.moment("effective_time", request.effective_time),
+        *fields.moment("expire_time", request.expire_time),
+        *(
+            wrong("expire_time", "goes with pending transactions only, not with settled")
+            if request.settled and request.HasField("expire_time")
+            else []
+        ),
+        *fields.metadata("metadata", request.metadata),
+        *_actor(request.actor),
+    ]
+
+
+def _one_account_form(request: ledger_pb2.CreateTransactionRequest) -> Violations:
+    return [
+        *fields.account_id(request.account_id, required="is required, or entries"),
+        *(wrong("amount", "must not be 0") if request.amount == 0 else []),
+        *fields.signed_amount("amount", request.amount),
+        *(
+            wrong("ledger", "goes with entries; here it is that of the account")
+            if request.ledger
+            else []
+        ),
+    ]
+
+
+def _entries_form(request: ledger_pb2.CreateTransactionRequest) -> Violations:
+    found: Violations = []
+    if request.account_id:
+        found += wrong("account_id", "goes without entries")
+    if request.amount:
+        found += wrong("amount", "goes without entries")
+    if not 2 <= len(request.entries) <= ENTRIES_MAX:
+        found += wrong("entries", f"must be 2 to {ENTRIES_MAX}, not {len(request.entries):,}")
+    for index, entry in enumerate(request.entries[: ENTRIES_MAX + 1]):
+        found += _entry(f"entries[{index}]", entry)
+    return found + fields.ledger(request.ledger)
+
+
+def _entry(path: str, entry: ledger_pb2.Entry) -> Violations:
+    found = [
+        *fields.account_id(entry.account_id, f"{path}.account_id"),
+        *fields.enum(f"{path}.direction", entry.direction, ledger_pb2.Direction.values()),
+        *fields.currency_code(f"{path}.currency", entry.currency),
+        *fields.signed_amount(f"{path}.minimum_balance", entry.minimum_balance),
+        *fields.signed_amount(f"{path}.maximum_balance", entry.maximum_balance),
+    ]
+    if entry.direction == ledger_pb2.DIRECTION_UNSPECIFIED:
+        found += wrong(f"{path}.direction", "is required")
+    if entry.amount <= 0:
+        found += wrong(f"{path}.amount", "must be greater than 0: the direction has the sign")
+    both = entry.HasField("minimum_balance") and entry.HasField("maximum_balance")
+    if both and entry.minimum_balance > entry.maximum_balance:
+        found += wrong(f"{path}.minimum_balance", "must not be above maximum_balance")
+    return found
+
+
 def get_transaction(request: ledger_pb2.GetTransactionRequest) -> Violations:
-    """Check GetTransaction."""
-    return [*_transaction_id(request.transaction_id), *_consistency(request.consistency)]
+    """Check GetTransaction: by id, or by the request that made it."""
+    if request.transaction_id or not (request.account_id or request.request_id):
+        key = [
+            *fields.transaction_id(
+                request.transaction_id, "is required, or account_id and request_id"
+            ),
+            *(wrong("account_id", "goes without transaction_id") if request.account_id else []),
+            *(wrong("request_id", "goes without transaction_id") if request.request_id else []),
+        ]
+    else:
+        key = [
+            *fields.account_id(request.account_id, required="is required with request_id"),
+            *([] if request.request_id else wrong("request_id", "is required with account_id")),
+            *fields.request_id(request.request_id),
+        ]
+    return [*key, *fields.consistency(request.consistency)]
 
 
-def end_transaction(
-    request: ledger_pb2.SettleTransactionRequest | ledger_pb2.CancelTransactionRequest,
-) -> Violations:
-    """Check SettleTransaction and CancelTransaction."""
-    return [*_transaction_id(request.transaction_id), *_request_id(request.request_id)]
+def settle_transaction(request: ledger_pb2.SettleTransactionRequest) -> Violations:
+    """Check SettleTransaction."""
+    return [
+        *fields.transaction_id(request.transaction_id),
+        *fields.request_id(request.request_id),
+        *fields.part_amount("amount", request.amount),
+        *_actor(request.actor),
+    ]
+
+
+def cancel_transaction(request: ledger_pb2.CancelTransactionRequest) -> Violations:
+    """Check CancelTransaction."""
+    return [
+        *fields.transaction_id(request.transaction_id),
+        *fields.request_id(request.request_id),
+        *_actor(request.actor),
+    ]
+
+
+def reverse_transaction(request: ledger_pb2.ReverseTransactionRequest) -> Violations:
+    """Check ReverseTransaction."""
+    amounts = request.amounts
+    found: Violations = []
+    if len(amounts) > ENTRIES_MAX:
+        found += wrong("amounts", f"must be at most {ENTRIES_MAX}, one for each entry")
+    elif amounts and not any(amounts):
+        found += wrong("amounts", "must not all be 0; leave them out to reverse everything")
+    for index, amount in enumerate(amounts[:ENTRIES_MAX]):
+        found += fields.part_amount(f"amounts[{index}]", amount)
+    return [
+        *fields.transaction_id(request.transaction_id),
+        *fields.request_id(request.request_id),
+        *found,
+        *fields.text("description", request.description, DESCRIPTION_CHARACTERS_MAX),
+        *_actor(request.actor),
+    ]
 
 
 def list_transactions(request: ledger_pb2.ListTransactionsRequest) -> Violations:
     """Check ListTransactions."""
-    account = _account_id(request.account_id)
+    account = fields.account_id(request.account_id)
+    account_id = None if account else parse_account_id(request.account_id)
     return [
         *account,
-        *_page_size(request.page_size),
-        *_page_token(request.page_token, None if account else parse_account_id(request.account_id)),
-        *_consistency(request.consistency),
+        *fields.page_size(request.page_size, PAGE_SIZE_MAX),
+        *fields.page_token(lambda: decode_page_token(request.page_token, account_id)),
+        *fields.consistency(request.consistency),
     ]
 
 
-def _account_id(value: str) -> Violations:
-    if not value:
-        return [FieldViolation("account_id", "is required")]
-    try:
-        parse_account_id(value)
-    except ValueError as error:
-        return [FieldViolation("account_id", str(error))]
-    return []
-
-
-def _transaction_id(value: str) -> Violations:
-    if not value:
-        return [FieldViolation("transaction_id", "is required")]
-    try:
-        parse_transaction_id(value)
-    except ValueError as error:
-        return [FieldViolation("transaction_id", str(error))]
-    return []
-
-
-def _amount(value: int) -> Violations:
-    if value == 0:
-        return [FieldViolation("amount", "must not be 0")]
-    if abs(value) > INT64_MAX:
-        # -2**63 alone: its magnitude, which is what gets booked, does not fit into int64.
-        return [FieldViolation("amount", f"must be at least -{INT64_MAX}")]
-    return []
-
-
-def _description(value: str) -> Violations:
-    if len(value) > DESCRIPTION_CHARACTERS_MAX:
-        return [
-            FieldViolation(
-                "description",
-                f"must have at most {DESCRIPTION_CHARACTERS_MAX:,} characters, has {len(value):,}",
-            )
-        ]
-    return []
-
-
-def _request_id(value: str) -> Violations:
-    if len(value) > REQUEST_ID_CHARACTERS_MAX:
-        return [
-            FieldViolation(
-                "request_id",
-                f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, has {len(value):,}",
-            )
-        ]
-    if _CONTROL.search(value):
-        return [FieldViolation("request_id", "must not have control characters")]
-    return []
-
-
-def _ledger(value: str) -> Violations:
-    if value and not _LEDGER_NAME.match(value):
-        return [
-            FieldViolation(
-                "ledger",
-                "must be at most 63 characters of a-z, 0-9, '-' and '_', the first one a letter",
-            )
-        ]
-    return []
-
-
-def _page_size(value: int) -> Violations:
-    if not 0 <= value <= PAGE_SIZE_MAX:
-        return [
-            FieldViolation(
-                "page_size",
-                f"must be between 0 and {PAGE_SIZE_MAX:,}; 0 means {PAGE_SIZE_DEFAULT}",
-            )
-        ]
-    return []
-
-
-def _page_token(value: str, account_id: int | None) -> Violations:
-    try:
-        decode_page_token(value, account_id)
-    except ValueError as error:
-        return [FieldViolation("page_token", str(error))]
-    return []
-
-
-def _consistency(value: int) -> Violations:
-    if value not in ledger_pb2.ReadConsistency.values():
-        return [FieldViolation("consistency", f"has no value {value}")]
-    return []
+def _actor(value: str) -> Violations:
+    return fields.line("actor", value, ACTOR_CHARACTERS_MAX)

@@ -1,0 +1,88 @@
+"""Calls to the shards, within what the caller has left of its deadline."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from ledger.v1 import ledger_pb2
+from ledger_cluster.shards import Answer, Shards
+from ledger_core.commands import Command, routing_id
+from ledger_core.errors import OutcomeUnknownError, ShardUnavailableError
+from ledger_core.queries import Query
+from ledger_core.results import Result
+
+TIMEOUT_DEFAULT_S = 10.0
+TIMEOUT_MAX_S = 60.0
+
+# What the shards get is a little less than what the caller has left, so that an answer such as
+# "outcome unknown" still reaches the caller; a twentieth of it, at most this.
+_ANSWER_RESERVE_S = 0.1
+# How much longer than its own deadline a call to the shards may take before it is given up.
+_OVERRUN_S = 1.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ShardCalls:
+    """The shards, as the RPCs call them. ``consistency`` is a ReadConsistency of the API."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
+    def shard_ids(self) -> list[int]:
+        """Return all shards, always in the same order."""
+        return self._shards.shard_ids()
+
+    def shard_id_of(self, account_id: int) -> int:
+        """Return the shard that holds an account."""
+        return self._shards.shard_id_of(account_id)
+
+    async def execute(self, command: Command, context: Context) -> Result:
+        """Run a command where it belongs."""
+        timeout_s = _timeout_s(context)
+        try:
+            async with asyncio.timeout(timeout_s + _OVERRUN_S):
+                return await self._shards.execute(routing_id(command), command, timeout_s)
+        except TimeoutError:
+            raise OutcomeUnknownError(
+                "no result in time: the write may have happened; repeat it with the same request_id"
+            ) from None
+
+    async def query(
+        self,
+        account_id: int,
+        query: Query,
+        context: Context,
+        consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
+    ) -> Answer:
+        """Answer a query from the shard to which ``account_id`` routes."""
+        return await self.query_shard(self.shard_id_of(account_id), query, context, consistency)
+
+    async def query_shard(
+        self,
+        shard_id: int,
+        query: Query,
+        context: Context,
+        consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
+    ) -> Answer:
+        """Answer a query from one shard."""
+        timeout_s = _timeout_s(context)
+        stale = consistency == ledger_pb2.READ_CONSISTENCY_STALE
+        try:
+            async with asyncio.timeout(timeout_s + _OVERRUN_S):
+                return await self._shards.query_shard(shard_id, query, timeout_s, stale=stale)
+        except TimeoutError:
+            raise ShardUnavailableError("the shard did not answer in time") from None
+
+
+def _timeout_s(context: Context) -> float:
+    """Return how long the shards may take: what the caller has left, but never without bound.
+
+    With hardly any time left the call is still tried: it may be quick enough.
+    """
+    remaining_s: float | None = context.time_remaining()
+    if remaining_s is None:
+        return TIMEOUT_DEFAULT_S
+    reserve_s = min(_ANSWER_RESERVE_S, remaining_s / 20)
+    return min(max(remaining_s - reserve_s, 0.001), TIMEOUT_MAX_S)
