@@ -106,6 +106,14 @@ def request_key(request_id: str) -> bytes:
     return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"request id").digest()
 
 
+def transaction_request_key(account_id: int, request_id: str) -> bytes:
+    """Return the key of a CreateTransaction request: its request id within its home account.
+
+    It is also the *origin* by which other shards know the transaction.
+    """
+    return request_key(request_id) + b"a" + account_id.to_bytes(8)
+
+
 def new_request_id() -> str:
     """Return a fresh UUID version 7 (RFC 9562, section 5.7): milliseconds, then 74 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))

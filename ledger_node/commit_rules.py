@@ -56,9 +56,7 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     if known is not None:
         return VoteView(_vote(books, known))
     transaction = command.transaction
-    refused = refusal(
-        books, transaction.ledger, transaction.entries, own_accounts=bool(command.reversal_of)
-    )
+    refused = refusal(books, transaction, own_accounts=bool(command.reversal_of))
     clearing = []
     if refused is None:
         clearing = clearing_entries(

@@ -335,7 +335,10 @@ class Node:
         with self._store.read() as view:
             tables = view.shard(replica.config.id)
             for read in reads:
-                results = [encode_result(answer(tables, query)) for query in read.queries]
+                results = [
+                    encode_result(answer(tables, query, replica.config.id))
+                    for query in read.queries
+                ]
                 read.done(QueryReply(shard_pb2.OUTCOME_OK, results, applied_index, age_s))
 
     # Status

@@ -3,12 +3,14 @@
 from itertools import islice
 
 from ledger_core.errors import Reason
-from ledger_core.ids import is_system_account_id
+from ledger_core.ids import format_account_id, is_system_account_id, transaction_request_key
 from ledger_core.queries import (
+    DryRun,
     FindName,
     GetAccount,
     GetLedger,
     GetTransaction,
+    GetTransactionByRequest,
     ListAccounts,
     ListLedgers,
     ListTransactions,
@@ -24,9 +26,11 @@ from ledger_core.results import (
     TransactionPage,
     TransactionView,
 )
+from ledger_node.books import Books
 from ledger_node.ledger_rules import find_ledger, ledger_not_found
-from ledger_node.records import AccountRecord, Book
+from ledger_node.records import AccountRecord, Book, TransactionRecord
 from ledger_node.store import ShardTables
+from ledger_node.transaction_rules import dry_run
 from ledger_node.views import (
     account_not_found,
     account_view,
@@ -44,8 +48,8 @@ _ENTRIES_PER_SHOWN = 4
 ACCOUNTS_PER_PAGE_MAX = 5_000
 
 
-def answer(tables: ShardTables, query: Query) -> Result:
-    """Answer a query; a Failure says what was not found."""
+def answer(tables: ShardTables, query: Query, shard_id: int) -> Result:
+    """Answer a query to a shard; a Failure says what was not found."""
     match query:
         case GetAccount():
             return _get_account(tables, query.account_id)
@@ -64,6 +68,11 @@ def answer(tables: ShardTables, query: Query) -> Result:
         case FindName():
             owner = tables.find_name(query.ledger, query.name)
             return NameView(query.ledger, query.name, owner.account_id if owner else None)
+        case GetTransactionByRequest():
+            return _get_transaction_by_request(tables, query)
+        case DryRun():
+            books = Books(tables, tables.meta(), shard_id)
+            return dry_run(books, query.transaction)
 
 
 def _get_account(tables: ShardTables, account_id: int) -> Result:
@@ -115,7 +124,34 @@ def _get_transaction(tables: ShardTables, query: GetTransaction) -> Result:
     record = tables.find_transaction(query.number)
     if record is None or record.account_id != query.account_id:
         return transaction_not_found(query.account_id, query.number)
-    return transaction_view(query.number, record, tables.meta().books[record.book])
+    return _transaction(tables, query.number, record)
+
+
+def _get_transaction_by_request(tables: ShardTables, query: GetTransactionByRequest) -> Result:
+    """Tell what became of CreateTransaction, also while it is undecided."""
+    key = transaction_request_key(query.account_id, query.request_id)
+    request = tables.find_request(key)
+    if request is None:
+        account_id = format_account_id(query.account_id)
+        return Failure(
+            Reason.TRANSACTION_NOT_FOUND,
+            f"account {account_id} has seen no transaction with request id {query.request_id!r}",
+            field="request_id",
+            metadata={"account_id": account_id, "request_id": query.request_id},
+        )
+    record = tables.find_transaction(request.number)
+    assert record is not None, "every request of this kind has its transaction"
+    return _transaction(tables, request.number, record)
+
+
+def _transaction(tables: ShardTables, number: int, record: TransactionRecord) -> TransactionView:
+    in_flight = tables.find_in_flight(number) if record.participants else None
+    return transaction_view(
+        number,
+        record,
+        tables.meta().books[record.book],
+        in_flight=None if in_flight is None else in_flight.state,
+    )
 
 
 def _list_transactions(tables: ShardTables, query: ListTransactions) -> Result:

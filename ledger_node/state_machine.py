@@ -39,7 +39,7 @@ from ledger_core.commands import (
     decode_batch,
 )
 from ledger_core.errors import Reason
-from ledger_core.ids import request_key
+from ledger_core.ids import request_key, transaction_request_key
 from ledger_core.results import Failure, Result, TransactionView
 from ledger_node.account_rules import change_account, claim_name, create_account, release_name
 from ledger_node.books import Books, InvariantError
@@ -101,7 +101,7 @@ def _execute(books: Books, command: Command) -> Result:
     if isinstance(command, ClaimName | ReleaseName | BetweenShards):
         # Steps of other requests; doing them again changes nothing, so they are not kept.
         return _step(books, command)
-    key = request_key(command.request_id) + _scope(command)
+    key = _request_key(command)
     body_hash = hashlib.blake2b(command_body(command), digest_size=16).digest()
     first = books.tables.find_request(key)
     outcome: RequestRow | Failure
@@ -251,16 +251,17 @@ def _differing(command: Request, first: object, fields: tuple[str, ...]) -> list
     return [field for field in fields if getattr(command, field) != getattr(first, field)]
 
 
-def _scope(command: Request) -> bytes:
-    """Return what a request id is unique in: the account, the transaction, or the ledger."""
+def _request_key(command: Request) -> bytes:
+    """Return the request id within what it is unique in: account, transaction or ledger."""
+    key = request_key(command.request_id)
     match command:
         case CreateTransaction():
-            return b"a" + command.account_id.to_bytes(8)
+            return transaction_request_key(command.account_id, command.request_id)
         case SettleTransaction() | CancelTransaction() | ReverseTransaction():
-            return b"t" + command.account_id.to_bytes(8) + command.number.to_bytes(8)
+            return key + b"t" + command.account_id.to_bytes(8) + command.number.to_bytes(8)
         case CreateAccount():
-            return b"l" + command.ledger.encode()
+            return key + b"l" + command.ledger.encode()
         case UpdateAccount() | FreezeAccount() | UnfreezeAccount() | CloseAccount():
-            return b"c" + command.account_id.to_bytes(8)
+            return key + b"c" + command.account_id.to_bytes(8)
         case CreateLedger() | ExtendLedger():
-            return b"b" + command.name.encode()
+            return key + b"b" + command.name.encode()

@@ -28,7 +28,7 @@ from ledger_core.errors import Reason, RefusalReason
 from ledger_core.ids import format_account_id, format_transaction_id, is_system_account_id
 from ledger_core.ledgers import Currency
 from ledger_core.money import format_amount
-from ledger_core.results import Failure
+from ledger_core.results import Failure, VoteView
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
     BalanceRow,
@@ -62,14 +62,24 @@ def create_transaction(
         expanded = _expand(books, command)
         if isinstance(expanded, Failure):
             return expanded
-        refused = refusal(books, expanded.ledger, expanded.entries, own_accounts=True)
+        refused = refusal(books, expanded, own_accounts=True)
         if refused is not None and refused.reason is RefusalReason.BALANCE_OVERFLOW:
             return _overflow_failure(expanded.entries[refused.entry_index], refused)
         return record_transaction(
             books, command, expanded, refused, origin=origin, body_hash=body_hash
         )
-    refused = refusal(books, command.ledger, command.entries)
+    refused = refusal(books, command)
     return record_transaction(books, command, command, refused, origin=origin, body_hash=body_hash)
+
+
+def dry_run(books: Books, command: CreateTransaction) -> VoteView | Failure:
+    """Say whether the accounts on this shard would take a transaction now. Nothing is kept."""
+    if not command.entries:
+        expanded = _expand(books, command)
+        if isinstance(expanded, Failure):
+            return expanded
+        return VoteView(refusal(books, expanded, own_accounts=True))
+    return VoteView(refusal(books, command))
 
 
 def _expand(books: Books, command: CreateTransaction) -> CreateTransaction | Failure:
@@ -160,7 +170,7 @@ def reverse_transaction(
         ledger=book.ledger,
         actor=command.actor,
     )
-    refused = refusal(books, draft.ledger, draft.entries, own_accounts=True)
+    refused = refusal(books, draft, own_accounts=True)
     number = record_transaction(
         books,
         draft,
@@ -421,25 +431,29 @@ def refused_status(refused: Refused) -> TransactionStatus:
 
 
 def refusal(
-    books: Books, ledger: str, entries: Sequence[Entry], *, own_accounts: bool = False
+    books: Books, command: CreateTransaction, *, own_accounts: bool = False
 ) -> Refused | None:
-    """Return why the accounts on this shard do not take a transaction, or None.
+    """Return why the accounts on this shard do not take a transaction with entries, or None.
 
     Kinds of reasons are checked one after the other, in the order of `RefusalReason`, each for all
-    entries; balances are judged by the state after the whole transaction. ``own_accounts`` lets
-    the shard's own accounts take part.
+    entries. Balances are judged by the state after the whole transaction: what an account gets and
+    pays in it is netted if it settles at once; if it is pending first (which it always is across
+    shards), the account must have all that it pays, for pending inflows are not available.
+    ``own_accounts`` lets the shard's own accounts take part.
     """
+    ledger, entries = command.ledger, command.entries
+    nets = command.settled and all(entry.shard_id == books.shard_id for entry in entries)
     local = [(i, entry) for i, entry in enumerate(entries) if entry.shard_id == books.shard_id]
     for check in (_not_usable, _of_other_books, _not_open, _precondition_fails):
         for index, entry in local:
             reason = check(books, ledger, entries, entry)
             if reason is not None and not (own_accounts and reason is RefusalReason.SYSTEM_ACCOUNT):
                 return Refused(index, reason=reason)
-    inflows = _inflows(books, [entry for _, entry in local])
+    moved = _Moved(books, [entry for _, entry in local], nets=nets)
     for limit in (_overdraft, _overfull):
         for index, entry in local:
             slot = books.slot(entry.account_id)
-            if refused := limit(books, index, slot, inflows[slot]):
+            if refused := limit(books, index, slot, moved):
                 return refused
     for index, entry in local:
         balance = books.balance(books.slot(entry.account_id))
@@ -486,7 +500,9 @@ def _precondition_fails(
     if entry.minimum_balance is None and entry.maximum_balance is None:
         return None
     local = [item for item in entries if item.shard_id == books.shard_id]
-    after = balance.settled_balance(balance.type.normal_side) + _inflows(books, local)[slot]
+    moved = _Moved(books, local, nets=False)
+    settled = balance.settled_balance(balance.type.normal_side)
+    after = settled + moved.inflow[slot] - moved.outflow[slot]
     if entry.minimum_balance is not None and after < entry.minimum_balance:
         return RefusalReason.BALANCE_BELOW_MINIMUM
     if entry.maximum_balance is not None and after > entry.maximum_balance:
@@ -494,39 +510,46 @@ def _precondition_fails(
     return None
 
 
-def _inflows(books: Books, entries: Iterable[Entry]) -> dict[int, int]:
-    """Return by slot how much more comes in than goes out."""
-    inflows: defaultdict[int, int] = defaultdict(int)
-    for entry in entries:
-        slot = books.slot(entry.account_id)
-        is_inflow = entry.direction is books.balance(slot).type.normal_side
-        inflows[slot] += entry.amount if is_inflow else -entry.amount
-    return inflows
+class _Moved:
+    """By slot: what goes out, what comes in, and the difference."""
+
+    def __init__(self, books: Books, entries: Iterable[Entry], *, nets: bool) -> None:
+        self.outflow: defaultdict[int, int] = defaultdict(int)
+        self.inflow: defaultdict[int, int] = defaultdict(int)
+        for entry in entries:
+            slot = books.slot(entry.account_id)
+            is_inflow = entry.direction is books.balance(slot).type.normal_side
+            (self.inflow if is_inflow else self.outflow)[slot] += entry.amount
+        if nets:
+            for slot in self.outflow.keys() & self.inflow.keys():
+                netted = min(self.outflow[slot], self.inflow[slot])
+                self.outflow[slot] -= netted
+                self.inflow[slot] -= netted
 
 
-def _overdraft(books: Books, index: int, slot: int, inflow: int) -> Refused | None:
+def _overdraft(books: Books, index: int, slot: int, moved: _Moved) -> Refused | None:
     """Only outflows are checked: an inflow is accepted however low the balance is."""
-    balance = books.balance(slot)
+    balance, outflow = books.balance(slot), moved.outflow[slot]
     minimum = limits_of(books, slot, balance).minimum
-    if minimum is None or inflow >= 0:
+    if minimum is None or outflow == 0:
         return None
     normal_side = balance.type.normal_side
     available = balance.available_balance(normal_side)
-    if available + inflow >= minimum:
+    if available - outflow >= minimum:
         return None
     return Refused(
         entry_index=index,
-        required_amount=-inflow,
+        required_amount=outflow,
         available_amount=available - minimum,
         reserved_amount=balance.settled_balance(normal_side) - available,
     )
 
 
-def _overfull(books: Books, index: int, slot: int, inflow: int) -> Refused | None:
+def _overfull(books: Books, index: int, slot: int, moved: _Moved) -> Refused | None:
     """Only inflows are checked. Pending inflows count: settling them must not pass the limit."""
-    balance = books.balance(slot)
+    balance, inflow = books.balance(slot), moved.inflow[slot]
     maximum = limits_of(books, slot, balance).maximum
-    if maximum is None or inflow <= 0:
+    if maximum is None or inflow == 0:
         return None
     pending = balance.pending_inflow()
     room = maximum - balance.settled_balance(balance.type.normal_side) - pending
@@ -572,9 +595,5 @@ def _check_floors(books: Books, entries: Iterable[EntryRecord]) -> None:
             minimum is not None
             and entry.direction is not normal_side
             and balance.available_balance(normal_side) < minimum
-            and not any(
-                other.account_id == entry.account_id and other.direction is normal_side
-                for other in entries
-            )
         ):
             raise InvariantError(f"account {format_account_id(balance.account_id)} is overdrawn")
