@@ -8,7 +8,6 @@ import asyncio
 import signal
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +25,7 @@ from ledger_cli.verify import ShardProof, prove
 from ledger_client import AsyncLedgerClient
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
 from ledger_cluster.shard_map import ShardMap
-from ledger_core.ledgers import MAIN
+from ledger_core.ledgers import MAIN_NAME, USD
 from ledger_core.money import format_amount
 
 NODES, SHARDS, REPLICAS = 3, 16, 3
@@ -242,7 +241,7 @@ class _Demo:
         )
         opened = sum(map(len, accounts.values()))
         total = sum(write.effect for write in traffic.acknowledged)
-        amount = format_amount(total, MAIN.currency, MAIN.currency_exponent)
+        amount = format_amount(total, USD.code, USD.exponent)
         self._holds(f"the balances of {opened} accounts are what they sum to: {amount} in all")
         self._summary.append(
             f"Of {number} acknowledged transactions none is missing and none is there twice."
@@ -257,19 +256,18 @@ class _Demo:
 
         proofs = await self._in_thread(run)
         problems = [problem for proof in proofs for problem in proof.problems()]
-        debits: dict[str, int] = defaultdict(int)
-        for proof in proofs:
-            for sums in proof.latest.sums if proof.latest else ():
-                debits[sums.currency] += int(sums.debits_posted)
-        moved = ", ".join(
-            format_amount(amount, currency, MAIN.currency_exponent)
-            for currency, amount in debits.items()
+        debits = sum(
+            int(sums.debits_posted)
+            for proof in proofs
+            for sums in (proof.latest.sums if proof.latest else ())
+            if (sums.ledger, sums.currency) == (MAIN_NAME, USD.code)
         )
+        moved = format_amount(debits, USD.code, USD.exponent)
         entries = sum(proof.latest.entries for proof in proofs if proof.latest)
         self._claim(
             not problems,
             f"sum of all balances = 0 on every one of {len(proofs)} shards "
-            f"({entries:,} entries; debits = credits = {moved})",
+            f"({entries:,} entries; in {MAIN_NAME}, debits = credits = {moved})",
             "; ".join(problems[:3]),
         )
         replicas = sum(len(proof.shard.replicas) for proof in proofs)

@@ -13,7 +13,7 @@ from ledger_cli.context import Session, cluster_config_option, output_option, pa
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cluster.config import ClusterConfig, ShardConfig, load_cluster_config
-from ledger_core.ledgers import LEDGERS, MAIN
+from ledger_core.ledgers import MAIN_NAME, USD
 from ledger_core.money import format_amount
 
 ATTEMPTS = 10
@@ -21,8 +21,8 @@ PAUSE_S = 0.3
 
 # The sums of a shard that has no account yet.
 _NOTHING = shard_pb2.LedgerSums(
-    ledger=MAIN.name,
-    currency=MAIN.currency,
+    ledger=MAIN_NAME,
+    currency=USD.code,
     debits_posted="0",
     credits_posted="0",
     debits_pending="0",
@@ -255,8 +255,7 @@ def _differences(sums: shard_pb2.LedgerSums) -> dict[str, int]:
 
 
 def _money(amount: int | str, sums: shard_pb2.LedgerSums) -> str:
-    """Write an amount in its ledger's currency; in minor units where that is not known here."""
-    ledger = LEDGERS.get(sums.ledger)
-    if ledger and ledger.currency == sums.currency:
-        return format_amount(int(amount), ledger.currency, ledger.currency_exponent)
-    return str(int(amount))
+    """Write an amount in its currency; in minor units where the exponent is not known here."""
+    if (sums.ledger, sums.currency) == (MAIN_NAME, USD.code):
+        return format_amount(int(amount), USD.code, USD.exponent)
+    return f"{int(amount)} {sums.currency} (minor units)"

@@ -1,10 +1,11 @@
 """Python SDK of the ledger: `LedgerClient`, and `AsyncLedgerClient` for asyncio.
 
-    from ledger_client import LedgerClient
+    from ledger_client import LedgerClient, credit, debit
 
     with LedgerClient("127.0.0.1:8000") as ledger:
-        account = ledger.create_account()
-        ledger.create_transaction(account.id, 10_00, "top-up", settled=True)
+        alice, bob = ledger.create_account().id, ledger.create_account().id
+        ledger.create_transaction(alice, 10_00, "top-up", settled=True)
+        ledger.create_transaction(entries=[debit(alice, 4_00), credit(bob, 4_00)], settled=True)
 
 Amounts are int minor units. Every change carries a request id and is retried under it, so that it
 happens once however often it had to be sent. `ledger_client.testing` runs a ledger for tests.
@@ -28,6 +29,7 @@ from ledger_client.errors import (
     UnimplementedError,
     UnknownError,
 )
+from ledger_client.parts import credit, debit, limits
 from ledger_core.errors import FieldViolation
 
 __all__ = [
@@ -48,4 +50,7 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "UnknownError",
+    "credit",
+    "debit",
+    "limits",
 ]

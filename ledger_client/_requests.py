@@ -1,8 +1,11 @@
 """Building requests, shared by the sync and the asyncio client."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.v1 import ledger_pb2
 from ledger_client.errors import invalid_argument
@@ -12,63 +15,234 @@ from ledger_core.ids import new_request_id
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-def create_account(request_id: str | None, ledger: str) -> ledger_pb2.CreateAccountRequest:
+def create_ledger(
+    name: str,
+    currencies: Iterable[ledger_pb2.Currency],
+    chart: Iterable[ledger_pb2.ChartLine],
+    description: str,
+    request_id: str | None,
+) -> ledger_pb2.CreateLedgerRequest:
+    """Build a CreateLedger request."""
+    return fill(
+        ledger_pb2.CreateLedgerRequest(),
+        name=name,
+        currencies=list(currencies),
+        chart=list(chart),
+        description=description,
+        request_id=request_id or new_request_id(),
+    )
+
+
+def get_ledger(ledger: str, stale: bool) -> ledger_pb2.GetLedgerRequest:
+    """Build a GetLedger request."""
+    return fill(ledger_pb2.GetLedgerRequest(), ledger=ledger, consistency=_consistency(stale))
+
+
+def list_ledgers(page_size: int, page_token: str, stale: bool) -> ledger_pb2.ListLedgersRequest:
+    """Build a ListLedgers request."""
+    return fill(
+        ledger_pb2.ListLedgersRequest(),
+        page_size=page_size,
+        page_token=page_token,
+        consistency=_consistency(stale),
+    )
+
+
+def update_ledger(
+    *,
+    ledger: str,
+    revision: int,
+    description: str | None,
+    currencies: Iterable[ledger_pb2.Currency],
+    chart: Iterable[ledger_pb2.ChartLine],
+    request_id: str | None,
+) -> ledger_pb2.UpdateLedgerRequest:
+    """Build an UpdateLedger request."""
+    return fill(
+        ledger_pb2.UpdateLedgerRequest(),
+        ledger=ledger,
+        revision=revision,
+        currencies=list(currencies),
+        chart=list(chart),
+        request_id=request_id or new_request_id(),
+        **given(description=description),
+    )
+
+
+def create_account(
+    *,
+    request_id: str | None,
+    ledger: str,
+    currency: str,
+    code: str,
+    account_type: ledger_pb2.AccountType.ValueType,
+    name: str,
+    limits: ledger_pb2.Limits | None,
+    metadata: Mapping[str, str] | None,
+) -> ledger_pb2.CreateAccountRequest:
     """Build a CreateAccount request."""
-    return _fill(
+    return fill(
         ledger_pb2.CreateAccountRequest(),
         request_id=request_id or new_request_id(),
         ledger=ledger,
+        currency=currency,
+        code=code,
+        type=account_type,
+        name=name,
+        **given(limits=limits, metadata=metadata),
     )
 
 
-def get_account(account_id: str, stale: bool) -> ledger_pb2.GetAccountRequest:
+def get_account(
+    account_id: str, ledger: str, name: str, stale: bool
+) -> ledger_pb2.GetAccountRequest:
     """Build a GetAccount request."""
-    return _fill(
-        ledger_pb2.GetAccountRequest(), account_id=account_id, consistency=_consistency(stale)
+    return fill(
+        ledger_pb2.GetAccountRequest(),
+        account_id=account_id,
+        ledger=ledger,
+        name=name,
+        consistency=_consistency(stale),
     )
+
+
+def list_accounts(
+    *,
+    ledger: str,
+    code_prefix: str,
+    account_type: ledger_pb2.AccountType.ValueType,
+    state: ledger_pb2.AccountState.ValueType,
+    metadata_key: str,
+    page_size: int,
+    page_token: str,
+    stale: bool,
+) -> ledger_pb2.ListAccountsRequest:
+    """Build a ListAccounts request."""
+    return fill(
+        ledger_pb2.ListAccountsRequest(),
+        ledger=ledger,
+        code_prefix=code_prefix,
+        type=account_type,
+        state=state,
+        metadata_key=metadata_key,
+        page_size=page_size,
+        page_token=page_token,
+        consistency=_consistency(stale),
+    )
+
+
+def update_account(
+    *,
+    account_id: str,
+    revision: int,
+    name: str | None,
+    metadata: Mapping[str, str] | None,
+    limits: ledger_pb2.Limits | None,
+    request_id: str | None,
+) -> ledger_pb2.UpdateAccountRequest:
+    """Build an UpdateAccount request."""
+    values = None
+    if metadata is not None:
+        values = fill(ledger_pb2.Metadata(), values=metadata)
+    return fill(
+        ledger_pb2.UpdateAccountRequest(),
+        account_id=account_id,
+        revision=revision,
+        request_id=request_id or new_request_id(),
+        **given(name=name, metadata=values, limits=limits),
+    )
+
+
+def change_account(kind: type[MessageT], account_id: str, request_id: str | None) -> MessageT:
+    """Build a FreezeAccount, UnfreezeAccount or CloseAccount request."""
+    return fill(kind(), account_id=account_id, request_id=request_id or new_request_id())
 
 
 def create_transaction(
-    account_id: str, amount: int, description: str, settled: bool, request_id: str | None
+    *,
+    account_id: str,
+    amount: int,
+    description: str,
+    settled: bool,
+    entries: Sequence[ledger_pb2.Entry],
+    ledger: str,
+    external_reference: str,
+    effective_time: datetime | None,
+    expire_time: datetime | None,
+    metadata: Mapping[str, str] | None,
+    actor: str,
+    dry_run: bool,
+    request_id: str | None,
 ) -> ledger_pb2.CreateTransactionRequest:
     """Build a CreateTransaction request."""
-    return _fill(
+    return fill(
         ledger_pb2.CreateTransactionRequest(),
         account_id=account_id,
         amount=amount,
         description=description,
         settled=settled,
+        entries=entries,
+        ledger=ledger,
+        external_reference=external_reference,
+        actor=actor,
+        dry_run=dry_run,
         request_id=request_id or new_request_id(),
+        **given(effective_time=effective_time, expire_time=expire_time, metadata=metadata),
     )
 
 
-def get_transaction(transaction_id: str, stale: bool) -> ledger_pb2.GetTransactionRequest:
+def get_transaction(
+    transaction_id: str, account_id: str, request_id: str, stale: bool
+) -> ledger_pb2.GetTransactionRequest:
     """Build a GetTransaction request."""
-    return _fill(
+    return fill(
         ledger_pb2.GetTransactionRequest(),
         transaction_id=transaction_id,
+        account_id=account_id,
+        request_id=request_id,
         consistency=_consistency(stale),
     )
 
 
 def settle_transaction(
-    transaction_id: str, request_id: str | None
+    transaction_id: str, amount: int, actor: str, request_id: str | None
 ) -> ledger_pb2.SettleTransactionRequest:
     """Build a SettleTransaction request."""
-    return _fill(
+    return fill(
         ledger_pb2.SettleTransactionRequest(),
         transaction_id=transaction_id,
+        amount=amount,
+        actor=actor,
         request_id=request_id or new_request_id(),
     )
 
 
 def cancel_transaction(
-    transaction_id: str, request_id: str | None
+    transaction_id: str, actor: str, request_id: str | None
 ) -> ledger_pb2.CancelTransactionRequest:
     """Build a CancelTransaction request."""
-    return _fill(
+    return fill(
         ledger_pb2.CancelTransactionRequest(),
         transaction_id=transaction_id,
+        actor=actor,
+        request_id=request_id or new_request_id(),
+    )
+
+
+def reverse_transaction(
+    transaction_id: str,
+    amounts: Sequence[int],
+    description: str,
+    actor: str,
+    request_id: str | None,
+) -> ledger_pb2.ReverseTransactionRequest:
+    """Build a ReverseTransaction request."""
+    return fill(
+        ledger_pb2.ReverseTransactionRequest(),
+        transaction_id=transaction_id,
+        amounts=amounts,
+        description=description,
+        actor=actor,
         request_id=request_id or new_request_id(),
     )
 
@@ -77,7 +251,7 @@ def list_transactions(
     account_id: str, page_size: int, page_token: str, stale: bool
 ) -> ledger_pb2.ListTransactionsRequest:
     """Build a ListTransactions request."""
-    return _fill(
+    return fill(
         ledger_pb2.ListTransactionsRequest(),
         account_id=account_id,
         page_size=page_size,
@@ -86,13 +260,7 @@ def list_transactions(
     )
 
 
-def _consistency(stale: bool) -> ledger_pb2.ReadConsistency.ValueType:
-    if stale:
-        return ledger_pb2.READ_CONSISTENCY_STALE
-    return ledger_pb2.READ_CONSISTENCY_LINEARIZABLE
-
-
-def _fill(message: MessageT, **fields: object) -> MessageT:
+def fill(message: MessageT, **fields: object) -> MessageT:
     """Set the fields; InvalidArgumentError names all those that the message cannot hold.
 
     Protobuf refuses them with a text that names no field.
@@ -100,17 +268,51 @@ def _fill(message: MessageT, **fields: object) -> MessageT:
     violations = []
     for name, value in fields.items():
         try:
-            setattr(message, name, value)
-        except (TypeError, ValueError) as error:
+            _set(message, name, value)
+        except (TypeError, ValueError, AttributeError) as error:
             violations.append(FieldViolation(name, _problem(value, error)))
     if violations:
         raise invalid_argument(violations)
     return message
 
 
+def given(**fields: object) -> dict[str, object]:
+    """Return the fields that are not None: the others stay unset."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _set(message: Message, name: str, value: object) -> None:
+    match value:
+        case Message():
+            getattr(message, name).CopyFrom(value)
+        case Mapping():
+            getattr(message, name).update(value)
+        case list() | tuple():
+            getattr(message, name).extend(value)
+        case datetime():
+            if value.tzinfo is None:
+                raise ValueError("must have a time zone, such as datetime.UTC")
+            moment = Timestamp()
+            moment.FromDatetime(value)
+            getattr(message, name).CopyFrom(moment)
+        case _:
+            setattr(message, name, value)
+
+
+def _consistency(stale: bool) -> ledger_pb2.ReadConsistency.ValueType:
+    if stale:
+        return ledger_pb2.READ_CONSISTENCY_STALE
+    return ledger_pb2.READ_CONSISTENCY_LINEARIZABLE
+
+
 def _problem(value: object, error: Exception) -> str:
+    match value:
+        case datetime() if isinstance(error, ValueError):
+            return str(error)
+        case int() if isinstance(error, ValueError):
+            return f"must fit into the field: {value} is out of range"
+        case Mapping() | list() | tuple() if not isinstance(error, UnicodeError):
+            return "has elements that the field cannot hold"
     if isinstance(error, UnicodeError):
         return "must be text that UTF-8 can encode"
-    if isinstance(error, ValueError) and isinstance(value, int):
-        return f"must fit into the field: {value} is out of range"
     return f"must not be of type {type(value).__name__}"

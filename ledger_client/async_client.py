@@ -1,7 +1,8 @@
 """The client for asyncio: the methods of `LedgerClient`, to be awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Self, TypeVar
 
 import grpc
@@ -37,55 +38,305 @@ class AsyncLedgerClient:
         self._timeout_s = timeout_s
         self._connection: _Connection | None = None
 
+    async def create_ledger(
+        self,
+        name: str,
+        currencies: Iterable[ledger_pb2.Currency],
+        chart: Iterable[ledger_pb2.ChartLine] = (),
+        description: str = "",
+        *,
+        request_id: str | None = None,
+    ) -> ledger_pb2.Ledger:
+        """Make a ledger; its first currency is the default of its accounts and entries."""
+        request = _requests.create_ledger(name, currencies, chart, description, request_id)
+        return (await self._call(self._connect().ledger.CreateLedger, request)).ledger
+
+    async def get_ledger(self, ledger: str = "", *, stale: bool = False) -> ledger_pb2.Ledger:
+        """Return a ledger with its chart, "main" by default."""
+        request = _requests.get_ledger(ledger, stale)
+        return (await self._call(self._connect().ledger.GetLedger, request)).ledger
+
+    async def list_ledgers_page(
+        self, *, page_size: int = 0, page_token: str = "", stale: bool = False
+    ) -> ledger_pb2.ListLedgersResponse:
+        """Return one page of all ledgers by name, without their charts."""
+        request = _requests.list_ledgers(page_size, page_token, stale)
+        return await self._call(self._connect().ledger.ListLedgers, request)
+
+    async def list_ledgers(
+        self, *, page_size: int = 0, stale: bool = False
+    ) -> AsyncIterator[ledger_pb2.Ledger]:
+        """Go through all ledgers by name, page by page, without their charts."""
+        page_token = ""
+        while True:
+            page = await self.list_ledgers_page(
+                page_size=page_size, page_token=page_token, stale=stale
+            )
+            for item in page.ledgers:
+                yield item
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def update_ledger(
+        self,
+        ledger: str,
+        revision: int,
+        *,
+        description: str | None = None,
+        currencies: Iterable[ledger_pb2.Currency] = (),
+        chart: Iterable[ledger_pb2.ChartLine] = (),
+        request_id: str | None = None,
+    ) -> ledger_pb2.Ledger:
+        """Add currencies and lines of the chart to a ledger, or change its description.
+
+        ``revision``: of the ledger as you last read it; if it has changed since, nothing is done.
+        """
+        request = _requests.update_ledger(
+            ledger=ledger,
+            revision=revision,
+            description=description,
+            currencies=currencies,
+            chart=chart,
+            request_id=request_id,
+        )
+        return (await self._call(self._connect().ledger.UpdateLedger, request)).ledger
+
     async def create_account(
-        self, *, request_id: str | None = None, ledger: str = ""
+        self,
+        *,
+        ledger: str = "",
+        currency: str = "",
+        code: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        name: str = "",
+        limits: ledger_pb2.Limits | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> ledger_pb2.Account:
-        """Open an account in the ledger, "main" by default."""
-        request = _requests.create_account(request_id, ledger)
+        """Open an account in the ledger, "main" by default.
+
+        By default it is a LIABILITY, a customer's wallet, that never goes below zero; see `limits`.
+        """
+        request = _requests.create_account(
+            request_id=request_id,
+            ledger=ledger,
+            currency=currency,
+            code=code,
+            account_type=account_type,
+            name=name,
+            limits=limits,
+            metadata=metadata,
+        )
         return (await self._call(self._connect().ledger.CreateAccount, request)).account
 
-    async def get_account(self, account_id: str, *, stale: bool = False) -> ledger_pb2.Account:
-        """Return an account with its balances; ``stale``: as any replica knows it."""
-        request = _requests.get_account(account_id, stale)
+    async def get_account(
+        self, account_id: str = "", *, ledger: str = "", name: str = "", stale: bool = False
+    ) -> ledger_pb2.Account:
+        """Return an account with its balances, by its id, or by its name in a ledger.
+
+        ``stale``: as any replica knows it.
+        """
+        request = _requests.get_account(account_id, ledger, name, stale)
         return (await self._call(self._connect().ledger.GetAccount, request)).account
+
+    async def list_accounts_page(
+        self,
+        ledger: str = "",
+        *,
+        code_prefix: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        state: ledger_pb2.AccountState.ValueType = ledger_pb2.ACCOUNT_STATE_UNSPECIFIED,
+        metadata_key: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        stale: bool = False,
+    ) -> ledger_pb2.ListAccountsResponse:
+        """Return one page of the accounts of a ledger that fit all filters given."""
+        request = _requests.list_accounts(
+            ledger=ledger,
+            code_prefix=code_prefix,
+            account_type=account_type,
+            state=state,
+            metadata_key=metadata_key,
+            page_size=page_size,
+            page_token=page_token,
+            stale=stale,
+        )
+        return await self._call(self._connect().ledger.ListAccounts, request)
+
+    async def list_accounts(
+        self,
+        ledger: str = "",
+        *,
+        code_prefix: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        state: ledger_pb2.AccountState.ValueType = ledger_pb2.ACCOUNT_STATE_UNSPECIFIED,
+        metadata_key: str = "",
+        page_size: int = 0,
+        stale: bool = False,
+    ) -> AsyncIterator[ledger_pb2.Account]:
+        """Go through the accounts of a ledger that fit all filters given, page by page."""
+        page_token = ""
+        while True:
+            page = await self.list_accounts_page(
+                ledger,
+                code_prefix=code_prefix,
+                account_type=account_type,
+                state=state,
+                metadata_key=metadata_key,
+                page_size=page_size,
+                page_token=page_token,
+                stale=stale,
+            )
+            for item in page.accounts:
+                yield item
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def update_account(
+        self,
+        account_id: str,
+        revision: int,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limits: ledger_pb2.Limits | None = None,
+        request_id: str | None = None,
+    ) -> ledger_pb2.Account:
+        """Change name, metadata (all of it) or limits; what is None stays as it is.
+
+        ``revision``: of the account as you last read it; if it has changed since, nothing is done.
+        """
+        request = _requests.update_account(
+            account_id=account_id,
+            revision=revision,
+            name=name,
+            metadata=metadata,
+            limits=limits,
+            request_id=request_id,
+        )
+        return (await self._call(self._connect().ledger.UpdateAccount, request)).account
+
+    async def freeze_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Let an account take no new transactions; pending ones can still end."""
+        request = _requests.change_account(ledger_pb2.FreezeAccountRequest, account_id, request_id)
+        return (await self._call(self._connect().ledger.FreezeAccount, request)).account
+
+    async def unfreeze_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Let a frozen account take new transactions again."""
+        request = _requests.change_account(
+            ledger_pb2.UnfreezeAccountRequest, account_id, request_id
+        )
+        return (await self._call(self._connect().ledger.UnfreezeAccount, request)).account
+
+    async def close_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Close an account for good: only at zero, with nothing pending."""
+        request = _requests.change_account(ledger_pb2.CloseAccountRequest, account_id, request_id)
+        return (await self._call(self._connect().ledger.CloseAccount, request)).account
 
     async def create_transaction(
         self,
-        account_id: str,
-        amount: int,
+        account_id: str = "",
+        amount: int = 0,
         description: str = "",
         *,
         settled: bool,
+        entries: Sequence[ledger_pb2.Entry] = (),
+        ledger: str = "",
+        external_reference: str = "",
+        effective_time: datetime | None = None,
+        expire_time: datetime | None = None,
+        metadata: Mapping[str, str] | None = None,
+        actor: str = "",
+        dry_run: bool = False,
         request_id: str | None = None,
     ) -> ledger_pb2.Transaction:
-        """Move ``amount`` minor units into (> 0) or out of (< 0) the account.
+        """Move money: between accounts (``entries``), or into and out of one of them.
 
-        ``settled``: at once, else pending. Look at the status of the result: an outflow beyond the
-        available balance is no error, it comes back as INSUFFICIENT_FUNDS.
+        ``entries`` are made by `debit` and `credit` and balance in every currency. Without them,
+        ``amount`` minor units go into (> 0) or out of (< 0) the account ``account_id``.
+
+        ``settled``: at once, else pending, until settled, cancelled or ``expire_time``. Look at the
+        status of the result: an outflow beyond the available balance is no error, it comes back as
+        INSUFFICIENT_FUNDS, and other refusals as REJECTED. ``dry_run`` only tells the status.
         """
-        request = _requests.create_transaction(account_id, amount, description, settled, request_id)
+        request = _requests.create_transaction(
+            account_id=account_id,
+            amount=amount,
+            description=description,
+            settled=settled,
+            entries=entries,
+            ledger=ledger,
+            external_reference=external_reference,
+            effective_time=effective_time,
+            expire_time=expire_time,
+            metadata=metadata,
+            actor=actor,
+            dry_run=dry_run,
+            request_id=request_id,
+        )
         return (await self._call(self._connect().ledger.CreateTransaction, request)).transaction
 
     async def get_transaction(
-        self, transaction_id: str, *, stale: bool = False
+        self,
+        transaction_id: str = "",
+        *,
+        account_id: str = "",
+        request_id: str = "",
+        stale: bool = False,
     ) -> ledger_pb2.Transaction:
-        """Return a transaction; ``stale``: as any replica knows it."""
-        request = _requests.get_transaction(transaction_id, stale)
+        """Return a transaction, by its id, or by its home account and the request that made it.
+
+        The latter tells what became of a request whose answer was lost; `NotFoundError`: it was
+        never seen. ``stale``: as any replica knows it.
+        """
+        request = _requests.get_transaction(transaction_id, account_id, request_id, stale)
         return (await self._call(self._connect().ledger.GetTransaction, request)).transaction
 
     async def settle_transaction(
-        self, transaction_id: str, *, request_id: str | None = None
+        self,
+        transaction_id: str,
+        *,
+        amount: int = 0,
+        actor: str = "",
+        request_id: str | None = None,
     ) -> ledger_pb2.Transaction:
-        """Post what a pending transaction reserved."""
-        request = _requests.settle_transaction(transaction_id, request_id)
+        """Post what a pending transaction reserved: all (0), or ``amount`` of a two-entry one."""
+        request = _requests.settle_transaction(transaction_id, amount, actor, request_id)
         return (await self._call(self._connect().ledger.SettleTransaction, request)).transaction
 
     async def cancel_transaction(
-        self, transaction_id: str, *, request_id: str | None = None
+        self, transaction_id: str, *, actor: str = "", request_id: str | None = None
     ) -> ledger_pb2.Transaction:
         """Release what a pending transaction reserved."""
-        request = _requests.cancel_transaction(transaction_id, request_id)
+        request = _requests.cancel_transaction(transaction_id, actor, request_id)
         return (await self._call(self._connect().ledger.CancelTransaction, request)).transaction
+
+    async def reverse_transaction(
+        self,
+        transaction_id: str,
+        amounts: Sequence[int] = (),
+        description: str = "",
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+    ) -> ledger_pb2.Transaction:
+        """Post the mirror entries of a settled transaction; return the new transaction.
+
+        ``amounts``: how much of each entry, in their order; by default all that is left.
+        """
+        request = _requests.reverse_transaction(
+            transaction_id, amounts, description, actor, request_id
+        )
+        return (await self._call(self._connect().ledger.ReverseTransaction, request)).transaction
 
     async def list_transactions_page(
         self, account_id: str, *, page_size: int = 0, page_token: str = "", stale: bool = False

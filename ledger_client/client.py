@@ -1,7 +1,8 @@
 """The client for synchronous code."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Self, TypeVar
 
 import grpc
@@ -29,55 +30,301 @@ class LedgerClient:
         self._stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)  # type: ignore[no-untyped-call]
 
+    def create_ledger(
+        self,
+        name: str,
+        currencies: Iterable[ledger_pb2.Currency],
+        chart: Iterable[ledger_pb2.ChartLine] = (),
+        description: str = "",
+        *,
+        request_id: str | None = None,
+    ) -> ledger_pb2.Ledger:
+        """Make a ledger; its first currency is the default of its accounts and entries."""
+        request = _requests.create_ledger(name, currencies, chart, description, request_id)
+        return self._call(self._stub.CreateLedger, request).ledger
+
+    def get_ledger(self, ledger: str = "", *, stale: bool = False) -> ledger_pb2.Ledger:
+        """Return a ledger with its chart, "main" by default."""
+        request = _requests.get_ledger(ledger, stale)
+        return self._call(self._stub.GetLedger, request).ledger
+
+    def list_ledgers_page(
+        self, *, page_size: int = 0, page_token: str = "", stale: bool = False
+    ) -> ledger_pb2.ListLedgersResponse:
+        """Return one page of all ledgers by name, without their charts."""
+        request = _requests.list_ledgers(page_size, page_token, stale)
+        return self._call(self._stub.ListLedgers, request)
+
+    def list_ledgers(
+        self, *, page_size: int = 0, stale: bool = False
+    ) -> Iterator[ledger_pb2.Ledger]:
+        """Go through all ledgers by name, page by page, without their charts."""
+        page_token = ""
+        while True:
+            page = self.list_ledgers_page(page_size=page_size, page_token=page_token, stale=stale)
+            yield from page.ledgers
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    def update_ledger(
+        self,
+        ledger: str,
+        revision: int,
+        *,
+        description: str | None = None,
+        currencies: Iterable[ledger_pb2.Currency] = (),
+        chart: Iterable[ledger_pb2.ChartLine] = (),
+        request_id: str | None = None,
+    ) -> ledger_pb2.Ledger:
+        """Add currencies and lines of the chart to a ledger, or change its description.
+
+        ``revision``: of the ledger as you last read it; if it has changed since, nothing is done.
+        """
+        request = _requests.update_ledger(
+            ledger=ledger,
+            revision=revision,
+            description=description,
+            currencies=currencies,
+            chart=chart,
+            request_id=request_id,
+        )
+        return self._call(self._stub.UpdateLedger, request).ledger
+
     def create_account(
-        self, *, request_id: str | None = None, ledger: str = ""
+        self,
+        *,
+        ledger: str = "",
+        currency: str = "",
+        code: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        name: str = "",
+        limits: ledger_pb2.Limits | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> ledger_pb2.Account:
-        """Open an account in the ledger, "main" by default."""
-        request = _requests.create_account(request_id, ledger)
+        """Open an account in the ledger, "main" by default.
+
+        By default it is a LIABILITY, a customer's wallet, that never goes below zero; see `limits`.
+        """
+        request = _requests.create_account(
+            request_id=request_id,
+            ledger=ledger,
+            currency=currency,
+            code=code,
+            account_type=account_type,
+            name=name,
+            limits=limits,
+            metadata=metadata,
+        )
         return self._call(self._stub.CreateAccount, request).account
 
-    def get_account(self, account_id: str, *, stale: bool = False) -> ledger_pb2.Account:
-        """Return an account with its balances; ``stale``: as any replica knows it."""
-        request = _requests.get_account(account_id, stale)
+    def get_account(
+        self, account_id: str = "", *, ledger: str = "", name: str = "", stale: bool = False
+    ) -> ledger_pb2.Account:
+        """Return an account with its balances, by its id, or by its name in a ledger.
+
+        ``stale``: as any replica knows it.
+        """
+        request = _requests.get_account(account_id, ledger, name, stale)
         return self._call(self._stub.GetAccount, request).account
+
+    def list_accounts_page(
+        self,
+        ledger: str = "",
+        *,
+        code_prefix: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        state: ledger_pb2.AccountState.ValueType = ledger_pb2.ACCOUNT_STATE_UNSPECIFIED,
+        metadata_key: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        stale: bool = False,
+    ) -> ledger_pb2.ListAccountsResponse:
+        """Return one page of the accounts of a ledger that fit all filters given."""
+        request = _requests.list_accounts(
+            ledger=ledger,
+            code_prefix=code_prefix,
+            account_type=account_type,
+            state=state,
+            metadata_key=metadata_key,
+            page_size=page_size,
+            page_token=page_token,
+            stale=stale,
+        )
+        return self._call(self._stub.ListAccounts, request)
+
+    def list_accounts(
+        self,
+        ledger: str = "",
+        *,
+        code_prefix: str = "",
+        account_type: ledger_pb2.AccountType.ValueType = ledger_pb2.ACCOUNT_TYPE_UNSPECIFIED,
+        state: ledger_pb2.AccountState.ValueType = ledger_pb2.ACCOUNT_STATE_UNSPECIFIED,
+        metadata_key: str = "",
+        page_size: int = 0,
+        stale: bool = False,
+    ) -> Iterator[ledger_pb2.Account]:
+        """Go through the accounts of a ledger that fit all filters given, page by page."""
+        page_token = ""
+        while True:
+            page = self.list_accounts_page(
+                ledger,
+                code_prefix=code_prefix,
+                account_type=account_type,
+                state=state,
+                metadata_key=metadata_key,
+                page_size=page_size,
+                page_token=page_token,
+                stale=stale,
+            )
+            yield from page.accounts
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    def update_account(
+        self,
+        account_id: str,
+        revision: int,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limits: ledger_pb2.Limits | None = None,
+        request_id: str | None = None,
+    ) -> ledger_pb2.Account:
+        """Change name, metadata (all of it) or limits; what is None stays as it is.
+
+        ``revision``: of the account as you last read it; if it has changed since, nothing is done.
+        """
+        request = _requests.update_account(
+            account_id=account_id,
+            revision=revision,
+            name=name,
+            metadata=metadata,
+            limits=limits,
+            request_id=request_id,
+        )
+        return self._call(self._stub.UpdateAccount, request).account
+
+    def freeze_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Let an account take no new transactions; pending ones can still end."""
+        request = _requests.change_account(ledger_pb2.FreezeAccountRequest, account_id, request_id)
+        return self._call(self._stub.FreezeAccount, request).account
+
+    def unfreeze_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Let a frozen account take new transactions again."""
+        request = _requests.change_account(
+            ledger_pb2.UnfreezeAccountRequest, account_id, request_id
+        )
+        return self._call(self._stub.UnfreezeAccount, request).account
+
+    def close_account(
+        self, account_id: str, *, request_id: str | None = None
+    ) -> ledger_pb2.Account:
+        """Close an account for good: only at zero, with nothing pending."""
+        request = _requests.change_account(ledger_pb2.CloseAccountRequest, account_id, request_id)
+        return self._call(self._stub.CloseAccount, request).account
 
     def create_transaction(
         self,
-        account_id: str,
-        amount: int,
+        account_id: str = "",
+        amount: int = 0,
         description: str = "",
         *,
         settled: bool,
+        entries: Sequence[ledger_pb2.Entry] = (),
+        ledger: str = "",
+        external_reference: str = "",
+        effective_time: datetime | None = None,
+        expire_time: datetime | None = None,
+        metadata: Mapping[str, str] | None = None,
+        actor: str = "",
+        dry_run: bool = False,
         request_id: str | None = None,
     ) -> ledger_pb2.Transaction:
-        """Move ``amount`` minor units into (> 0) or out of (< 0) the account.
+        """Move money: between accounts (``entries``), or into and out of one of them.
 
-        ``settled``: at once, else pending. Look at the status of the result: an outflow beyond the
-        available balance is no error, it comes back as INSUFFICIENT_FUNDS.
+        ``entries`` are made by `debit` and `credit` and balance in every currency. Without them,
+        ``amount`` minor units go into (> 0) or out of (< 0) the account ``account_id``.
+
+        ``settled``: at once, else pending, until settled, cancelled or ``expire_time``. Look at the
+        status of the result: an outflow beyond the available balance is no error, it comes back as
+        INSUFFICIENT_FUNDS, and other refusals as REJECTED. ``dry_run`` only tells the status.
         """
-        request = _requests.create_transaction(account_id, amount, description, settled, request_id)
+        request = _requests.create_transaction(
+            account_id=account_id,
+            amount=amount,
+            description=description,
+            settled=settled,
+            entries=entries,
+            ledger=ledger,
+            external_reference=external_reference,
+            effective_time=effective_time,
+            expire_time=expire_time,
+            metadata=metadata,
+            actor=actor,
+            dry_run=dry_run,
+            request_id=request_id,
+        )
         return self._call(self._stub.CreateTransaction, request).transaction
 
     def get_transaction(
-        self, transaction_id: str, *, stale: bool = False
+        self,
+        transaction_id: str = "",
+        *,
+        account_id: str = "",
+        request_id: str = "",
+        stale: bool = False,
     ) -> ledger_pb2.Transaction:
-        """Return a transaction; ``stale``: as any replica knows it."""
-        request = _requests.get_transaction(transaction_id, stale)
+        """Return a transaction, by its id, or by its home account and the request that made it.
+
+        The latter tells what became of a request whose answer was lost; `NotFoundError`: it was
+        never seen. ``stale``: as any replica knows it.
+        """
+        request = _requests.get_transaction(transaction_id, account_id, request_id, stale)
         return self._call(self._stub.GetTransaction, request).transaction
 
     def settle_transaction(
-        self, transaction_id: str, *, request_id: str | None = None
+        self,
+        transaction_id: str,
+        *,
+        amount: int = 0,
+        actor: str = "",
+        request_id: str | None = None,
     ) -> ledger_pb2.Transaction:
-        """Post what a pending transaction reserved."""
-        request = _requests.settle_transaction(transaction_id, request_id)
+        """Post what a pending transaction reserved: all (0), or ``amount`` of a two-entry one."""
+        request = _requests.settle_transaction(transaction_id, amount, actor, request_id)
         return self._call(self._stub.SettleTransaction, request).transaction
 
     def cancel_transaction(
-        self, transaction_id: str, *, request_id: str | None = None
+        self, transaction_id: str, *, actor: str = "", request_id: str | None = None
     ) -> ledger_pb2.Transaction:
         """Release what a pending transaction reserved."""
-        request = _requests.cancel_transaction(transaction_id, request_id)
+        request = _requests.cancel_transaction(transaction_id, actor, request_id)
         return self._call(self._stub.CancelTransaction, request).transaction
+
+    def reverse_transaction(
+        self,
+        transaction_id: str,
+        amounts: Sequence[int] = (),
+        description: str = "",
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+    ) -> ledger_pb2.Transaction:
+        """Post the mirror entries of a settled transaction; return the new transaction.
+
+        ``amounts``: how much of each entry, in their order; by default all that is left.
+        """
+        request = _requests.reverse_transaction(
+            transaction_id, amounts, description, actor, request_id
+        )
+        return self._call(self._stub.ReverseTransaction, request).transaction
 
     def list_transactions_page(
         self, account_id: str, *, page_size: int = 0, page_token: str = "", stale: bool = False

@@ -4,6 +4,7 @@ A command carries everything that applying it needs; time comes with the batch, 
 Encoding: msgpack arrays (msgspec), so fields may only ever be appended, with a default.
 """
 
+import hashlib
 from typing import Annotated, Any
 
 import msgspec
@@ -220,7 +221,7 @@ class ApplyDecision(msgspec.Struct, tag=16, tag_field="kind", array_like=True, f
     origin: Origin
     number: U64
     status: TransactionStatus
-    request_id: RequestId
+    request_id: Annotated[str, msgspec.Meta(max_length=REQUEST_ID_CHARACTERS_MAX)]
     settled_amount: PartAmount = 0
     refused: Refused | None = None
 
@@ -402,3 +403,8 @@ def command_body(command: Command) -> bytes:
     body: list[Any] = list(msgspec.structs.astuple(command))
     del body[command.__struct_fields__.index("request_id")]
     return _encoder.encode([type(command).__struct_config__.tag, *body])
+
+
+def body_hash(command: Command) -> bytes:
+    """Return the 16 bytes by which a repeat is told from another request."""
+    return hashlib.blake2b(command_body(command), digest_size=16).digest()

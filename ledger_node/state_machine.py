@@ -10,8 +10,6 @@ The rules are in `transaction_rules`, `commit_rules` (across shards), `account_r
 equal credits.
 """
 
-import hashlib
-
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     ApplyDecision,
@@ -35,7 +33,7 @@ from ledger_core.commands import (
     SettleTransaction,
     UnfreezeAccount,
     UpdateAccount,
-    command_body,
+    body_hash,
     decode_batch,
 )
 from ledger_core.errors import Reason
@@ -102,14 +100,14 @@ def _execute(books: Books, command: Command) -> Result:
         # Steps of other requests; doing them again changes nothing, so they are not kept.
         return _step(books, command)
     key = _request_key(command)
-    body_hash = hashlib.blake2b(command_body(command), digest_size=16).digest()
+    hashed = body_hash(command)
     first = books.tables.find_request(key)
     outcome: RequestRow | Failure
     if first is None:
-        outcome = _dispatch(books, command, key, body_hash)
+        outcome = _dispatch(books, command, key, hashed)
         if isinstance(outcome, RequestRow):
             books.tables.add_request(key, outcome)
-    elif first.body_hash != body_hash:
+    elif first.body_hash != hashed:
         outcome = _reused_request_id(books, command, first)
     else:
         outcome = first
@@ -120,15 +118,15 @@ def _execute(books: Books, command: Command) -> Result:
     return _first_result(books, command, outcome)
 
 
-def _dispatch(books: Books, command: Command, key: bytes, body_hash: bytes) -> RequestRow | Failure:
+def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> RequestRow | Failure:
     """Execute a new command; return what to remember of it, or why nothing was changed."""
     done: int | Failure
     state = 0
     match command:
         case CreateTransaction():
-            done = create_transaction(books, command, key, body_hash)
+            done = create_transaction(books, command, key, hashed)
         case ReverseTransaction():
-            done = reverse_transaction(books, command, key, body_hash)
+            done = reverse_transaction(books, command, key, hashed)
         case SettleTransaction() | CancelTransaction():
             record = end_transaction(books, command)
             if isinstance(record, Failure):
@@ -144,7 +142,7 @@ def _dispatch(books: Books, command: Command, key: bytes, body_hash: bytes) -> R
         case ExtendLedger():
             ledger = extend_ledger(books, command)
             done = ledger if isinstance(ledger, Failure) else ledger.revision
-    return done if isinstance(done, Failure) else RequestRow(body_hash, done, state)
+    return done if isinstance(done, Failure) else RequestRow(hashed, done, state)
 
 
 def _step(books: Books, command: ClaimName | ReleaseName | BetweenShards) -> Result:

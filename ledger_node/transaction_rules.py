@@ -230,7 +230,7 @@ def record_transaction(
         if refused is None:
             prepare = Prepare(0, origin, body_hash, books.shard_id, expanded, reversal_of)
             books.tables.save_in_flight(number, InFlightRecord(0, prepare))
-            books.in_flight.append(number)
+        books.in_flight.append(number)
     books.save_transaction(number, record)
     book_new(books, number, record, kind)
     if expanded.expire_time_us and status in (

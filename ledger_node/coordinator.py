@@ -1,0 +1,397 @@
+"""The coordinator of a node: carries transactions across shards to their end. Sans-I/O.
+
+It keeps nothing that matters. What is to be done stands in the shards' tables (`in_flight` at the
+home, `undecided` at a participant), so whoever leads a shard next goes on where the last one
+stopped. Every step may be done twice. The steps and why they are safe: `commit_rules`.
+
+At the home of a transaction it asks the participants to prepare (as soon as the command comes in,
+while the home's own Begin is still on its way through Raft: one round for both), decides once all
+have voted or their time is over, tells them, and notes that they were told. At a participant that
+hears nothing it asks the home.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ledger_core.accounts import TransactionStatus
+from ledger_core.commands import (
+    ApplyDecision,
+    Command,
+    CreateTransaction,
+    Decide,
+    Delivered,
+    Prepare,
+    Refused,
+    Resolve,
+    Vote,
+    body_hash,
+)
+from ledger_core.errors import RefusalReason
+from ledger_core.ids import transaction_request_key
+from ledger_core.results import Done, Result, TransactionView, VoteView
+from ledger_node.records import ParticipantRecord, TransactionRecord
+from ledger_node.store import ShardTables
+from ledger_node.transaction_rules import routing_ids
+
+# A participant that cannot be asked for so long counts as a no.
+VOTE_S_MAX = 4.0
+# A participant asks the home after so long without a decision.
+ASK_AFTER_S = 2.0
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 1.0
+# Votes that came before their Begin was applied are kept for so long, and so many of them.
+EARLY_S_MAX = 10.0
+EARLY_MAX = 10_000
+
+Reply = Callable[[Result | None], None]
+"""Takes the result of a command, or None where it is unknown whether it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCall:
+    """A command for another shard. The host sends it, and calls ``done`` before a later turn."""
+
+    shard_id: int
+    command: Command
+    done: Reply
+
+
+@dataclass(slots=True)
+class _Errand:
+    """Something that a participant has to be asked or told, until it has answered."""
+
+    under_way: bool = False
+    retry_at: float = 0.0
+    retry_s: float = RETRY_S_MIN
+
+
+@dataclass(slots=True)
+class _Early:
+    """Votes of participants that were asked before the Begin was applied."""
+
+    since: float
+    votes: dict[int, Vote | None]
+    """None while a participant has yet to answer."""
+
+
+@dataclass(slots=True)
+class _Homed:
+    """A transaction whose home is led here."""
+
+    since: float
+    state: int = -1
+    errands: dict[int, _Errand] = field(default_factory=dict)
+    votes: dict[int, Vote] = field(default_factory=dict)
+    told: set[int] = field(default_factory=set)
+    deciding: bool = False
+    closing: bool = False
+    waiting: list[Callable[[bool], None]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A transaction that a shard led here has prepared, and whose decision has not come."""
+
+    ask_at: float
+    asking: bool = False
+
+
+class Coordinator:
+    """Carries on the transactions across shards of the shards that this node leads.
+
+    ``propose`` puts a command into the log of a shard that is led here. ``tables`` gives the
+    committed tables of a shard. Both are used within a turn only.
+    """
+
+    def __init__(
+        self,
+        propose: Callable[[int, Command, Reply], None],
+        tables: Callable[[int], ShardTables],
+    ) -> None:
+        self._propose = propose
+        self._tables = tables
+        self._now = 0.0
+        self._calls: list[ShardCall] = []
+        self._led: set[int] = set()
+        self._homed: dict[tuple[int, int], _Homed] = {}
+        self._prepared: dict[tuple[int, int], _Prepared] = {}
+        self._early: dict[bytes, _Early] = {}
+
+    def take_calls(self) -> list[ShardCall]:
+        """Return the commands for other shards that are to be sent now."""
+        calls, self._calls = self._calls, []
+        return calls
+
+    # Events
+
+    def lead(self, shard_id: int, now: float) -> None:
+        """This node leads a shard from now on: take up all that its tables say is unfinished."""
+        self._led.add(shard_id)
+        tables = self._tables(shard_id)
+        self.unfinished(shard_id, tables.in_flight_numbers(), tables.undecided_numbers(), now)
+
+    def lose(self, shard_id: int) -> None:
+        """Another node leads a shard, or will: forget it, and send away who waits."""
+        if shard_id not in self._led:
+            return
+        self._led.discard(shard_id)
+        for key in [key for key in self._homed if key[0] == shard_id]:
+            for done in self._homed.pop(key).waiting:
+                done(False)
+        for key in [key for key in self._prepared if key[0] == shard_id]:
+            del self._prepared[key]
+
+    def begin(self, home_shard_id: int, command: CreateTransaction, now: float) -> None:
+        """Ask the participants of a transaction that is about to be proposed at its home."""
+        if len(self._early) >= EARLY_MAX:
+            return
+        origin = transaction_request_key(command.account_id, command.request_id)
+        if origin in self._early:
+            return
+        prepare = Prepare(0, origin, body_hash(command), home_shard_id, command)
+        self._early[origin] = early = _Early(now, {})
+        for shard_id, routing_id in routing_ids(command.entries).items():
+            if shard_id == home_shard_id:
+                continue
+            early.votes[shard_id] = None
+
+            def done(result: Result | None, shard_id: int = shard_id) -> None:
+                if isinstance(result, VoteView):
+                    early.votes[shard_id] = Vote(shard_id, result.refused)
+                else:
+                    early.votes.pop(shard_id, None)
+                self._drive_origin(origin)
+
+            self._call(shard_id, msgspec.structs.replace(prepare, routing_id=routing_id), done)
+
+    def unfinished(
+        self, shard_id: int, in_flight: list[int], undecided: list[int], now: float
+    ) -> None:
+        """Take up what log entries have left open on a shard that is led here."""
+        self._now = now
+        for number in in_flight:
+            self._homed.setdefault((shard_id, number), _Homed(now))
+            self._drive(shard_id, number)
+        for number in undecided:
+            self._prepared.setdefault((shard_id, number), _Prepared(now + ASK_AFTER_S))
+
+    def await_delivery(self, shard_id: int, number: int, done: Callable[[bool], None]) -> None:
+        """Call ``done(True)`` once all participants have applied what is in flight.
+
+        ``done(False)``: this node does not lead the shard, or leads it no more.
+        """
+        homed = self._homed.get((shard_id, number))
+        if shard_id not in self._led:
+            done(False)
+        elif homed is None or self._tables(shard_id).find_in_flight(number) is None:
+            done(True)
+        else:
+            homed.waiting.append(done)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: try again, give up on votes, ask homes."""
+        self._now = now
+        for shard_id, number in list(self._homed):
+            self._drive(shard_id, number)
+        for key, prepared in list(self._prepared.items()):
+            if not prepared.asking and now >= prepared.ask_at:
+                self._ask_home(*key, prepared)
+        for origin in [o for o, early in self._early.items() if now - early.since > EARLY_S_MAX]:
+            del self._early[origin]
+
+    # At the home
+
+    def _drive_origin(self, origin: bytes) -> None:
+        """A vote came in: go on with its transaction, if its Begin is applied."""
+        for shard_id, number in list(self._homed):
+            if shard_id in self._led:
+                in_flight = self._tables(shard_id).find_in_flight(number)
+                if in_flight and in_flight.prepare and in_flight.prepare.origin == origin:
+                    self._drive(shard_id, number)
+                    return
+
+    def _drive(self, shard_id: int, number: int) -> None:
+        """Do what is to be done next for a transaction, as its home's tables say."""
+        homed = self._homed.get((shard_id, number))
+        if homed is None or shard_id not in self._led:
+            return
+        tables = self._tables(shard_id)
+        record = tables.find_transaction(number)
+        assert record is not None, "what is in flight is recorded"
+        in_flight = tables.find_in_flight(number)
+        if in_flight is None:
+            if record.status.is_refusal:
+                self._call_off(record)
+            self._finish(shard_id, number)
+        elif in_flight.prepare is not None:
+            self._collect_votes(shard_id, number, homed, record, in_flight.prepare)
+        else:
+            if homed.state != in_flight.state:
+                homed.state, homed.errands, homed.told = in_flight.state, {}, set()
+                homed.closing = False
+            self._tell(shard_id, number, homed, record)
+
+    def _collect_votes(
+        self,
+        shard_id: int,
+        number: int,
+        homed: _Homed,
+        record: TransactionRecord,
+        prepare: Prepare,
+    ) -> None:
+        early = self._early.get(prepare.origin)
+        if early is not None:
+            homed.votes |= {v.shard_id: v for v in early.votes.values() if v is not None}
+        for participant in record.participants:
+            if participant.shard_id in homed.votes:
+                continue
+            if early is not None and participant.shard_id in early.votes:
+                continue  # asked already, the answer is on its way
+
+            def done(result: Result | None, participant: ParticipantRecord = participant) -> None:
+                if isinstance(result, VoteView):
+                    vote = Vote(participant.shard_id, result.refused)
+                    homed.votes[participant.shard_id] = vote
+                self._answered(shard_id, number, participant.shard_id, result)
+
+            asked = msgspec.structs.replace(prepare, routing_id=participant.routing_id)
+            self._send(homed, participant.shard_id, asked, done)
+        complete = all(p.shard_id in homed.votes for p in record.participants)
+        refused = any(vote.refused is not None for vote in homed.votes.values())
+        if (complete or refused or self._now - homed.since > VOTE_S_MAX) and not homed.deciding:
+            homed.deciding = True
+            command = Decide(record.account_id, number, list(homed.votes.values()))
+
+            def decided(_result: Result | None) -> None:
+                homed.deciding = False
+                self._early.pop(prepare.origin, None)
+                self._drive(shard_id, number)
+
+            self._propose(shard_id, command, decided)
+
+    def _tell(self, shard_id: int, number: int, homed: _Homed, record: TransactionRecord) -> None:
+        decision = ApplyDecision(
+            0,
+            record.origin,
+            number,
+            record.status,
+            record.states[-1].request_id,
+            record.settled_amount,
+            record.refusal,
+        )
+        for participant in record.participants:
+            if participant.shard_id in homed.told:
+                continue
+
+            def done(
+                result: Result | None, place: int = participant.shard_id, state: int = homed.state
+            ) -> None:
+                if isinstance(result, Done) and homed.state == state:
+                    homed.told.add(place)
+                self._answered(shard_id, number, place, result)
+
+            told = msgspec.structs.replace(decision, routing_id=participant.routing_id)
+            self._send(homed, participant.shard_id, told, done)
+        if len(homed.told) == len(record.participants) and not homed.closing:
+            homed.closing = True
+            for waiting in homed.waiting:
+                waiting(True)
+            homed.waiting.clear()
+            command = Delivered(record.account_id, number, homed.state)
+
+            def closed(_result: Result | None) -> None:
+                homed.closing = False
+                self._drive(shard_id, number)
+
+            self._propose(shard_id, command, closed)
+
+    def _call_off(self, record: TransactionRecord) -> None:
+        """Tell participants that were asked early of a refusal by the home itself.
+
+        Once and without regard to success: who misses it will ask.
+        """
+        if self._early.pop(record.origin, None) is None:
+            return
+        for participant in record.participants:
+            command = ApplyDecision(
+                participant.routing_id,
+                record.origin,
+                0,
+                record.status,
+                record.states[-1].request_id,
+                0,
+                record.refusal,
+            )
+            self._call(participant.shard_id, command, lambda _result: None)
+
+    def _finish(self, shard_id: int, number: int) -> None:
+        homed = self._homed.pop((shard_id, number), None)
+        if homed is not None:
+            for waiting in homed.waiting:
+                waiting(True)
+
+    # At a participant
+
+    def _ask_home(self, shard_id: int, number: int, prepared: _Prepared) -> None:
+        prepare = self._tables(shard_id).find_undecided(number)
+        if prepare is None:
+            self._prepared.pop((shard_id, number), None)
+            return
+        prepared.asking = True
+
+        def done(result: Result | None) -> None:
+            prepared.asking = False
+            prepared.ask_at = self._now + RETRY_S_MAX
+            if not isinstance(result, TransactionView) or shard_id not in self._led:
+                return
+            if result.status is not TransactionStatus.UNDECIDED:
+                decision = ApplyDecision(
+                    prepare.routing_id or prepare.transaction.account_id,
+                    prepare.origin,
+                    result.number,
+                    result.status,
+                    result.request_id,
+                    result.settled_amount,
+                    _refused(result),
+                )
+                self._propose(shard_id, decision, lambda _result: None)
+
+        self._call(prepare.home_shard_id, Resolve(prepare), done)
+
+    # Errands
+
+    def _send(self, homed: _Homed, shard_id: int, command: Command, done: Reply) -> None:
+        """Send a command to a participant, unless one is under way or was sent just now."""
+        errand = homed.errands.setdefault(shard_id, _Errand())
+        if errand.under_way or self._now < errand.retry_at:
+            return
+        errand.under_way = True
+        self._call(shard_id, command, done)
+
+    def _answered(self, shard_id: int, number: int, place: int, result: Result | None) -> None:
+        homed = self._homed.get((shard_id, number))
+        if homed is None:
+            return
+        errand = homed.errands.get(place)
+        if errand is not None:
+            errand.under_way = False
+            if result is None:
+                errand.retry_at = self._now + errand.retry_s
+                errand.retry_s = min(2 * errand.retry_s, RETRY_S_MAX)
+        self._drive(shard_id, number)
+
+    def _call(self, shard_id: int, command: Command, done: Reply) -> None:
+        self._calls.append(ShardCall(shard_id, command, done))
+
+
+def _refused(view: TransactionView) -> Refused | None:
+    refusal = view.refusal
+    if refusal is None:
+        return None
+    return Refused(
+        refusal.entry_index,
+        refusal.required_amount,
+        refusal.available_amount,
+        reason=RefusalReason(refusal.reason),
+    )
