@@ -20,7 +20,14 @@ from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.commands import encode_batch
 from ledger_core.queries import Query
 from ledger_core.results import Result, encode_result
-from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
+from ledger_node.raft import (
+    LogLimits,
+    ProposalOutcome,
+    RaftGroup,
+    RaftTiming,
+    Role,
+    StreamSlots,
+)
 from ledger_node.reads import answer
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import Store, StoredRaftLog
@@ -118,10 +125,13 @@ class Node:
         wall_clock_us: Callable[[], int],
         rng: random.Random,
         timing: RaftTiming,
+        log_limits: LogLimits | None = None,
         pre_vote: bool = True,
     ) -> None:
         self.node_id = node_id
         self._pre_vote = pre_vote
+        self._log_limits = log_limits
+        self._slots = StreamSlots()
         self._store = store
         self._clock = clock
         self._wall_clock_us = wall_clock_us
@@ -150,6 +160,8 @@ class Node:
             timing=timing,
             rng=rng,
             now=now,
+            log_limits=self._log_limits,
+            slots=self._slots,
             preferred_leader=shard.node_ids[0] == self.node_id,
             pre_vote=self._pre_vote,
         )
@@ -352,6 +364,9 @@ class Node:
                 applied_index=replica.group.applied_index,
                 last_log_index=replica.group.last_index,
                 serving=replica.group.serving and not self._draining,
+                first_log_index=replica.group.first_index,
+                unproven=replica.group.unproven,
+                installing_bytes=replica.group.installing_bytes,
             )
             for shard_id, replica in self._replicas.items()
         ]

@@ -1,11 +1,16 @@
-"""The store of a node: LMDB tables of all its shards in one environment. Only lmdb's user.
+"""The store of a node: LMDB tables of all its shards in one environment.
+
+The modules named `store…`, and no others, use lmdb: this one has the environment and its turns,
+`store_tables` the typed tables, `store_raft` the Raft log and snapshots, `store_files` the rest of
+a data directory.
 
 One *turn* of the node writes through one LMDB transaction, which `Store.commit` ends with an fsync:
 log entries, votes, state and applied index of all shards become durable together or not at all.
 
 Tables of a shard (keys big-endian, so that LMDB sorts them by number):
 
-    meta           "state" -> ShardMeta; "raft" -> term and vote
+    meta           "state" -> ShardMeta; "raft" -> term and vote; "applied" -> index and term;
+                   "standing" -> may it vote?; "generation", "spare": see below
     log            log index -> checksum, term, payload
     accounts       account id -> slot
     account_info   slot -> AccountRecord
@@ -16,80 +21,56 @@ Tables of a shard (keys big-endian, so that LMDB sorts them by number):
     entry_marks    slot, sequence // 64 -> position, time: a sparse index into an account's history
 
 What grows is appended; what is scattered stays small and dense.
+
+All tables but meta and log exist twice: one set in use, as "generation" says, and a spare one, in
+which a snapshot from another replica is staged, and to which one row in one turn changes over.
 """
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final
 
 import lmdb
-import msgspec
 
-from ledger_node.records import (
-    ENTRY_ROW_BYTES,
-    AccountRecord,
-    BalanceRow,
-    EntryRow,
-    RequestRow,
-    ShardMeta,
-    TransactionRecord,
+from ledger_node.records import ShardMeta
+from ledger_node.store_files import (
+    StoreCorruptError,
+    StoreError,
+    StoreIdentity,
+    check_identity,
+    lock_directory,
+)
+from ledger_node.store_raft import StoredRaftLog
+from ledger_node.store_tables import (
+    ENTRIES_PER_MARK,
+    GENERATIONS,
+    SHARED_TABLES,
+    STATE_TABLES,
+    ShardDatabases,
+    ShardTables,
 )
 
-FORMAT_VERSION: Final = 1
+__all__ = [
+    "DEFAULT_MAP_BYTES",
+    "ENTRIES_PER_MARK",
+    "ReadView",
+    "ShardRange",
+    "ShardTables",
+    "Store",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreIdentity",
+    "StoredRaftLog",
+]
+
 DEFAULT_MAP_BYTES: Final = 64 << 30
-ENTRIES_PER_MARK: Final = 64
 
 # Beyond these, `Store.full` asks for new writes to be refused.
 _MAP_USE_MAX: Final = 0.9
 _FREE_DISK_BYTES_MIN: Final = 64 << 20
-
-_TABLES = (
-    "meta",
-    "log",
-    "accounts",
-    "account_info",
-    "balances",
-    "transactions",
-    "requests",
-    "entries",
-    "entry_marks",
-)
-
-_U64 = struct.Struct(">Q")
-_U32 = struct.Struct(">I")
-_MARK_KEY = struct.Struct(">IQ")
-_MARK = struct.Struct("<Qq")
-_LOG_HEADER = struct.Struct("<IQ")
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_meta = msgspec.msgpack.Decoder(ShardMeta).decode
-_decode_account = msgspec.msgpack.Decoder(AccountRecord).decode
-_decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
-_decode_hard_state = msgspec.msgpack.Decoder(tuple[int, str | None]).decode
-
-
-class StoreError(Exception):
-    """The store cannot be opened or trusted. The text says what to do."""
-
-
-class StoreCorruptError(StoreError):
-    """Stored bytes are not what was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreIdentity:
-    """To whom a data directory belongs."""
-
-    cluster_id: str
-    node_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +82,6 @@ class ShardRange:
     upper_bound: int
 
 
-class _TransactionSource(Protocol):
-    @property
-    def txn(self) -> lmdb.Transaction: ...
-
-
 class Store:
     """One environment per data directory and process. Not thread-safe: one thread owns it."""
 
@@ -114,7 +90,7 @@ class Store:
         self._env = env
         self._lock_fd = lock_fd
         self._write_txn: lmdb.Transaction | None = None
-        self._databases: dict[int, dict[str, lmdb._Database]] = {}
+        self._databases: dict[int, ShardDatabases] = {}
 
     @classmethod
     def open(
@@ -132,14 +108,15 @@ class Store:
         tests pass ``sync=False``, which gives up durability.
         """
         path.mkdir(parents=True, exist_ok=True)
-        lock_fd = _lock(path)
+        lock_fd = lock_directory(path)
         try:
-            _check_identity(path, identity)
+            lmdb_version = ".".join(str(part) for part in lmdb.version()[:2])
+            check_identity(path, identity, lmdb_version)
             try:
                 env = lmdb.open(
                     str(path / "store"),
                     map_size=map_bytes,
-                    max_dbs=len(_TABLES) * len(shards),
+                    max_dbs=len(shards) * (SHARED_TABLES + GENERATIONS * len(STATE_TABLES)),
                     sync=sync,
                     metasync=sync,
                     lock=True,
@@ -166,10 +143,19 @@ class Store:
         return store
 
     def _open_shard(self, shard: ShardRange) -> None:
-        self._databases[shard.id] = {
-            table: self._env.open_db(f"{shard.id:05d}.{table}".encode(), txn=self.txn)
-            for table in _TABLES
-        }
+        prefix, txn = f"{shard.id:05d}", self.txn
+        self._databases[shard.id] = ShardDatabases(
+            self._env,
+            self._env.open_db(f"{prefix}.meta".encode(), txn=txn),
+            self._env.open_db(f"{prefix}.log".encode(), txn=txn),
+            tuple(
+                {
+                    table: self._env.open_db(f"{prefix}{generation}.{table}".encode(), txn=txn)
+                    for table in STATE_TABLES
+                }
+                for generation in ("", ".b")
+            ),
+        )
         tables = self.shard(shard.id)
         meta = tables.find_meta()
         if meta is None:
@@ -250,299 +236,10 @@ class Store:
 class ReadView:
     """A consistent view of all shards at the end of some turn."""
 
-    def __init__(
-        self, txn: lmdb.Transaction, databases: dict[int, dict[str, lmdb._Database]]
-    ) -> None:
+    def __init__(self, txn: lmdb.Transaction, databases: dict[int, ShardDatabases]) -> None:
         self.txn = txn
         self._databases = databases
 
     def shard(self, shard_id: int) -> "ShardTables":
         """Return the tables of a shard, for reading."""
         return ShardTables(self, self._databases[shard_id])
-
-
-class ShardTables:
-    """The tables of one shard, typed, inside one transaction of ``source``."""
-
-    def __init__(self, source: _TransactionSource, databases: dict[str, lmdb._Database]) -> None:
-        self._source = source
-        self._meta = databases["meta"]
-        self._log = databases["log"]
-        self._accounts = databases["accounts"]
-        self._account_info = databases["account_info"]
-        self._balances = databases["balances"]
-        self._transactions = databases["transactions"]
-        self._requests = databases["requests"]
-        self._entries = databases["entries"]
-        self._entry_marks = databases["entry_marks"]
-
-    # State
-
-    def find_meta(self) -> ShardMeta | None:
-        """Return the shard's running numbers, or None in a fresh store."""
-        data = self._get(self._meta, b"state")
-        return None if data is None else _decode_meta(data)
-
-    def meta(self) -> ShardMeta:
-        """Return the shard's running numbers."""
-        meta = self.find_meta()
-        assert meta is not None, "the shard was opened, so it has its meta row"
-        return meta
-
-    def save_meta(self, meta: ShardMeta) -> None:
-        """Store the shard's running numbers."""
-        self._source.txn.put(b"state", _encode(meta), db=self._meta)
-
-    def find_slot(self, account_id: int) -> int | None:
-        """Return the slot of an account."""
-        data = self._get(self._accounts, _U64.pack(account_id))
-        return None if data is None else _U32.unpack(data)[0]
-
-    def add_account(self, slot: int, record: AccountRecord, balance: BalanceRow) -> None:
-        """Store a new account under a free slot."""
-        txn = self._source.txn
-        key = _U32.pack(slot)
-        added = txn.put(_U64.pack(record.account_id), key, db=self._accounts, overwrite=False)
-        assert added, "an account id is never reused"
-        txn.put(key, _encode(record), db=self._account_info)
-        txn.put(key, balance.pack(), db=self._balances)
-
-    def account_info(self, slot: int) -> AccountRecord:
-        """Return what seldom changes of the account in a slot."""
-        return _decode_account(self._must(self._account_info, _U32.pack(slot)))
-
-    def balance(self, slot: int) -> BalanceRow:
-        """Return the hot row of the account in a slot."""
-        return BalanceRow.unpack(self._must(self._balances, _U32.pack(slot)))
-
-    def save_balance(self, slot: int, row: BalanceRow) -> None:
-        """Store the hot row of the account in a slot."""
-        self._source.txn.put(_U32.pack(slot), row.pack(), db=self._balances)
-
-    def balances(self) -> Iterator[tuple[int, BalanceRow]]:
-        """Yield (slot, row) of every account."""
-        with self._source.txn.cursor(self._balances) as cursor:
-            for key, value in cursor:
-                yield _U32.unpack(key)[0], BalanceRow.unpack(bytes(value))
-
-    def find_transaction(self, number: int) -> TransactionRecord | None:
-        """Return a transaction."""
-        data = self._get(self._transactions, _U64.pack(number))
-        return None if data is None else _decode_transaction(data)
-
-    def save_transaction(self, number: int, record: TransactionRecord) -> None:
-        """Store a transaction, new or changed."""
-        self._source.txn.put(_U64.pack(number), _encode(record), db=self._transactions)
-
-    def find_request(self, key: bytes) -> RequestRow | None:
-        """Return the first result of a request."""
-        data = self._get(self._requests, key)
-        return None if data is None else RequestRow.unpack(data)
-
-    def add_request(self, key: bytes, row: RequestRow) -> None:
-        """Store the first result of a request."""
-        added = self._source.txn.put(key, row.pack(), db=self._requests, overwrite=False)
-        assert added, "a request has one first result"
-
-    def append_entries(self, position: int, rows: Sequence[bytes]) -> None:
-        """Append the packed entry rows of one log entry; the first gets ``position``."""
-        self._source.txn.put(_U64.pack(position), b"".join(rows), db=self._entries, append=True)
-
-    def entry(self, position: int) -> EntryRow:
-        """Return the entry row at a position."""
-        row = self.find_entry(position)
-        if row is None:
-            raise StoreCorruptError(f"there is no entry at position {position}")
-        return row
-
-    def find_entry(self, position: int) -> EntryRow | None:
-        """Return the entry row at a position, or None where there is none."""
-        with self._source.txn.cursor(self._entries) as cursor:
-            key = _U64.pack(position)
-            found = cursor.set_range(key)
-            if not (found and cursor.key() == key) and not (
-                cursor.prev() if found else cursor.last()
-            ):
-                return None
-            offset = (position - _U64.unpack(cursor.key())[0]) * ENTRY_ROW_BYTES
-            data = bytes(cursor.value()[offset : offset + ENTRY_ROW_BYTES])
-        return EntryRow.unpack(data) if len(data) == ENTRY_ROW_BYTES else None
-
-    def add_entry_mark(self, slot: int, sequence: int, position: int, time_us: int) -> None:
-        """Note where an account's entry number ``sequence`` (a multiple of 64) lies."""
-        self._source.txn.put(
-            _MARK_KEY.pack(slot, sequence // ENTRIES_PER_MARK),
-            _MARK.pack(position, time_us),
-            db=self._entry_marks,
-        )
-
-    # Raft log
-
-    def hard_state(self) -> tuple[int, str | None]:
-        """Return the current term and the vote in it; (0, None) in a fresh store."""
-        data = self._get(self._meta, b"raft")
-        return (0, None) if data is None else _decode_hard_state(data)
-
-    def save_hard_state(self, term: int, voted_for: str | None) -> None:
-        """Store the current term and the vote in it."""
-        self._source.txn.put(b"raft", _encode((term, voted_for)), db=self._meta)
-
-    def log_bounds(self) -> tuple[int, int]:
-        """Return the first and the last index of the log; (1, 0) when it is empty."""
-        with self._source.txn.cursor(self._log) as cursor:
-            if not cursor.first():
-                return 1, 0
-            first = _U64.unpack(cursor.key())[0]
-            cursor.last()
-            return first, _U64.unpack(cursor.key())[0]
-
-    def log_entry(self, index: int) -> tuple[int, bytes]:
-        """Return (term, payload) of a log entry, after checking its checksum."""
-        data = self._must(self._log, _U64.pack(index))
-        checksum, term = _LOG_HEADER.unpack_from(data)
-        payload = data[_LOG_HEADER.size :]
-        if checksum != _log_checksum(index, term, payload):
-            raise StoreCorruptError(
-                f"log entry {index} fails its checksum: the disk or memory changed it. Move the "
-                f"data directory away and start the node empty: the other replicas hold the data."
-            )
-        return term, payload
-
-    def append_log(self, index: int, term: int, payload: bytes) -> None:
-        """Append a log entry."""
-        data = _LOG_HEADER.pack(_log_checksum(index, term, payload), term) + payload
-        self._source.txn.put(_U64.pack(index), data, db=self._log, append=True)
-
-    def truncate_log(self, index: int) -> None:
-        """Drop the log entry ``index`` and all after it."""
-        with self._source.txn.cursor(self._log) as cursor:
-            if cursor.set_range(_U64.pack(index)):
-                while cursor.delete():
-                    pass
-
-    def _get(self, table: lmdb._Database, key: bytes) -> bytes | None:
-        # bytes: the environment is not opened for memoryviews (buffers=True).
-        return cast("bytes | None", self._source.txn.get(key, db=table))
-
-    def _must(self, table: lmdb._Database, key: bytes) -> bytes:
-        data = self._get(table, key)
-        if data is None:
-            raise StoreCorruptError(f"the row {key.hex()} is missing")
-        return data
-
-
-class StoredRaftLog:
-    """A shard's Raft log and hard state, as `ledger_node.raft.RaftLog` wants them."""
-
-    def __init__(self, tables: ShardTables) -> None:
-        self._tables = tables
-        self._first, self._last = tables.log_bounds()
-
-    def load_hard_state(self) -> tuple[int, str | None]:
-        """Return (term, vote); (0, None) in a fresh store."""
-        return self._tables.hard_state()
-
-    def save_hard_state(self, term: int, voted_for: str | None) -> None:
-        """Store (term, vote) with this turn."""
-        self._tables.save_hard_state(term, voted_for)
-
-    def applied_index(self) -> int:
-        """Index of the last command that the stored state includes; 0 when there is none."""
-        return self._tables.meta().applied_index
-
-    def first_index(self) -> int:
-        """Index of the oldest entry kept."""
-        return self._first
-
-    def last_index(self) -> int:
-        """Index of the newest entry; 0 when the log is empty."""
-        return self._last
-
-    def read(self, index: int) -> tuple[int, bytes]:
-        """Return (term, payload)."""
-        return self._tables.log_entry(index)
-
-    def append(self, index: int, term: int, payload: bytes) -> None:
-        """Append with this turn."""
-        assert index == self._last + 1, "the log has no gaps"
-        self._tables.append_log(index, term, payload)
-        self._last = index
-
-    def truncate_from(self, index: int) -> None:
-        """Drop ``index`` and all after it, with this turn."""
-        self._tables.truncate_log(index)
-        self._last = index - 1
-
-
-def _log_checksum(index: int, term: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<QQ", index, term)))
-
-
-def _lock(path: Path) -> int:
-    """Take the directory for this process, until the descriptor is closed or the process ends."""
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        raise StoreError(
-            f"the data directory {path} is in use by process {holder}. Stop that process, or give "
-            f"this one another directory."
-        ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
-
-
-def _check_identity(path: Path, identity: StoreIdentity) -> None:
-    """Write the directory's identity the first time, and hold it against ours ever after."""
-    file = path / "identity.json"
-    lmdb_version = ".".join(str(part) for part in lmdb.version()[:2])
-    ours = {
-        "cluster_id": identity.cluster_id,
-        "node_id": identity.node_id,
-        "format_version": FORMAT_VERSION,
-        "lmdb_version": lmdb_version,
-    }
-    if not file.exists():
-        if (path / "store").exists():
-            raise StoreCorruptError(
-                f"{path} holds a store but no identity.json: it was not made by this program, or "
-                f"part of it was deleted. Restore the file, or start with an empty directory."
-            )
-        _write_durably(file, json.dumps(ours, indent=2) + "\n")
-        return
-    try:
-        theirs = json.loads(file.read_text())
-    except ValueError as error:
-        raise StoreCorruptError(f"{file} is not JSON: {error}") from error
-    advice = {
-        "cluster_id": "It belongs to another cluster: check --cluster-config and --data-dir.",
-        "node_id": "It belongs to another node: check --node-id and --data-dir.",
-        "format_version": "It was written by another version of this program: run that version.",
-        "lmdb_version": "It was written by another LMDB release: install the lmdb package it had.",
-    }
-    for key, value in ours.items():
-        found = theirs.get(key) if isinstance(theirs, dict) else None
-        if found != value:
-            raise StoreError(
-                f"the data directory {path} has {key} {found!r}, but this process has {value!r}. "
-                f"{advice[key]}"
-            )
-
-
-def _write_durably(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
