@@ -49,6 +49,7 @@ class Faults:
             FaultKind.DRAIN: self._drain,
             FaultKind.TRANSFER: self._transfer,
             FaultKind.CAMPAIGN: self._campaign,
+            FaultKind.USURP: self._usurp,
         }
         assert set(self._kinds) == set(FaultKind)
         for fault in plan.faults:
@@ -189,3 +190,20 @@ class Faults:
                 group._replica._SyncObj__raftElectionDeadline = float("-inf")
                 host.node._touched.add(shard_id)
         host.wake()
+
+    def _usurp(self, host: Host, amount: float) -> None:
+        """Replace a leader that does not notice: it still hears callers, and no other host.
+
+        Its clock may be slow at that, so that it believes for long that it leads.
+        """
+        others = [name for name in self._hosts if name != host.id]
+        cut_off = [name for name in self._gateway_ids[1:] if self._engine.rng.random() < 0.7]
+        pairs = [(host.id, name) for name in others + cut_off]
+        self._network.block(
+            [*pairs, *((b, a) for a, b in pairs)], self._plan.timing.election_max_s * 4 * amount
+        )
+        if self._engine.rng.random() < 0.5:
+            host.set_rate(0.2)
+            life_s = self._plan.timing.election_max_s * 5
+            self._engine.after(life_s, lambda: host.set_rate(1.0))
+        self._campaign(self._hosts[self._engine.rng.choice(others)], amount)

@@ -109,7 +109,7 @@ class _Lane:
         self._shard = shard
         self._kind = kind
         self._leaders = leaders
-        self._attempt_s_max = plan.timing.election_max_s
+        self._attempt_s_max = plan.attempt_s
         self._waiting: list[_Call] = []
         self._in_flight = 0
         self._flush_due = False

@@ -32,6 +32,7 @@ class FaultKind(StrEnum):
     DRAIN = "drain"
     TRANSFER = "transfer leadership"
     CAMPAIGN = "campaign"
+    USURP = "usurp"
 
 
 # How often a kind is drawn, against the others, where a mix has it.
@@ -51,6 +52,7 @@ _WEIGHTS = {
     FaultKind.DRAIN: 1,
     FaultKind.TRANSFER: 2,
     FaultKind.CAMPAIGN: 3,
+    FaultKind.USURP: 3,
 }
 
 # Targets from here on mean "whoever leads shard target - LEADERS_FROM".
@@ -127,6 +129,7 @@ class Plan(msgspec.Struct, frozen=True):
     accounts: int = 3
     think_s: float = 0.05
     call_s: float = 2.0
+    attempt_s: float = 1.5
     # Weights of what clients do, in the order of `clients.Clients.choices`.
     workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1)
     faults: tuple[Fault, ...] = ()
@@ -153,7 +156,7 @@ def decode_plan(text: str) -> Plan:
 def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
     """Draw the plan of a seed. ``length`` scales its duration: the same mix, for longer."""
     rng = random.Random(f"plan {seed}")
-    nodes = rng.choice((3, 3, 3, 5))
+    nodes = rng.choice((3, 3, 5))
     timing = rng.choice(_TIMINGS)
     run_s = rng.uniform(6, 24) * timing.election_max_s * length
     return Plan(
@@ -172,6 +175,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         accounts=rng.choice((1, 2, 3, 4)),
         think_s=timing.heartbeat_s * rng.choice((0.1, 0.5, 1.5)),
         call_s=timing.election_max_s * rng.choice((0.5, 2.0, 4.0)),
+        attempt_s=timing.election_max_s * rng.choice((0.1, 0.3, 1.0)),
         workload=_draw_workload(rng),
         faults=_draw_faults(rng, run_s, timing),
     )
@@ -211,7 +215,9 @@ def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:
 
 def _draw_workload(rng: random.Random) -> tuple[int, ...]:
     usual = Plan().workload
-    return tuple(weight * rng.choice((0, 1, 1, 2)) or int(i == 1) for i, weight in enumerate(usual))
+    return tuple(
+        weight * rng.choice((0, 1, 1, 2, 6)) or int(i == 1) for i, weight in enumerate(usual)
+    )
 
 
 def _draw_faults(rng: random.Random, run_s: float, timing: Timing) -> tuple[Fault, ...]:
