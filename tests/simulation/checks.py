@@ -1,6 +1,5 @@
 """What must hold after every turn of every host (Raft paper, figure 3, and the books)."""
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from ledger_node.audit import audit
 from ledger_node.raft import Role
 from ledger_node.raft.library import Kind
 from tests.simulation.disk import ShadowLog
-from tests.simulation.engine import Engine, require
+from tests.simulation.engine import Engine, Violation, require
 from tests.simulation.host import Host, Outbox
 
 AUDIT_SHARE = 0.02
@@ -51,6 +50,7 @@ class Checks:
         self.shards = {shard.id: ShardFacts() for shard in config.shards}
         self._members = {shard.id: shard.node_ids for shard in config.shards}
         self._seen: dict[tuple[str, int], _Seen] = {}
+        self._restarted: dict[tuple[str, int], int] = {}
         # So that looking closer does not change what happens.
         self._next_audit = 1 / AUDIT_SHARE
 
@@ -62,7 +62,8 @@ class Checks:
             state = (group.term, group.role, group.commit_index, group.applied_index)
             seen = self._seen.get((host.id, shard_id))
             if seen is None or seen.life != host.life:
-                term = seen.state[0] if seen else 0
+                wiped = host.disk.shadows[shard_id].wiped
+                term = seen.state[0] if seen and not wiped else 0
                 seen = self._seen[host.id, shard_id] = _Seen(host.life, (term, 0, 0, 0))
             if state != seen.state:
                 self._changed(host, shard_id, seen, state)
@@ -83,14 +84,24 @@ class Checks:
             if (seen.state[0], seen.state[1]) == (term, role) and commit > seen.state[2]:
                 self._counts(shadow, term, commit)
             self._follows(host, shard_id, shadow, term)
-        for index in range(seen.committed + 1, commit + 1):
-            payload, _index, entry_term = host.group(shard_id)._journal.entry(index)
-            entry = (entry_term, zlib.crc32(payload))
+        if shadow.wiped and not host.group(shard_id).unproven:
+            shadow.wiped = False
+            self._engine.counts["wiped replicas back"] += 1
+        if shadow.restarted > self._restarted.get((host.id, shard_id), 0):
+            self._restarted[host.id, shard_id] = shadow.restarted
+            self._engine.counts["snapshots installed"] += 1
+        for index in range(max(seen.committed, shadow.restarted) + 1, commit + 1):
+            entry = shadow.entries.get(index)
+            if entry is None and not self._strict:
+                return
+            if entry is None:
+                raise Violation(f"entry {index} is committed, but not on disk")
             if index > len(facts.committed):
+                require(index == len(facts.committed) + 1, "a commit that nobody saw before")
                 self._commits(facts, shard_id, index, entry, term)
-                facts.payloads.append(payload)
-            require(not self._strict or shadow.holds(index, entry), "committed, but not stored")
+                facts.payloads.append(shadow.payloads[index])
             require(facts.committed[index - 1] == entry, f"two commits at index {index}")
+            seen.committed = index
         seen.committed = commit
         if applied != seen.state[3]:
             self._applied(facts, host, shard_id, applied)
@@ -110,6 +121,8 @@ class Checks:
             theirs = self._hosts[peer_id].disk.shadows[shard_id]
             require(
                 match == 1
+                or match not in shadow.entries
+                or theirs.wiped
                 or theirs.hard_state[0] > term
                 or theirs.holds(match, shadow.entries[match]),
                 f"the leader of term {term} believes entry {match} to be stored where it is not",
@@ -143,7 +156,8 @@ class Checks:
         """Someone is the first to know an entry committed: a majority must have it on disk."""
         members = self._members[shard_id]
         holders = sum(
-            self._hosts[name].disk.shadows[shard_id].holds(index, entry) for name in members
+            shadow.wiped or shadow.holds(index, entry)
+            for shadow in (self._hosts[name].disk.shadows[shard_id] for name in members)
         )
         # Entry 1 is the same on every replica from the start.
         enough = 2 * holders > len(members) or index == 1 or not self._strict

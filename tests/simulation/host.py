@@ -8,7 +8,7 @@ from ledger.internal.v1.peer_pb2 import RaftMessage
 from ledger_cluster.config import ClusterConfig
 from ledger_core.queries import Query
 from ledger_node.node import ExecuteReply, Node, QueryReply
-from ledger_node.raft import RaftGroup, RaftTiming, Role
+from ledger_node.raft import LogLimits, RaftGroup, RaftTiming, Role
 from ledger_node.raft.library import clock as library_clock
 from ledger_node.store import Store
 from tests.simulation.disk import Disk, DiskError, SimulatedCrash, SimulatedStore
@@ -110,6 +110,7 @@ class Host:
             wall_clock_us=self.wall_clock_us,
             rng=random.Random(self._engine.rng.random()),
             timing=self._timing,
+            log_limits=LogLimits(keep_entries=self._plan.bounds.keep_entries),
             pre_vote=self._plan.pre_vote,
         )
         self._busy_until = self._engine.now

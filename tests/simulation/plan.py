@@ -33,6 +33,8 @@ class FaultKind(StrEnum):
     TRANSFER = "transfer leadership"
     CAMPAIGN = "campaign"
     USURP = "usurp"
+    WIPE = "wipe a disk"
+    INTERRUPT_INSTALL = "interrupt an install"
 
 
 # How often a kind is drawn, against the others, where a mix has it.
@@ -53,6 +55,8 @@ _WEIGHTS = {
     FaultKind.TRANSFER: 2,
     FaultKind.CAMPAIGN: 3,
     FaultKind.USURP: 3,
+    FaultKind.WIPE: 2,
+    FaultKind.INTERRUPT_INSTALL: 3,
 }
 
 # Targets from here on mean "whoever leads shard target - LEADERS_FROM".
@@ -98,6 +102,13 @@ class Bounds(msgspec.Struct, frozen=True):
     window_bytes: int = 2 << 20
     window_entries: int = 2048
     tail_entries: int = 512
+    keep_entries: int = 10_000
+    compact_entries: int = 256
+    pinned: int = 4
+    chunk_bytes: int = 256 << 10
+    window_chunks: int = 4
+    resend_s: float = 0.5
+    idle_s: float = 10.0
     batch_commands: int = 2_000
     uncommitted_entries: int = 64
     messages_per_turn: int = 2_000
@@ -166,7 +177,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shards=rng.choice((2, 2, 3, 4)),
         pre_vote=rng.random() < 1 / 3,
         timing=timing,
-        bounds=_draw_bounds(rng),
+        bounds=_draw_bounds(rng, timing),
         network=_draw_network(rng, timing),
         turn_s=rng.choice((0.0002, 0.001, 0.004)),
         run_s=run_s,
@@ -181,7 +192,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
     )
 
 
-def _draw_bounds(rng: random.Random) -> Bounds:
+def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
     if rng.random() < 0.3:
         return Bounds()
     return Bounds(
@@ -193,6 +204,13 @@ def _draw_bounds(rng: random.Random) -> Bounds:
         window_bytes=rng.choice((12, 400, 2 << 20)),
         window_entries=rng.choice((1, 4, 2048)),
         tail_entries=rng.choice((0, 1, 4, 512)),
+        keep_entries=rng.choice((1, 3, 10, 40, 10_000)),
+        compact_entries=rng.choice((1, 5, 256)),
+        pinned=rng.choice((1, 4)),
+        chunk_bytes=rng.choice((40, 300, 2_000, 256 << 10)),
+        window_chunks=rng.choice((1, 2, 4)),
+        resend_s=timing.heartbeat_s * rng.choice((2, 4)),
+        idle_s=timing.election_max_s * rng.choice((1, 5)),
         batch_commands=rng.choice((1, 2, 2_000)),
         uncommitted_entries=rng.choice((1, 3, 64)),
         messages_per_turn=rng.choice((1, 3, 2_000)),

@@ -11,7 +11,7 @@ from unittest import mock
 
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
 from ledger_node import node as node_module
-from ledger_node.raft import FatalRaftError, journal, progress, replica
+from ledger_node.raft import FatalRaftError, journal, progress, replica, snapshots
 from ledger_node.state_machine import InvariantError
 from ledger_node.store import StoreCorruptError
 from tests.simulation.checks import Checks
@@ -94,6 +94,12 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (replica, "HINT_STEPS_MAX", bounds.hint_steps),
             (progress, "WINDOW_BYTES_MAX", bounds.window_bytes),
             (progress, "WINDOW_ENTRIES_MAX", bounds.window_entries),
+            (replica, "COMPACT_ENTRIES_MAX", bounds.compact_entries),
+            (replica, "PINNED_MAX", bounds.pinned),
+            (snapshots, "CHUNK_BYTES", bounds.chunk_bytes),
+            (snapshots, "WINDOW_CHUNKS", bounds.window_chunks),
+            (snapshots, "RESEND_S", bounds.resend_s),
+            (snapshots, "IDLE_S_MAX", bounds.idle_s),
             (journal, "TAIL_ENTRIES_MAX", bounds.tail_entries),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
@@ -217,10 +223,10 @@ class Cluster:
         if self.clients.calls_open or not all(host.alive for host in self.hosts.values()):
             return False
         for shard in self.config.shards:
-            places = {
-                (group.applied_index, group.commit_index, group.last_index)
-                for group in (self.hosts[name].group(shard.id) for name in shard.node_ids)
-            }
+            groups = [self.hosts[name].group(shard.id) for name in shard.node_ids]
+            if any(group.unproven for group in groups):
+                return False
+            places = {(g.applied_index, g.commit_index, g.last_index) for g in groups}
             if len(places) != 1 or len(set(*places)) != 1:
                 return False
         return True
