@@ -8,9 +8,10 @@ import click
 
 from ledger_cluster.config import ClusterConfig, ClusterConfigError, load_cluster_config
 from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
-from ledger_node.raft import LogLimits
+from ledger_node.raft import FatalRaftError, LogLimits
 from ledger_node.server import NodeServer
 from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
+from ledger_node.store_files import DAMAGE_ADVICE
 
 
 @click.command(context_settings={"show_default": True})
@@ -69,6 +70,8 @@ def main(
             runner.run(_serve(config, node_id, data_dir, store_max_mib << 20, limits))
     except (StoreError, OSError) as error:
         sys.exit(f"ledger-node: {error}")
+    except FatalRaftError as error:
+        sys.exit(f"ledger-node: the store in {data_dir} is damaged: {error}. {DAMAGE_ADVICE}")
 
 
 async def _serve(

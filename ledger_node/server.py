@@ -69,6 +69,7 @@ class NodeServer:
                 for shard in config.shards_on(node_id)
             ],
             map_bytes=store_max_bytes,
+            check=True,
         )
         try:
             return cls(config, node_id, store, log_limits)
@@ -130,7 +131,7 @@ class NodeServer:
             try:
                 outbox = node.turn()
             except BaseException as error:
-                die("the node stops: a turn failed, and nothing of it was released", error)
+                die("the node stops, and nothing of its last turn was released", error)
             ready_at = rested_at(began_at, time.monotonic())
             for peer_id, messages in outbox.items():
                 self._links.send(peer_id, messages)

@@ -27,6 +27,7 @@ which a snapshot from another replica is staged, and to which one row in one tur
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ from typing import Final
 import lmdb
 
 from ledger_node.records import ShardMeta
+from ledger_node.store_check import refuse_damaged
 from ledger_node.store_files import (
+    DAMAGE_ADVICE,
     StoreCorruptError,
     StoreError,
     StoreIdentity,
@@ -64,6 +67,7 @@ __all__ = [
     "StoreError",
     "StoreIdentity",
     "StoredRaftLog",
+    "plain_reason",
 ]
 
 DEFAULT_MAP_BYTES: Final = 64 << 30
@@ -101,17 +105,21 @@ class Store:
         shards: Sequence[ShardRange],
         map_bytes: int = DEFAULT_MAP_BYTES,
         sync: bool = True,
+        check: bool = False,
     ) -> "Store":
         """Open or create the data directory ``path``; StoreError says why that is refused.
 
         ``map_bytes`` bounds the size of the store; it is reserved address space, not disk. Only
-        tests pass ``sync=False``, which gives up durability.
+        tests pass ``sync=False``, which gives up durability. ``check`` looks for damage first, in
+        bounded time.
         """
         path.mkdir(parents=True, exist_ok=True)
         lock_fd = lock_directory(path)
         try:
             lmdb_version = ".".join(str(part) for part in lmdb.version()[:2])
             check_identity(path, identity, lmdb_version)
+            if check:
+                refuse_damaged(path)
             try:
                 env = lmdb.open(
                     str(path / "store"),
@@ -124,9 +132,8 @@ class Store:
                 )
             except lmdb.Error as error:
                 raise StoreCorruptError(
-                    f"the store in {path} cannot be opened: {error}. If its files are damaged, "
-                    f"move the directory away and start the node empty: the other replicas hold "
-                    f"the data."
+                    f"the store in {path} cannot be opened: {error}. If its files are damaged: "
+                    f"{DAMAGE_ADVICE}"
                 ) from error
             store = cls(path, env, lock_fd)
             try:
@@ -231,6 +238,24 @@ class Store:
         self.abort()
         self._env.close()
         os.close(self._lock_fd)
+
+
+def plain_reason(error: BaseException) -> str | None:
+    """Say in words for whoever runs the node why its store failed; None if it was not the store."""
+    if isinstance(error, StoreCorruptError):
+        text = str(error)
+        return text if DAMAGE_ADVICE in text else f"the store is damaged: {text}. {DAMAGE_ADVICE}"
+    if isinstance(error, lmdb.MapFullError):
+        return "the store has reached its bound: start the node with a larger --store-max-mib"
+    if isinstance(error, lmdb.Error):
+        text = str(error)
+        if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
+            return f"the disk is full ({text}): make room on it and start the node again"
+        if isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in text:
+            return f"the disk failed ({text}): see the system's log, then start the node again"
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+            return f"the store is damaged ({text}). {DAMAGE_ADVICE}"
+    return None
 
 
 class ReadView:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Final
 
 FORMAT_VERSION: Final = 1
+DAMAGE_ADVICE: Final = (
+    "Move the data directory away and start the node empty: the other replicas hold the data."
+)
 
 
 class StoreError(Exception):

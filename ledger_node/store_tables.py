@@ -21,7 +21,7 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
-from ledger_node.store_files import StoreCorruptError
+from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 
 ENTRIES_PER_MARK: Final = 64
 
@@ -246,8 +246,8 @@ class ShardTables:
         payload = data[_LOG_HEADER.size :]
         if checksum != _log_checksum(index, term, payload):
             raise StoreCorruptError(
-                f"log entry {index} fails its checksum: the disk or memory changed it. Move the "
-                f"data directory away and start the node empty: the other replicas hold the data."
+                f"log entry {index} fails its checksum: the disk or memory changed it. "
+                f"{DAMAGE_ADVICE}"
             )
         return term, payload
 
