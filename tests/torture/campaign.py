@@ -76,6 +76,7 @@ class Campaign:
         self._mounted: list[Path] = []
         self._checked: list[Account] = []
         self._tortured_s = 0.0
+        self._part_began = 0.0
 
     async def run(self) -> None:
         """Run it all; clean up whatever happens. The directory stays if there are violations."""
@@ -103,7 +104,7 @@ class Campaign:
                             )
                         except Violation as violation:
                             self.violations.append(violation)
-                        self.violations += arena.violations + workload.violations
+                        self._keep(arena.violations + workload.violations)
                         self.table = self.report.table(
                             workload.counts, workload.refusals, self._tortured_s
                         )
@@ -120,7 +121,7 @@ class Campaign:
         await arena.until(lambda: not arena.cluster.not_serving(), "every shard is served")
         left_s = self._seconds
         while left_s > 0:
-            began = time.monotonic()
+            began = self._part_began = time.monotonic()
             part_s = min(left_s, CHECKPOINT_S)
             workload.start()
             await self._written(arena, began)
@@ -163,12 +164,13 @@ class Campaign:
             await arena.whole()
             await asyncio.sleep(rng.uniform(0.2, 2.0))
         pause_s, shard_id = arena.workload.longest_pause(began, time.monotonic())
+        at_s = self._tortured_s + time.monotonic() - self._part_began
+        together = "  (together with others)" if len(kinds) > 1 else ""
         for kind, what in zip(kinds, map(str, done), strict=True):
             self.report.add(FaultRecord(kind, what, pause_s, shard_id, combined=len(kinds) > 1))
-            together = "  (together with others)" if len(kinds) > 1 else ""
             self._say(
-                f"{self._tortured_s + time.monotonic() - began:7.1f}  {what}: no acknowledged "
-                f"write for {pause_s:.2f} s at most (shard {shard_id}){together}"
+                f"{at_s:7.1f}  {what}: no acknowledged write for {pause_s:.2f} s at most "
+                f"(shard {shard_id}){together}"
             )
 
     def _draw(self) -> str:

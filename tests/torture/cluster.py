@@ -16,6 +16,8 @@ from ledger_cluster.config import ClusterConfig, generate_cluster_config, split_
 from tests.torture.network import Network, Pair
 
 ENDS_S_MAX = 20.0
+# Small, so that nodes which were away for a while, or lost all, get snapshots.
+LOG_KEEP_ENTRIES = 200
 
 
 def make_config(nodes: int, shards: int, replicas: int = 3) -> tuple[ClusterConfig, int]:
@@ -68,6 +70,8 @@ class TorturedCluster(LocalCluster):
         """The base's command, with the process's own configuration and store bound."""
         command = super().command(name)
         command[-1] = str(self.data_dir / f"{name}.json")
+        if name != GATEWAY:
+            command += ["--log-keep-entries", str(LOG_KEEP_ENTRIES)]
         if name in self._store_max_mib:
             command += ["--store-max-mib", str(self._store_max_mib[name])]
         return command
@@ -135,6 +139,13 @@ class TorturedCluster(LocalCluster):
     def has_all(self, name: str) -> bool:
         """Whether a node has applied everything that is committed now."""
         return self.has_applied(name, self.commit_indexes())
+
+    def all_proven(self) -> bool:
+        """Whether every replica may vote: a wiped one may not until it has caught up."""
+        return all(
+            answer.status is not None and not any(item.unproven for item in answer.status.replicas)
+            for answer in self.statuses().values()
+        )
 
     def log_size(self, name: str) -> int:
         """How much a process has printed so far, in bytes; for `printed_since`."""

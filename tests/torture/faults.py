@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ledger_cli.local_cluster import GATEWAY
-from ledger_node import store
+from ledger_node.store_raft import StoredRaftLog
 from tests.torture import damage
 from tests.torture.cluster import TorturedCluster
 from tests.torture.network import Cut, Network
@@ -60,6 +60,7 @@ class Arena:
             committed = await self.run(self.cluster.commit_indexes)
             applied = partial(self.cluster.has_applied, node.id, committed)
             await self.until(applied, f"{node.id} catches up")
+        await self.until(self.cluster.all_proven, "every replica may vote")
 
     def report(self, what: str) -> None:
         """Note what must not be."""
@@ -222,7 +223,7 @@ async def wiped(arena: Arena, victim: str) -> str:
 
 def wiping_is_safe() -> bool:
     """Whether nodes can start empty beside others that are not."""
-    return hasattr(store.StoredRaftLog, "load_standing")
+    return hasattr(StoredRaftLog, "load_standing")
 
 
 def shrink_disk(directory: Path, free_bytes: int) -> None:
