@@ -203,9 +203,7 @@ class StateReader:
         self._txn = tables.databases.env.begin()
         view = ShardTables(self, tables.databases)
         applied = view.find_meta_row(_APPLIED)
-        if applied is None:
-            raise StoreCorruptError("there is a compacted log, but nothing is applied")
-        self.index, self.term = _decode_applied(applied)
+        self.index, self.term = (0, 0) if applied is None else _decode_applied(applied)
         self._trailer = _encode(
             (
                 view.find_meta_row(b"state"),

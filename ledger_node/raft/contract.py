@@ -104,7 +104,7 @@ class Standing:
 class SnapshotReader(Protocol):
     """A shard's committed state, held still while it is read in parts.
 
-    `index` and `term` are those of the last entry that the state includes.
+    `index` and `term` are those of the last entry that the state includes; 0 if there is none.
     """
 
     @property

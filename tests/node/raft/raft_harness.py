@@ -39,6 +39,8 @@ class Image:
     raft_applied: tuple[int, int] | None = None
     standing: Standing | None = None
     spare: dict[int, bytes] | None = None
+    # For checks only: what was in the log, and is in the state.
+    dropped: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -47,10 +49,14 @@ class Image:
     def entry(self, index: int) -> tuple[int, bytes] | None:
         return self.entries[index - self.first] if self.first <= index <= self.last else None
 
+    def known(self, index: int) -> tuple[int, bytes] | None:
+        """What is or was in the log. The marker does not count: it may stand for another entry."""
+        return self.entry(index) if index > self.first else self.dropped.get(index)
+
     def holds(self, index: int, entry: tuple[int, bytes]) -> bool:
         """Whether this has an entry that is committed: in its log, or in its state."""
-        if index > self.first:
-            return self.entry(index) == entry
+        if index > self.first or index in self.dropped:
+            return self.known(index) == entry
         return entry[1][0] != 0 or self.state.get(index) == entry[1][1:]
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
@@ -76,6 +82,8 @@ class Image:
         assert self.first < index <= self.last
         assert self.raft_applied is not None
         assert index <= self.raft_applied[0]
+        for below in range(self.first + 1, index + 1):
+            self.dropped[below] = self.entries[below - self.first]
         del self.entries[: index - self.first]
         self.first = index
 
@@ -104,6 +112,7 @@ class Image:
 
     def restart_at(self, index: int, term: int, payload: bytes) -> None:
         self.entries, self.first = [(term, payload)], index
+        self.dropped = {}
 
     def clear_spare(self) -> None:
         self.spare = None
@@ -113,6 +122,7 @@ class Image:
             self,
             entries=list(self.entries),
             state=dict(self.state),
+            dropped=dict(self.dropped),
             spare=None if self.spare is None else dict(self.spare),
         )
 
@@ -121,8 +131,7 @@ class MemoryReader:
     """A state held still: rows of a byte or two, as many as are asked for."""
 
     def __init__(self, image: Image) -> None:
-        assert image.raft_applied is not None
-        self.index, self.term = image.raft_applied
+        self.index, self.term = image.raft_applied or (0, 0)
         self._rows = [b"%d=%s\n" % item for item in sorted(image.state.items())]
         self.closed = False
 
@@ -150,6 +159,11 @@ class MemoryStore:
         self.readers: list[MemoryReader] = []
         self._writes: list[Callable[[Image], None]] = []
         self._staging = False
+        self._installs = 0
+
+    def take_installs(self) -> int:
+        installs, self._installs = self._installs, 0
+        return installs
 
     def _write(self, write: Callable[[Image], None]) -> None:
         write(self.view)
@@ -233,6 +247,7 @@ class MemoryStore:
     def finish_install(self, index: int, term: int) -> None:
         assert self._staging
         self._staging = False
+        self._installs += 1
         self._write(lambda image: image.finish_install(index, term))
 
     def restart_at(self, index: int, term: int, payload: bytes) -> None:

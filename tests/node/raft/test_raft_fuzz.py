@@ -32,3 +32,5 @@ def test_safety_and_progress_under_random_faults(
     assert counts["reads"] > RUNS
     assert counts["crashes"] > RUNS
     assert counts["leaders"] > RUNS
+    assert counts["wipes"] > RUNS // 3
+    assert counts["installs"] > RUNS // 2
