@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import lmdb
 import msgspec
 
-from ledger_core.accounts import Direction, EntryKind
+from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_node.records import ENTRY_ROW_BYTES, EntryRow
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
@@ -308,6 +309,23 @@ class _ShardCheck:
                 balance.sequence,
             ):
                 yield f"the account in slot {slot} does not end with its newest entry"
+        yield from self._pending_faults()
+
+    def _pending_faults(self) -> Iterator[str]:
+        """Count the pending transactions of every account anew, if there is the time."""
+        pending: Counter[int] = Counter()
+        for number in range(1, self._tables.meta().next_transaction):
+            if time.monotonic() > self._deadline:
+                return
+            record = self._tables.find_transaction(number)
+            if record is None:
+                yield f"transaction {number} is missing"
+                return
+            if record.status is TransactionStatus.PENDING:
+                pending.update(entry.account_id for entry in record.entries)
+        for slot, balance in self._tables.balances():
+            if balance.pending_transactions != pending[balance.account_id]:
+                yield f"the account in slot {slot} miscounts its pending transactions"
 
 
 def main(store: str) -> int:

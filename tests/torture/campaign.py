@@ -104,7 +104,10 @@ class Campaign:
                             )
                         except Violation as violation:
                             self.violations.append(violation)
-                        self._keep(arena.violations + workload.violations)
+                        finally:
+                            await workload.abort()
+                        found = arena.violations + workload.violations
+                        self.violations += [item for item in found if item not in self.violations]
                         self.table = self.report.table(
                             workload.counts, workload.refusals, self._tortured_s
                         )

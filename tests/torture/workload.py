@@ -122,6 +122,13 @@ class Workload:
         await asyncio.gather(*self._tasks)
         self._tasks = []
 
+    async def abort(self) -> None:
+        """End the clients where they are; what they have under way stays unknown."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
     def failed_task(self) -> BaseException | None:
         """Return what ended a client before its time."""
         for task in self._tasks:
