@@ -122,6 +122,7 @@ class Checks:
             require(
                 match == 1
                 or match not in shadow.entries
+                or match <= shadow.restarted
                 or theirs.wiped
                 or theirs.hard_state[0] > term
                 or theirs.holds(match, shadow.entries[match]),
@@ -182,6 +183,13 @@ class Checks:
         if self._next_audit <= 0:
             self._next_audit = 1 / AUDIT_SHARE
             self.audit(host, [shard_id])
+
+    def wiped(self, host: Host) -> None:
+        """A disk was emptied. Its host was no candidate that could still count its own vote."""
+        for facts in self.shards.values():
+            for (voter, term), candidate in list(facts.votes.items()):
+                if voter == candidate == host.id:
+                    del facts.votes[voter, term]
 
     def audit(self, host: Host, shard_ids: Iterable[int]) -> None:
         """Sum the books of replicas, and hold every account against its floor."""

@@ -218,6 +218,7 @@ class Faults:
             return
         host.crash("wiped")
         host.disk.wipe()
+        host.events.wiped(host)
 
     def _interrupt_install(self, _host: Host, amount: float) -> None:
         """Wait for the next install of a snapshot, and crash one end of it or cut the link."""

@@ -13,7 +13,7 @@ from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.queries import decode_query
 from ledger_core.results import Result, decode_result
 from ledger_node.node import ExecuteReply, QueryReply
-from tests.simulation.engine import Engine
+from tests.simulation.engine import Engine, require
 from tests.simulation.host import Host
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan
@@ -226,7 +226,7 @@ class _Batch:
             if lane._kind is not Kind.STALE_QUERY:
                 lane._leaders[lane._shard.id] = self._node_id
             index = reply.log_index if isinstance(reply, ExecuteReply) else reply.applied_index
-            assert len(reply.results) == len(self._calls)
+            require(len(reply.results) == len(self._calls), "as many results as there were calls")
             for place, (call, data) in enumerate(zip(self._calls, reply.results, strict=True)):
                 lane._end(call, Answer(End.OK, decode_result(data), index, place))
             lane.batch_ended()

@@ -30,6 +30,9 @@ class HostEvents(Protocol):
     def crashed(self, host: "Host") -> None:
         """The host's process is gone."""
 
+    def wiped(self, host: "Host") -> None:
+        """The host's disk was emptied."""
+
     def turned(self, host: "Host", outbox: Outbox) -> None:
         """A turn was committed; nothing of it is released yet."""
 

@@ -27,7 +27,7 @@ from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
 
 # How long after healing, in longest election timeouts, until all is well.
 ELECTED_WITHIN = 12
-CONVERGED_WITHIN = 60
+CONVERGED_WITHIN = 200
 
 # How the product says, of itself, that it is broken. Anything else is a bug all the same.
 PRODUCT_ALARMS = (FatalRaftError, InvariantError, StoreCorruptError, AssertionError)
@@ -155,6 +155,10 @@ class Cluster:
         """Pass on."""
         self.network.crashed(host)
         self.faults.crashed(host)
+
+    def wiped(self, host: Host) -> None:
+        """Pass on."""
+        self.checks.wiped(host)
 
     def turned(self, host: Host, outbox: Outbox) -> None:
         """Check, and add to the trace."""
