@@ -211,8 +211,8 @@ class Campaign:
         self._checked += accounts
         if last:
             # What was checked once must still be so.
-            again = self._rng.sample(self._checked, min(len(self._checked), 500))
-            self.violations += await checker.check_all(again, lambda _operation: False)
+            some = self._rng.sample(self._checked, min(len(self._checked), 500))
+            self.violations += await checker.check_all(some, lambda _operation: False, again=True)
         self.violations += await arena.run(
             partial(check_replicas, arena.cluster.config, self.report.checks)
         )

@@ -40,15 +40,18 @@ class Checker:
         self._checks = checks
 
     async def check_all(
-        self, accounts: list[Account], repeat: Callable[[Operation], bool]
+        self, accounts: list[Account], repeat: Callable[[Operation], bool], *, again: bool = False
     ) -> list[Violation]:
-        """Check accounts that nobody uses any more; ``repeat`` chooses the writes to ask again."""
+        """Check accounts that nobody uses any more; ``repeat`` chooses the writes to ask again.
+
+        ``again``: they were checked before, and must still be as they were.
+        """
         slots = asyncio.Semaphore(AT_ONCE)
         found: list[Violation] = []
 
         async def check(account: Account) -> None:
             async with slots:
-                found.extend(await self._check(account, repeat))
+                found.extend(await self._check(account, repeat, again))
 
         await asyncio.gather(*map(check, accounts))
         return found
@@ -76,6 +79,9 @@ class Checker:
         except LedgerError as error:
             return [_violation(account, f"cannot be read when all is healed: {error}")]
         found = [_violation(account, text) for text in differences(account, listed, state)]
+        if again:
+            self._checks["accounts read back once more at the end"] += 1
+            return found
         self._checks["accounts read back: each write once, balances the sum of them"] += 1
         try:
             if not lin.is_linearizable(plain_calls(account)):

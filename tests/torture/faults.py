@@ -16,7 +16,7 @@ from tests.torture import damage
 from tests.torture.cluster import TorturedCluster
 from tests.torture.network import Cut, Network
 from tests.torture.report import Violation
-from tests.torture.workload import Workload
+from tests.torture.workload import CALL_TIMEOUT_S, Workload
 
 MIB = 2**20
 PATIENCE_S = 60.0
@@ -157,10 +157,11 @@ async def nearly_full_disk(arena: Arena, _victim: str) -> str:
     before = arena.workload.refusals["RESOURCE_EXHAUSTED"]
     reads = arena.workload.counts["acknowledged"]
     leads = await arena.run(partial(_led_by, arena.cluster, name))
+    lasts_s = CALL_TIMEOUT_S + 2.0
     shrink_disk(directory, 24 * MIB)
     try:
-        for _ in range(30):
-            await asyncio.sleep(0.1)
+        # Long enough for clients to give up trying again.
+        await asyncio.sleep(lasts_s)
     finally:
         grow_disk(directory)
     refused = arena.workload.refusals["RESOURCE_EXHAUSTED"] - before
@@ -168,7 +169,10 @@ async def nearly_full_disk(arena: Arena, _victim: str) -> str:
         arena.report(f"{name} leads {leads} shards on a full disk and refused nothing")
     if arena.workload.counts["acknowledged"] == reads:
         arena.report(f"nothing at all was answered while the disk of {name} was nearly full")
-    return f"disk of {name} nearly full for 3 s, leading {leads} shards: {refused} writes refused"
+    return (
+        f"disk of {name} nearly full for {lasts_s:.0f} s, leading {leads} shards: "
+        f"{refused} writes refused"
+    )
 
 
 async def full_disk(arena: Arena, _victim: str) -> str:
