@@ -46,7 +46,8 @@ class Attempts:
         What is raised is the error of this attempt, unless an earlier one may have had its effect:
         then that counts, since "unavailable, nothing was done" would be wrong for the whole.
         """
-        if error.status in _UNCERTAIN:
+        lost_on_the_way = error.status == "UNAVAILABLE" and not error.reason
+        if error.status in _UNCERTAIN or lost_on_the_way:
             self._uncertain = error
         elif error.status != "UNAVAILABLE" and error.retry_delay_s is None:
             raise error
