@@ -57,7 +57,7 @@ class Checker:
         return found
 
     async def _check(
-        self, account: Account, repeat: Callable[[Operation], bool]
+        self, account: Account, repeat: Callable[[Operation], bool], again: bool
     ) -> list[Violation]:
         await self._workload.resolve(account)
         for operation in account.operations:
