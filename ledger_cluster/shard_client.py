@@ -301,7 +301,7 @@ class _Lane:
                 call.reply.set_result(_Reply(data, applied_index, age_ms))
 
     def _refuse(self, batch: list[_Call], message: str) -> None:
-        """End calls of which a node refused this attempt; an earlier one may have had its effect."""
+        """End calls whose last attempt a node refused; an earlier one may have had its effect."""
         for call in batch:
             if self._kind is _Kind.EXECUTE and call.reached_node:
                 error: LedgerError = OutcomeUnknownError(
