@@ -486,7 +486,7 @@ class Replica(Voter):
         if size > limits.keep_bytes:
             excess = max(excess, math.ceil(entries * (1 - limits.keep_bytes / size)))
         # Not one by one: neighbours share pages.
-        if excess < min(COMPACT_ENTRIES_MAX, max(1, limits.keep_entries // 16)):
+        if excess < min(COMPACT_ENTRIES_MAX, max(1, entries // 16)):
             return
         target = min(first + min(excess, COMPACT_ENTRIES_MAX), self._SyncObj__raftLastApplied)
         if (
