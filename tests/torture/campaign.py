@@ -108,6 +108,8 @@ class Campaign:
                             await workload.abort()
                         found = arena.violations + workload.violations
                         self.violations += [item for item in found if item not in self.violations]
+                        if self._part_began:
+                            self._tortured_s += time.monotonic() - self._part_began
                         self.table = self.report.table(
                             workload.counts, workload.refusals, self._tortured_s
                         )
@@ -134,6 +136,7 @@ class Campaign:
                 self._look(arena)
             left_s -= time.monotonic() - began
             self._tortured_s += time.monotonic() - began
+            self._part_began = 0.0
             await arena.whole()
             await workload.stop()
             await self._check(arena, checker, last=left_s <= 0)

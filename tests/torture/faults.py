@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,8 @@ async def freeze(arena: Arena, victim: str, seconds: tuple[float, float] = (1.0,
 async def restart(arena: Arena, victim: str) -> str:
     """SIGTERM and a start at once, as for a new version."""
     code = await arena.run(partial(arena.cluster.terminate, victim))
-    if code != 0:
+    # A process that has only just been started may not listen to the signal yet, and ends at once.
+    if code not in (0, -signal.SIGTERM):
         arena.report(f"{victim} ended with {code} after SIGTERM")
     await arena.run(partial(arena.cluster.restart, victim))
     return f"restart of {victim}"
