@@ -6,11 +6,13 @@ its callers and its own alarms are left.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest import mock
+
+import msgspec
 
 from ledger.internal.v1 import peer_pb2
 from ledger_core import commands
@@ -25,7 +27,16 @@ from ledger_node.raft.replica import Replica
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import ShardTables, StoredRaftLog
 from tests.simulation.disk import DiskError, SimulatedStore
-from tests.simulation.plan import Plan
+from tests.simulation.plan import (
+    LEADERS_FROM,
+    Bounds,
+    Fault,
+    FaultKind,
+    NetworkPlan,
+    Plan,
+    Timing,
+    draw_plan,
+)
 from tests.simulation.runner import RunFailed, run_plan
 
 _Patch = tuple[Any, str, Any]
@@ -372,8 +383,87 @@ def _own_time() -> list[_Patch]:
     return [(state_machine, "decode_batch", decoded)]
 
 
-# Seeds that find a mutant which others need long for: where the default run looks first.
-FIRST_SEEDS: dict[str, tuple[int, ...]] = {}
+# Plans for what the general mix finds too seldom: the same machinery, with the faults that matter.
 
-# Schedules for what random search finds too seldom.
-DIRECTED: dict[str, tuple[Plan, ...]] = {}
+
+def _often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) -> tuple[Fault, ...]:
+    """Repeat faults (kind, target) in turn, with amounts that vary."""
+    cycle, count = itertools.cycle(kinds), int(5.5 / every_s)
+    return tuple(
+        Fault(0.5 + every_s * number, kind, target, (seed * 7 + number * 3) % 10 / 10)
+        for number, (kind, target) in zip(range(count), cycle, strict=False)
+    )
+
+
+_FAST = Timing(0.04, 0.15, 0.25)
+_LEADER = LEADERS_FROM
+
+
+def _unaware_leaders(seed: int) -> Plan:
+    """Leaders are replaced and do not notice, while callers read from old and new ones."""
+    return Plan(
+        seed=seed,
+        pre_vote=False,
+        timing=_FAST,
+        gateways=2,
+        clients=6,
+        accounts=1,
+        shards=1,
+        think_s=0.004,
+        call_s=0.5,
+        attempt_s=0.03,
+        workload=(0, 4, 0, 0, 12, 0, 0),
+        faults=_often([(FaultKind.USURP, _LEADER)], 0.8, seed),
+    )
+
+
+def _new_leaders(seed: int) -> Plan:
+    """Leaders are replaced while some followers lag, and the new ones are read from at once."""
+    return msgspec.structs.replace(
+        _unaware_leaders(seed),
+        clients=4,
+        workload=(0, 10, 0, 0, 10, 0, 0),
+        bounds=Bounds(message_entries=1, flush_messages=1, window_entries=1),
+        network=NetworkPlan(harsh=True, delay_s=0.002, jitter=2.0, loss=0.35),
+        faults=_often([(FaultKind.USURP, _LEADER)], 0.5, seed),
+    )
+
+
+def _late_messages(seed: int) -> Plan:
+    """Messages come so late that their senders have led, lost and led again meanwhile."""
+    return Plan(
+        seed=seed,
+        nodes=5,
+        replicas=5,
+        pre_vote=False,
+        timing=_FAST,
+        network=NetworkPlan(harsh=True, delay_s=0.001, spike=0.06, spike_s=1.0, duplicate=0.3),
+        clients=6,
+        gateways=2,
+        accounts=1,
+        shards=1,
+        think_s=0.002,
+        call_s=0.5,
+        attempt_s=0.03,
+        workload=(0, 8, 0, 0, 0, 0, 0),
+        faults=_often(
+            [
+                (FaultKind.PARTITION, _LEADER),
+                *((FaultKind.CAMPAIGN, (seed + i) % 5) for i in range(3)),
+            ],
+            0.12,
+            seed,
+        ),
+    )
+
+
+DIRECTED: dict[str, Callable[[int], Plan]] = {
+    "a read asks nobody whether this node still leads": _unaware_leaders,
+    "a read does not wait for the first commit of its leader's term": _new_leaders,
+    "a confirmation of an earlier term is counted": _late_messages,
+}
+
+
+def plans_for(mutant: Mutant) -> Iterator[Plan]:
+    """Yield the plans that may find a mutant, endlessly."""
+    yield from map(DIRECTED.get(mutant.name, draw_plan), itertools.count())
