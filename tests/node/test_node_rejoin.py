@@ -111,8 +111,8 @@ def test_it_may_die_in_any_turn_of_the_install(
                 # Its last turn wrote, but was not committed.
                 before = audits(hosts)
                 hosts.now += 0.05
-                with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
-                    patch.setattr(hosts.stores[node_id], "commit", fail)
+                monkeypatch.setattr(hosts.stores[node_id], "commit", fail)
+                with pytest.raises(OSError, match="disk"):
                     hosts.nodes[node_id].turn()
         longest = max(longest, hosts.nodes[node_id].replica_statuses()[0].installing_bytes)
         done = before[list(hosts.nodes).index(node_id)].accounts == 2
