@@ -213,7 +213,7 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         idle_s=timing.election_max_s * rng.choice((1, 5)),
         batch_commands=rng.choice((1, 2, 2_000)),
         uncommitted_entries=rng.choice((1, 3, 64)),
-        messages_per_turn=rng.choice((1, 3, 2_000)),
+        messages_per_turn=rng.choice((20, 100, 2_000)),
     )
 
 
