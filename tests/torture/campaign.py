@@ -10,13 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ledger_cli.local_cluster import LocalClusterError
 from ledger_client import AsyncLedgerClient
 from ledger_cluster.shard_map import ShardMap
 from tests.torture.checks import Checker, check_replicas
 from tests.torture.cluster import TorturedCluster, links_of, make_config
 from tests.torture.faults import (
+    COMBINED_FAULTS,
     LONE_FAULTS,
-    NETWORK_FAULTS,
     PATIENCE_S,
     PROCESS_FAULTS,
     Arena,
@@ -27,16 +28,17 @@ from tests.torture.faults import (
 )
 from tests.torture.network import Network
 from tests.torture.report import FaultRecord, Report, Violation
-from tests.torture.workload import CALL_TIMEOUT_S, Account, Workload
+from tests.torture.workload import CALL_TIMEOUT_S, HASTY_TIMEOUT_S, Account, Workload
 
 CHECKPOINT_S = 90.0
-REPEATS_PER_CHECKPOINT = 12_000
+REPEATS_PER_CHECKPOINT = 8_000
 
 # How often each kind comes in a deck of them.
 DECK = {
     "kill -9": 4,
     "freeze": 3,
     "restart": 2,
+    "gateway kill -9": 1,
     "cut": 5,
     "delay": 2,
     "kill -9 of all": 1,
@@ -45,7 +47,7 @@ DECK = {
     "damaged store": 2,
     "wiped node": 1,
 }
-_FAULTS: dict[str, Fault] = PROCESS_FAULTS | NETWORK_FAULTS | LONE_FAULTS
+_FAULTS: dict[str, Fault] = PROCESS_FAULTS | COMBINED_FAULTS | LONE_FAULTS
 
 Say = Callable[[str], None]
 
@@ -88,11 +90,14 @@ class Campaign:
                 arena_thread = None
                 try:
                     small_disk = self._mount(data_dir, config.nodes[-1].id)
-                    async with AsyncLedgerClient(cluster.gateway_address, CALL_TIMEOUT_S) as client:
+                    async with (
+                        AsyncLedgerClient(cluster.gateway_address, CALL_TIMEOUT_S) as client,
+                        AsyncLedgerClient(cluster.gateway_address, HASTY_TIMEOUT_S) as hasty,
+                    ):
                         shard_ids = [shard.id for shard in config.shards]
                         shard_map = ShardMap(config)
                         workload = Workload(
-                            client, shard_map, shard_ids, self._rng.randrange(2**32)
+                            client, hasty, shard_map, shard_ids, self._rng.randrange(2**32)
                         )
                         arena = Arena(cluster, network, workload, self._rng, small_disk)
                         arena_thread = arena.thread
@@ -102,8 +107,12 @@ class Campaign:
                             await self._torture(
                                 arena, Checker(client, workload, self.report.checks)
                             )
-                        except Violation as violation:
-                            self.violations.append(violation)
+                        except (Violation, LocalClusterError) as error:
+                            self.violations.append(Violation(str(error)))
+                            self.violations += await self._exits(arena)
+                        except Exception as error:
+                            self.violations.append(Violation(f"the run itself failed: {error!r}"))
+                            raise
                         finally:
                             await workload.abort()
                         found = arena.violations + workload.violations
@@ -148,7 +157,7 @@ class Campaign:
         drawn = [self._draw() for _ in range(rng.choice((1, 1, 2, 2, 3)))]
         lone = next((kind for kind in drawn if kind in LONE_FAULTS), None)
         process = next((kind for kind in drawn if kind in PROCESS_FAULTS), None)
-        kinds = [lone] if lone else [kind for kind in drawn if kind in NETWORK_FAULTS]
+        kinds = [lone] if lone else [kind for kind in drawn if kind in COMBINED_FAULTS]
         if process and not lone:
             kinds.append(process)
         self._deck += [kind for kind in drawn if kind not in kinds]
@@ -179,6 +188,11 @@ class Campaign:
                 f"(shard {shard_id}){together}"
             )
 
+    async def _exits(self, arena: Arena) -> list[Violation]:
+        """Return the processes that ended without having been asked to."""
+        exits = await arena.run(arena.cluster.take_exits)
+        return [Violation(f"{item.name} {item.cause}") for item in exits]
+
     def _draw(self) -> str:
         if not self._deck:
             self._deck = [kind for kind in self._kinds for _ in range(DECK[kind])]
@@ -202,8 +216,7 @@ class Campaign:
 
     async def _check(self, arena: Arena, checker: Checker, *, last: bool) -> None:
         """Check everything written since the last time, and all replicas."""
-        exits = await arena.run(arena.cluster.take_exits)
-        self.violations += [Violation(f"{item.name} {item.cause}") for item in exits]
+        self.violations += await self._exits(arena)
         accounts = arena.workload.take_accounts()
         writes = sum(item.is_write for account in accounts for item in account.operations)
         share = min(1.0, REPEATS_PER_CHECKPOINT / max(writes, 1))

@@ -139,6 +139,14 @@ async def slow(arena: Arena, victim: str) -> str:
     return f"{delay_s * 1000:.0f} ms of delay to and from {victim} for {for_s:.1f} s"
 
 
+async def kill_gateway(arena: Arena, _victim: str) -> str:
+    """``kill -9`` of the gateway, and a start at once."""
+    if await arena.run(partial(arena.cluster.running, GATEWAY)):
+        await arena.run(partial(arena.cluster.kill, GATEWAY))
+        await arena.run(partial(arena.cluster.restart, GATEWAY))
+    return "kill -9 of the gateway"
+
+
 async def kill_all(arena: Arena, _victim: str) -> str:
     """``kill -9`` of all nodes at once, and a start of all."""
     names = [node.id for node in arena.cluster.config.nodes]
@@ -257,7 +265,11 @@ def _led_by(cluster: TorturedCluster, name: str) -> int:
 
 
 PROCESS_FAULTS: dict[str, Fault] = {"kill -9": kill, "freeze": freeze, "restart": restart}
-NETWORK_FAULTS: dict[str, Fault] = {"cut": cut, "delay": slow}
+COMBINED_FAULTS: dict[str, Fault] = {
+    "cut": cut,
+    "delay": slow,
+    "gateway kill -9": kill_gateway,
+}
 LONE_FAULTS: dict[str, Fault] = {
     "kill -9 of all": kill_all,
     "nearly full disk": nearly_full_disk,

@@ -24,6 +24,9 @@ from tests.torture.report import Violation
 OPERATIONS_PER_ACCOUNT: Final = 36
 CLIENTS_PER_SHARD: Final = 2
 CALL_TIMEOUT_S: Final = 6.0
+# Some callers have less patience than a failover takes: their outcomes are unknown.
+HASTY_TIMEOUT_S: Final = 0.25
+_HASTY_SHARE: Final = 0.25
 RESOLVE_ATTEMPTS: Final = 12
 _PAUSE_S: Final = 0.1
 
@@ -89,7 +92,12 @@ class Workload:
     """Clients for every shard, until `stop`. ``violations`` gets whatever must not be."""
 
     def __init__(
-        self, client: AsyncLedgerClient, shard_map: ShardMap, shard_ids: list[int], seed: int
+        self,
+        client: AsyncLedgerClient,
+        hasty: AsyncLedgerClient,
+        shard_map: ShardMap,
+        shard_ids: list[int],
+        seed: int,
     ) -> None:
         self.accounts: list[Account] = []
         """All accounts since `take_accounts`."""
@@ -97,6 +105,7 @@ class Workload:
         self.refusals: Counter[str] = Counter()
         self.violations: list[Violation] = []
         self._client = client
+        self._hasty = hasty
         self._map = shard_map
         self._shard_ids = shard_ids
         self._rng = random.Random(seed)
@@ -236,7 +245,7 @@ class Workload:
     async def _step(self, account: Account, rng: random.Random) -> None:
         operation = self._choose(account, rng)
         account.operations.append(operation)
-        await self._send(account, operation)
+        await self._send(account, operation, hasty=rng.random() < _HASTY_SHARE)
         if operation.is_write and not operation.is_known and rng.random() < 0.5:
             for _ in range(3):
                 await asyncio.sleep(0.2)
@@ -269,11 +278,11 @@ class Workload:
             amount = -max(1, rng.choice((near, near + 1, near - 1, near // 2, rng.randint(1, 60))))
         return Operation("create", now, new_request_id(), amount, settled=rng.random() < 0.7)
 
-    async def _send(self, account: Account, operation: Operation) -> None:
+    async def _send(self, account: Account, operation: Operation, *, hasty: bool = False) -> None:
         """Make the call once more, and record how it ended."""
         floor, acknowledged = account.version_read, set(account.acknowledged)
         try:
-            answer = await self._call(account, operation)
+            answer = await self._call(account, operation, hasty=hasty)
         except LedgerError as error:
             if error.status in _REFUSED and error.reason:
                 operation.refused = error.status
@@ -295,8 +304,9 @@ class Workload:
             self._acknowledged_at[account.shard_id].append(operation.end_s)
         self._look_at(account, operation, floor, acknowledged)
 
-    async def _call(self, account: Account, operation: Operation) -> Any:
-        client, request_id = self._client, operation.request_id or None
+    async def _call(self, account: Account, operation: Operation, *, hasty: bool = False) -> Any:
+        client = self._hasty if hasty else self._client
+        request_id = operation.request_id or None
         match operation.kind:
             case "open":
                 return await client.create_account(request_id=request_id)
