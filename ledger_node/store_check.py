@@ -32,9 +32,10 @@ from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
 if TYPE_CHECKING:
     from ledger_node.audit import Audit
 
-BUDGET_S: Final = 1.0
+BUDGET_S: Final = 0.5
 _SHOWN_MAX: Final = 3
 _LOG_ENTRIES_MAX: Final = 2_000
+_LOG_ENTRIES_MIN: Final = 8
 _NAMES_MAX: Final = 65_536
 # An audit cannot be stopped half-way, so one that would take too long is not begun.
 _AUDITED_PER_S: Final = 50_000
@@ -216,6 +217,8 @@ class _ShardCheck:
             yield f"its state is at log entry {applied_index}, but the log ends at {last}"
         newer_term = term_now
         for index in range(last, max(first, last - _LOG_ENTRIES_MAX + 1) - 1, -1):
+            if index <= last - _LOG_ENTRIES_MIN and time.monotonic() > self._deadline:
+                return
             term, _payload = self._tables.log_entry(index)
             if term > newer_term:
                 yield f"log entry {index} is of term {term}, later than {newer_term}"
