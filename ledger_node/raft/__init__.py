@@ -9,7 +9,7 @@ pysyncobj keeps:
 - the campaign of a candidate and the start of a leader with its no-op (paper, 5.2 and 8)
 - the commit rule: an entry of the current term on a majority (paper, 5.3 and 5.4.2)
 - the step-down of a leader that hears no majority (thesis, 6.2)
-- the choice of the target of a leadership transfer (thesis, 3.10)
+- the check of the target of a leadership transfer (thesis, 3.10)
 
 Ours, because the library's own loses acknowledged writes or stops:
 

@@ -18,6 +18,10 @@ adopted the highest. Else a leader that was deposed with our vote, and does not 
 commit entries with our help. This costs nothing where a leader lives without us: it needs as many.
 (Compare the recovery protocol of Viewstamped Replication Revisited, section 4.3.)
 
+In a group of an even number two majorities share two members, so one that forgot does no harm:
+there an informed replica votes at once, though it does not campaign. Otherwise a group of two could
+not elect a leader again.
+
 All of this is about the loss of a minority of the stores. What a majority forgot is lost.
 
 With five or more members one gap is left in theory: a vote of a former life, held back on its way
@@ -60,8 +64,13 @@ class Admission:
 
     @property
     def proven(self) -> bool:
-        """Whether this replica may vote."""
+        """Whether this replica has forgotten nothing that matters."""
         return self._standing.proven
+
+    @property
+    def may_vote(self) -> bool:
+        """Whether this replica may grant votes; to campaign it must be proven."""
+        return self.proven or (self.informed and len(self._peer_ids) % 2 == 1)
 
     @property
     def informed(self) -> bool:

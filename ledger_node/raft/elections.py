@@ -281,7 +281,7 @@ class Voter(HardenedSyncObj):
     # ---------------------------------------------------------------- votes
 
     def _on_pre_vote(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        if not self._admission.proven:
+        if not self._admission.may_vote:
             return
         current = self._SyncObj__raftCurrentTerm
         ok = (
@@ -302,7 +302,7 @@ class Voter(HardenedSyncObj):
             self._step_down(message.term)
 
     def _on_request_vote(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        if not self._admission.proven:
+        if not self._admission.may_vote:
             return
         term, candidate = message.term, peer.node.id
         ok = self._SyncObj__votedForNodeId in (None, candidate) and self._log_is_current(message)

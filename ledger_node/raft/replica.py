@@ -557,9 +557,12 @@ class Replica(Voter):
             self._transport._onNodeDisconnected(peer.node)
 
     def transfer(self) -> bool:
-        """Ask the most caught-up connected peer to campaign; the library chooses it."""
+        """Ask the most caught-up connected peer to campaign, if the library finds it has all."""
+        able = [peer for peer in self._peers.values() if peer.connected and not peer.unproven]
+        if not able:
+            return False
         sent = len(self.outbox)
-        self.transferLeadership()
+        self.transferLeadership(max(able, key=lambda peer: (peer.match_index, peer.node.id)).node)
         return len(self.outbox) > sent
 
     @property

@@ -274,6 +274,64 @@ def test_in_the_term_it_was_proven_in_a_replica_has_voted() -> None:
     assert not c.take("B", "C")[-1].ok
 
 
+@pytest.mark.parametrize("names", ["AB", "ABCD"])
+def test_in_a_group_of_an_even_number_a_wiped_replica_votes_once_it_is_informed(
+    names: str,
+) -> None:
+    c = Cluster(names, timing=NORMAL, pre_vote=True, preferred_leader="A")
+    c.settle(10)
+    c.propose("A", b"x")
+    c.settle(3)
+    c.isolate("A", names)
+    c.wipe("B")
+    c.settle(20)
+    assert c.group("B").unproven == (names == "AB")
+    c.heal()
+    c.settle(60)
+    assert len(c.leaders()) == 1
+    assert unproven(c) == []
+    assert [c.state(name) for name in names] == [[b"x"]] * len(names)
+
+
+def test_a_wiped_replica_of_a_pair_does_not_lead_before_it_has_caught_up() -> None:
+    c = Cluster("AB")
+    c.elect("A", "B")
+    c.propose("A", b"x")
+    c.sync("A", "B")
+    c.boot("A")
+    c.wipe("B")
+    c.now += 1
+    c.turn("B")
+    c.quiesce()
+    c.campaign("B")
+    c.quiesce()
+    assert c.leaders() == []
+    c.elect("A", "B")
+    c.sync("A", "B")
+    assert unproven(c) == []
+    assert c.state("B") == [b"x"]
+
+
+def test_leadership_is_not_given_to_a_peer_that_may_not_vote() -> None:
+    c = led_by_a()
+    c.isolate("C", "AB")
+    c.group("A").peer_disconnected("C")
+    c.wipe("B")
+    c.now += 1
+    c.turn("B")
+    c.drop("B", "C")
+    c.heal()
+    # B hears all terms, but A does not know its store yet when it is asked.
+    c.isolate("A", "C")
+    c.sync("A", "B")
+    c.turn("B")
+    c.quiesce()
+    c.group("A")._replica._peers["B"].unproven = True
+    asked: list[bool] = []
+    c.turn("A", work=[lambda group, now: asked.append(group.transfer_leadership(now))])
+    assert asked == [False]
+
+
 def test_an_unproven_replica_is_not_made_to_campaign() -> None:
     c = wiped_and_informed()
     append_to_b(c, tagged=False)
