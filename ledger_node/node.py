@@ -34,6 +34,7 @@ from ledger_node.store import Store, StoredRaftLog
 
 # Bounds of a turn's work, so that heartbeats are never late.
 MESSAGES_PER_TURN_MAX = 2_000
+INBOX_MESSAGES_MAX = 50_000
 BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 512 << 10
 assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
@@ -170,8 +171,12 @@ class Node:
     # Inputs
 
     def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
-        """Queue messages of a peer for the next turn."""
-        self._inbox.extend((peer_id, message) for message in messages)
+        """Queue messages of a peer for the next turn; drop them where too many wait.
+
+        Messages may be lost at any time: Raft sends again what matters.
+        """
+        if len(self._inbox) + len(messages) <= INBOX_MESSAGES_MAX:
+            self._inbox.extend((peer_id, message) for message in messages)
 
     def peer_connected(self, peer_id: str) -> None:
         """Note that messages reach a peer from now on."""
