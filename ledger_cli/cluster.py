@@ -160,6 +160,9 @@ def _shard_report(shard: ShardConfig, answers: dict[str, NodeAnswer]) -> dict[st
                 "commit_index": item.commit_index if item else None,
                 "applied_index": item.applied_index if item else None,
                 "lag": committed - item.applied_index if item else None,
+                "first_log_index": item.first_log_index if item else None,
+                "unproven": item.unproven if item else None,
+                "installing_bytes": item.installing_bytes if item else None,
             }
         )
     leading = told[leader] if leader else None
@@ -212,6 +215,10 @@ def _cell(replica: dict[str, Any], leader: str | None) -> Text:
     text = f"#{replica['applied_index']}"
     if replica["lag"]:
         text += f" ({replica['lag']} behind)"
+    if replica["installing_bytes"]:
+        text += f", snapshot: {replica['installing_bytes'] / 2**20:.1f} MiB so far"
+    elif replica["unproven"]:
+        text += ", no vote yet"
     if replica["node_id"] == leader:
         return Text(f"{text} leader", style="green")
     return Text(text if replica["role"] == "follower" else f"{text} {replica['role']}")

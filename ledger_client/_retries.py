@@ -48,7 +48,11 @@ class Attempts:
         """
         if error.status in _UNCERTAIN:
             self._uncertain = error
-        elif error.status != "UNAVAILABLE" and error.retry_delay_s is None:
+        elif error.status == "UNAVAILABLE":
+            if not error.reason and self._uncertain is None:
+                # Not from the ledger: the connection was lost, perhaps after the request arrived.
+                self._uncertain = error
+        elif error.retry_delay_s is None:
             raise error
         backoff_s = min(_BACKOFF_FIRST_S * 2.0**self._failures, _BACKOFF_MAX_S)
         self._failures += 1

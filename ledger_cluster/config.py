@@ -127,13 +127,13 @@ class ClusterConfig:
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits that are equal for two configurations of equal content.
+        """32 hex digits that are equal for two configurations of the same cluster.
 
         The layout of the file and the order of its nodes and shards do not matter; the order of a
-        shard's replicas does, for it names the preferred leader.
+        shard's replicas does, for it names the preferred leader. Addresses do not matter either:
+        a node may be reached at different ones from different networks.
         """
-        document = self._document()
-        document["nodes"].sort(key=lambda node: node["id"])
+        document = self._layout() | {"nodes": sorted(node.id for node in self.nodes)}
         text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16, person=b"cluster config").hexdigest()
 
@@ -149,10 +149,9 @@ class ClusterConfig:
             f'  "nodes": [\n{nodes}\n  ],\n  "shards": [\n{shards}\n  ]\n}}\n'
         )
 
-    def _document(self) -> dict[str, Any]:
+    def _layout(self) -> dict[str, Any]:
         return {
             "cluster_id": self.cluster_id,
-            "nodes": [{"id": node.id, "address": node.address} for node in self.nodes],
             "shards": [
                 {
                     "id": shard.id,

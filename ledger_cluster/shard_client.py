@@ -236,7 +236,7 @@ class _Lane:
         while batch := [call for call in batch if not call.reply.done()]:
             outcome, leader_id, message = await self._attempt(node_id, batch)
             if outcome == shard_pb2.OUTCOME_RESOURCE_EXHAUSTED:
-                _fail(batch, OverloadedError(message))
+                self._refuse(batch, message)
                 return
             if outcome == shard_pb2.OUTCOME_OK:
                 continue
@@ -312,6 +312,18 @@ class _Lane:
         for call, data in zip(batch, response.results, strict=True):
             if not call.reply.done():
                 call.reply.set_result(_Reply(data, applied_index, age_ms))
+
+    def _refuse(self, batch: list[_Call], message: str) -> None:
+        """End calls whose last attempt a node refused; an earlier one may have had its effect."""
+        for call in batch:
+            if self._kind is _Kind.EXECUTE and call.reached_node:
+                error: LedgerError = OutcomeUnknownError(
+                    f"an attempt had no answer and the next one was refused: {message}; the write "
+                    f"may have happened: repeat it with the same request id to know"
+                )
+            else:
+                error = OverloadedError(message)
+            _fail([call], error)
 
     def _first_choice(self) -> str:
         if self._kind is _Kind.STALE_QUERY:

@@ -8,8 +8,10 @@ import click
 
 from ledger_cluster.config import ClusterConfig, ClusterConfigError, load_cluster_config
 from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
+from ledger_node.raft import FatalRaftError, LogLimits
 from ledger_node.server import NodeServer
 from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
+from ledger_node.store_files import DAMAGE_ADVICE
 
 
 @click.command(context_settings={"show_default": True})
@@ -33,7 +35,22 @@ from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
     type=click.IntRange(64),
     help="Bound on the store's size. Address space, not disk: leave it large.",
 )
-def main(node_id: str, data_dir: Path, cluster_config: Path, store_max_mib: int) -> None:
+@click.option(
+    "--log-keep-entries",
+    default=LogLimits().keep_entries,
+    envvar="LEDGER_NODE_LOG_KEEP_ENTRIES",
+    show_envvar=True,
+    type=click.IntRange(1),
+    help="Applied log entries to keep per shard, for nodes that come back; one that was away for "
+    "longer gets a snapshot.",
+)
+def main(
+    node_id: str,
+    data_dir: Path,
+    cluster_config: Path,
+    store_max_mib: int,
+    log_keep_entries: int,
+) -> None:
     """Run one node of a ledger cluster: a replica of every shard placed on it.
 
     The node listens on the address that the configuration gives it. SIGTERM stops it gracefully:
@@ -49,14 +66,23 @@ def main(node_id: str, data_dir: Path, cluster_config: Path, store_max_mib: int)
     configure_log()
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(_serve(config, node_id, data_dir, store_max_mib << 20))
+            limits = LogLimits(keep_entries=log_keep_entries)
+            runner.run(_serve(config, node_id, data_dir, store_max_mib << 20, limits))
     except (StoreError, OSError) as error:
         sys.exit(f"ledger-node: {error}")
+    except FatalRaftError as error:
+        sys.exit(f"ledger-node: the store in {data_dir} is damaged: {error}. {DAMAGE_ADVICE}")
 
 
-async def _serve(config: ClusterConfig, node_id: str, data_dir: Path, store_max_bytes: int) -> None:
+async def _serve(
+    config: ClusterConfig,
+    node_id: str,
+    data_dir: Path,
+    store_max_bytes: int,
+    log_limits: LogLimits,
+) -> None:
     stopping = stop_requested()
-    server = NodeServer.open(config, node_id, data_dir, store_max_bytes)
+    server = NodeServer.open(config, node_id, data_dir, store_max_bytes, log_limits)
     await server.start()
     await stopping.wait()
     await server.stop()

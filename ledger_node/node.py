@@ -20,13 +20,21 @@ from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.commands import encode_batch
 from ledger_core.queries import Query
 from ledger_core.results import Result, encode_result
-from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
+from ledger_node.raft import (
+    LogLimits,
+    ProposalOutcome,
+    RaftGroup,
+    RaftTiming,
+    Role,
+    StreamSlots,
+)
 from ledger_node.reads import answer
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import Store, StoredRaftLog
 
 # Bounds of a turn's work, so that heartbeats are never late.
 MESSAGES_PER_TURN_MAX = 2_000
+INBOX_MESSAGES_MAX = 50_000
 BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 512 << 10
 assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
@@ -118,10 +126,13 @@ class Node:
         wall_clock_us: Callable[[], int],
         rng: random.Random,
         timing: RaftTiming,
+        log_limits: LogLimits | None = None,
         pre_vote: bool = True,
     ) -> None:
         self.node_id = node_id
         self._pre_vote = pre_vote
+        self._log_limits = log_limits
+        self._slots = StreamSlots()
         self._store = store
         self._clock = clock
         self._wall_clock_us = wall_clock_us
@@ -150,6 +161,8 @@ class Node:
             timing=timing,
             rng=rng,
             now=now,
+            log_limits=self._log_limits,
+            slots=self._slots,
             preferred_leader=shard.node_ids[0] == self.node_id,
             pre_vote=self._pre_vote,
         )
@@ -158,8 +171,12 @@ class Node:
     # Inputs
 
     def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
-        """Queue messages of a peer for the next turn."""
-        self._inbox.extend((peer_id, message) for message in messages)
+        """Queue messages of a peer for the next turn; drop them where too many wait.
+
+        Messages may be lost at any time: Raft sends again what matters.
+        """
+        if len(self._inbox) + len(messages) <= INBOX_MESSAGES_MAX:
+            self._inbox.extend((peer_id, message) for message in messages)
 
     def peer_connected(self, peer_id: str) -> None:
         """Note that messages reach a peer from now on."""
@@ -355,6 +372,9 @@ class Node:
                 applied_index=replica.group.applied_index,
                 last_log_index=replica.group.last_index,
                 serving=replica.group.serving and not self._draining,
+                first_log_index=replica.group.first_index,
+                unproven=replica.group.unproven,
+                installing_bytes=replica.group.installing_bytes,
             )
             for shard_id, replica in self._replicas.items()
         ]

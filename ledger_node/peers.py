@@ -1,8 +1,8 @@
 """Links between nodes: one gRPC stream per pair of nodes, for the messages of all their shards.
 
-The node that stands earlier in the cluster configuration dials; the other one answers. Each side
-says first who it is. Messages may be lost whenever a link breaks or a peer is slow: Raft sends
-again what matters, so what waits for a peer is bounded and the rest is dropped.
+Of two nodes the one whose id sorts first dials; the other one answers. Each side says first who it
+is. Messages may be lost whenever a link breaks or a peer is slow: Raft sends again what matters, so
+what waits for a peer is bounded and the rest is dropped.
 """
 
 import asyncio
@@ -100,13 +100,14 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
         self._node_id = node_id
         self._events = events
         self._outboxes: dict[str, _Outbox] = {}
-        order = [node.id for node in config.nodes]
+        # By id: files of the same cluster may list its nodes in different orders.
+        order = sorted(node.id for node in config.nodes)
         self._dials = order[order.index(node_id) + 1 :]
         self._serves = order[: order.index(node_id)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to dial the peers that stand later in the configuration."""
+        """Begin to dial the peers whose ids sort after this node's."""
         self._tasks = [
             asyncio.create_task(self._keep_dialling(peer_id), name=f"link to {peer_id}")
             for peer_id in self._dials

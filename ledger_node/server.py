@@ -16,7 +16,7 @@ from ledger_cluster.config import ClusterConfig
 from ledger_node.fatal import die
 from ledger_node.node import Node, rested_at
 from ledger_node.peers import PeerLinks
-from ledger_node.raft import RaftTiming
+from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.shard_service import ShardService
 from ledger_node.store import ShardRange, Store, StoreIdentity
 
@@ -30,7 +30,9 @@ _log = structlog.get_logger()
 class NodeServer:
     """One node: its store, its replicas, its links to peers and its server."""
 
-    def __init__(self, config: ClusterConfig, node_id: str, store: Store) -> None:
+    def __init__(
+        self, config: ClusterConfig, node_id: str, store: Store, log_limits: LogLimits
+    ) -> None:
         self._config = config
         self._node_id = node_id
         self._store = store
@@ -43,6 +45,7 @@ class NodeServer:
             wall_clock_us=lambda: time.time_ns() // 1_000,
             rng=random.Random(),  # noqa: S311  (election timeouts, no secrets)
             timing=RaftTiming(),
+            log_limits=log_limits,
         )
         self._links = PeerLinks(config, node_id, _WakingNode(self._node, self._wake))
         self._server = aio.server(options=server_options())
@@ -50,7 +53,12 @@ class NodeServer:
 
     @classmethod
     def open(
-        cls, config: ClusterConfig, node_id: str, data_dir: Path, store_max_bytes: int
+        cls,
+        config: ClusterConfig,
+        node_id: str,
+        data_dir: Path,
+        store_max_bytes: int,
+        log_limits: LogLimits,
     ) -> "NodeServer":
         """Open the data directory; StoreError says why that is refused."""
         store = Store.open(
@@ -61,9 +69,10 @@ class NodeServer:
                 for shard in config.shards_on(node_id)
             ],
             map_bytes=store_max_bytes,
+            check=True,
         )
         try:
-            return cls(config, node_id, store)
+            return cls(config, node_id, store, log_limits)
         except BaseException:
             store.close()
             raise
@@ -122,7 +131,7 @@ class NodeServer:
             try:
                 outbox = node.turn()
             except BaseException as error:
-                die("the node stops: a turn failed, and nothing of it was released", error)
+                die("the node stops, and nothing of its last turn was released", error)
             ready_at = rested_at(began_at, time.monotonic())
             for peer_id, messages in outbox.items():
                 self._links.send(peer_id, messages)

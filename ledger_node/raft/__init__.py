@@ -9,7 +9,7 @@ pysyncobj keeps:
 - the campaign of a candidate and the start of a leader with its no-op (paper, 5.2 and 8)
 - the commit rule: an entry of the current term on a majority (paper, 5.3 and 5.4.2)
 - the step-down of a leader that hears no majority (thesis, 6.2)
-- the choice of the target of a leadership transfer (thesis, 3.10)
+- the check of the target of a leadership transfer (thesis, 3.10)
 
 Ours, because the library's own loses acknowledged writes or stops:
 
@@ -20,29 +20,40 @@ Ours, because the library's own loses acknowledged writes or stops:
 - pre-vote (thesis, 9.6) and leader stickiness (thesis, 4.2.3)
 - replication: progress per follower, windows, bounded messages (thesis, 10.2.1)
 - the journal, on the host's store; apply, on raw bytes; results of proposals
+- log compaction (paper, section 7), snapshots streamed from the store and installed in one step
+- no vote for a replica whose store was wiped, until it has caught up (`admission`)
 - linearizable reads by ReadIndex (thesis, 6.4)
 
-Members of a group are fixed. There is no log compaction.
+Members of a group are fixed.
 
 Modules: `contract` (types and duties), `library` (pin and patches of pysyncobj), `journal`,
-`hardening` (the library with its unsafe ways closed), `progress` (one follower, as the leader
-sees it), `replica` (elections, replication, apply, reads), `group` (what the host calls).
+`hardening` (the library with its unsafe ways closed), `admission` (may this replica vote?),
+`elections` (terms, votes, roles), `progress` (one follower, as the leader sees it), `snapshots`
+(streams of them), `replica` (replication, compaction, apply, reads), `group` (what the host calls).
 """
 
 from ledger_node.raft.contract import (
     FatalRaftError,
+    LogLimits,
     ProposalOutcome,
     RaftLog,
     RaftTiming,
     Role,
+    SnapshotReader,
+    Standing,
 )
 from ledger_node.raft.group import RaftGroup
+from ledger_node.raft.snapshots import StreamSlots
 
 __all__ = [
     "FatalRaftError",
+    "LogLimits",
     "ProposalOutcome",
     "RaftGroup",
     "RaftLog",
     "RaftTiming",
     "Role",
+    "SnapshotReader",
+    "Standing",
+    "StreamSlots",
 ]

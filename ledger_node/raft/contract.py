@@ -5,7 +5,8 @@ The host is the node: it owns the store, the sockets and the clock. It calls a
 before it releases anything the turn produced.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Protocol
 
@@ -69,8 +70,60 @@ class RaftTiming:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """How much of what is applied a replica keeps in its log, for followers that lag.
+
+    The newest `keep_entries`, or as many of them as `keep_bytes` hold. What is not yet applied is
+    always kept.
+    """
+
+    keep_entries: int = 10_000
+    keep_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        """Refuse limits below one."""
+        if self.keep_entries < 1 or self.keep_bytes < 1:
+            raise ValueError("log limits: keep_entries and keep_bytes must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a replica may vote, which it may not if it can have forgotten what it promised.
+
+    `incarnation` names its store: a random number, drawn when the store was made. `proven`: see
+    `ledger_node.raft.admission`. `founders` are the other members' incarnations, if the group was
+    founded by all of them being new.
+    """
+
+    incarnation: int
+    proven: bool
+    founders: Mapping[str, int] = field(default_factory=dict)
+
+
+class SnapshotReader(Protocol):
+    """A shard's committed state, held still while it is read in parts.
+
+    `index` and `term` are those of the last entry that the state includes; 0 if there is none.
+    """
+
+    @property
+    def index(self) -> int:
+        """Index of the last entry that the state includes."""
+
+    @property
+    def term(self) -> int:
+        """Term of that entry."""
+
+    def read(self, bytes_max: int) -> bytes:
+        """Return the next part, not much longer than `bytes_max`; empty at the end."""
+
+    def close(self) -> None:
+        """Let the state go."""
+
+
 class RaftLog(Protocol):
-    """Durable storage of one replica: its log entries, and its term and vote.
+    """Durable storage of one replica: log, term and vote, standing, and snapshots of its state.
 
     Every write goes into the transaction of the host's current turn and is durable once the
     host commits that turn. Reads see the writes of the same turn. Indices start at 1.
@@ -82,17 +135,32 @@ class RaftLog(Protocol):
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         """Store the current term and the vote."""
 
+    def load_standing(self) -> Standing | None:
+        """Return what `save_standing` stored last; None if it never was called."""
+
+    def save_standing(self, standing: Standing) -> None:
+        """Store the standing."""
+
     def applied_index(self) -> int:
         """Return the index of the last entry in the state machine's stored state; 0 if none.
 
         Read once, when the replica starts. The state machine stores it with the state.
         """
 
+    def load_applied(self) -> tuple[int, int] | None:
+        """Return what `save_applied` stored last; None if it never was called."""
+
+    def save_applied(self, index: int, term: int) -> None:
+        """Store index and term of the last entry applied, be it a command or not."""
+
     def first_index(self) -> int:
         """Return the index of the oldest entry kept; 1 if the log is empty."""
 
     def last_index(self) -> int:
         """Return the index of the newest entry; 0 if the log is empty."""
+
+    def size_bytes(self) -> int:
+        """Return about how much space the log takes."""
 
     def read(self, index: int) -> tuple[int, bytes]:
         """Return (term, payload) of an entry that is in the log, its checksum verified."""
@@ -102,3 +170,33 @@ class RaftLog(Protocol):
 
     def truncate_from(self, index: int) -> None:
         """Remove the entry at `index` and all entries after it."""
+
+    def drop_before(self, index: int) -> None:
+        """Remove all entries before the one at `index`."""
+
+    def open_snapshot(self) -> SnapshotReader:
+        """Return the state as last committed, to be read over many turns."""
+
+    def begin_install(self) -> bool:
+        """Prepare to stage another state beside the present one.
+
+        False: what is left of an earlier one is still being removed; ask again later.
+        """
+
+    def stage(self, rows: bytes) -> None:
+        """Add what a `SnapshotReader` read, part after part, to the staged state."""
+
+    def abandon_install(self) -> None:
+        """Give up the staged state."""
+
+    def finish_install(self, index: int, term: int) -> None:
+        """Make the staged state, which is complete, the present one.
+
+        It includes the entry at `index`, of `term`, which becomes the one applied last.
+        """
+
+    def restart_at(self, index: int, term: int, payload: bytes) -> None:
+        """Remove all entries, then add this one at `index`."""
+
+    def tidy(self) -> None:
+        """Remove a bounded part of staged or former state that is of no use any more."""

@@ -5,10 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
-from ledger_node.raft.contract import ProposalOutcome, RaftLog, RaftTiming, Role, require
+from ledger_node.raft.admission import Admission
+from ledger_node.raft.contract import (
+    LogLimits,
+    ProposalOutcome,
+    RaftLog,
+    RaftTiming,
+    Role,
+    require,
+)
 from ledger_node.raft.journal import GroupJournal
 from ledger_node.raft.library import clock
 from ledger_node.raft.replica import MESSAGE_BYTES_MAX, Replica
+from ledger_node.raft.snapshots import StreamSlots
 
 T = TypeVar("T")
 
@@ -25,7 +34,8 @@ class RaftGroup(Generic[T]):
     not fail: errors of the domain are results, and any exception ends the process.
     `preferred_leader` makes this replica campaign soon after the start, so that a fresh cluster
     gets its configured leaders quickly. `pre_vote=False` is for tests: it lets more elections
-    happen, by switching off pre-vote and leader stickiness.
+    happen, by switching off pre-vote and leader stickiness. `slots` bounds the snapshots that a
+    node sends at once: one object for all groups of a node.
     """
 
     PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX
@@ -41,19 +51,25 @@ class RaftGroup(Generic[T]):
         timing: RaftTiming,
         rng: random.Random,
         now: float,
+        log_limits: LogLimits | None = None,
+        slots: StreamSlots | None = None,
         preferred_leader: bool = False,
         pre_vote: bool = True,
     ) -> None:
         clock.now = self._ticked_at = now
         self.shard_id = shard_id
         self._journal = GroupJournal(log)
+        self._admission = Admission(log, is_new=self._journal.was_empty, peer_ids=peer_ids, rng=rng)
         self._replica = Replica(
             shard_id=shard_id,
             self_id=self_id,
             peer_ids=peer_ids,
             journal=self._journal,
+            admission=self._admission,
             apply=apply,
             timing=timing,
+            log_limits=log_limits or LogLimits(),
+            slots=slots or StreamSlots(),
             rng=rng,
             preferred_leader=preferred_leader,
             pre_vote=pre_vote,
@@ -101,8 +117,10 @@ class RaftGroup(Generic[T]):
         self._replica.read_index(done)
 
     def tick(self, now: float) -> None:
-        """Let time pass: elections, commit, apply (a bounded amount), reads."""
+        """Let time pass: elections, commit, apply and compaction (a bounded amount), reads."""
         clock.now = self._ticked_at = now
+        self._journal.tidy()
+        self._replica.seek_admission(now)
         self._replica.doTick(0.0)
         self._replica.serve_reads()
 
@@ -159,6 +177,21 @@ class RaftGroup(Generic[T]):
     def applied_index(self) -> int:
         """Index of the last entry applied."""
         return self._replica._SyncObj__raftLastApplied
+
+    @property
+    def first_index(self) -> int:
+        """Index of the last entry that was dropped from the log, in all but name; 1 at first."""
+        return self._journal.first_index
+
+    @property
+    def unproven(self) -> bool:
+        """Whether this replica may not vote, since its store was made empty: see `admission`."""
+        return not self._admission.proven
+
+    @property
+    def installing_bytes(self) -> int:
+        """How much of a snapshot has come in; 0 if none is being installed."""
+        return self._replica.installing_bytes
 
     @property
     def last_index(self) -> int:

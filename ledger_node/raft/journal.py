@@ -2,7 +2,7 @@
 
 from typing import overload
 
-from ledger_node.raft.contract import FatalRaftError, RaftLog, require
+from ledger_node.raft.contract import FatalRaftError, RaftLog, SnapshotReader, require
 from ledger_node.raft.library import Journal, Kind
 
 TAIL_ENTRIES_MAX = 512
@@ -12,13 +12,19 @@ SLICE_ENTRIES_MAX = 1024
 # An entry as pysyncobj wants it: payload, index, term.
 Entry = tuple[bytes, int, int]
 
+_NO_OP = bytes([Kind.NO_OP])
+
 
 class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
     """Indexing by place as pysyncobj does it, and by log index as the rest of this package.
 
     Holds the first and the last entry and a bounded tail of the log in memory; everything
-    else is read from the RaftLog when asked for. Never empty: entry 1 is a no-op of term 0
-    on every replica, so the entry before the first command always exists.
+    else is read from the RaftLog when asked for.
+
+    Never empty: the first entry is the compaction *marker*. It is applied, so nobody needs its
+    payload; its index and term tell whether a follower's log ends where ours begins. At first it
+    is entry 1, a no-op of term 0 on every replica; later the newest entry that was dropped in all
+    but name; after the install of a snapshot a no-op in place of the last entry included.
     """
 
     def __init__(self, log: RaftLog) -> None:
@@ -26,12 +32,19 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         self._tail: dict[int, Entry] = {}
         self._tail_bytes = 0
         self.term, self.voted_for = log.load_hard_state()
-        if log.last_index() == 0:
+        stored_index = log.applied_index()
+        applied = log.load_applied()
+        self.was_empty = log.last_index() == 0
+        if self.was_empty:
             require(
-                self.term == 0 and self.voted_for is None and log.applied_index() == 0,
+                self.term == 0
+                and self.voted_for is None
+                and stored_index == 0
+                and applied is None
+                and log.load_standing() is None,
                 "the log is gone: there is a term, a vote or applied state, but no entry",
             )
-            log.append(1, 0, bytes([Kind.NO_OP]))
+            log.append(1, 0, _NO_OP)
         self.first_index = log.first_index()
         self.last_index = log.last_index()
         require(1 <= self.first_index <= self.last_index, "log: first index after the last")
@@ -39,11 +52,16 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         self._last = self._read(self.last_index)
         require(self._first[2] <= self._last[2], "log: terms fall")
         require(self._last[2] <= self.term, "log: last entry is newer than the stored term")
-        self.applied_index = max(1, log.applied_index())
+        # A store of an earlier version knows the last command applied only, not the last entry.
+        self.applied_index = max(1, stored_index if applied is None else applied[0])
         require(
-            self.first_index <= self.applied_index <= self.last_index,
-            f"state is at entry {self.applied_index}, but the log holds "
+            max(stored_index, self.first_index) <= self.applied_index <= self.last_index,
+            f"state is at entry {max(stored_index, self.applied_index)}, but the log holds "
             f"{self.first_index} to {self.last_index}",
+        )
+        require(
+            applied is None or self.term_at(applied[0]) == applied[1],
+            f"the entry applied last, {self.applied_index}, is not the one in the log",
         )
 
     # By log index.
@@ -59,7 +77,10 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         return self._read(index) if entry is None else entry
 
     def term_at(self, index: int) -> int | None:
-        """Return the term of the entry at `index`; None after the end of the log."""
+        """Return the term of the entry at `index`; None after the end of the log.
+
+        The entry must not lie before the first.
+        """
         if index == self.last_index:
             return self._last[2]
         return None if index > self.last_index else self.entry(index)[2]
@@ -74,6 +95,59 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
                 self._tail_bytes -= len(entry[0])
         self.last_index = index - 1
         self._last = self.entry(self.last_index)
+
+    def save_applied(self, index: int, term: int) -> None:
+        """Note how far the state machine is; from here on entries up to `index` may be dropped."""
+        self.applied_index = index
+        self._log.save_applied(index, term)
+
+    def size_bytes(self) -> int:
+        """Return about how much space the log takes."""
+        return self._log.size_bytes()
+
+    def drop_before(self, index: int) -> None:
+        """Drop the entries before the one at `index`, which becomes the marker."""
+        require(self.first_index < index <= self.applied_index, "compaction outside the applied")
+        self._first = self.entry(index)
+        self._log.drop_before(index)
+        for dropped in range(self.first_index, index):
+            entry = self._tail.pop(dropped, None)
+            if entry is not None:
+                self._tail_bytes -= len(entry[0])
+        self.first_index = index
+
+    # Snapshots.
+
+    def open_snapshot(self) -> SnapshotReader:
+        """Return the state as last committed."""
+        return self._log.open_snapshot()
+
+    def begin_install(self) -> bool:
+        """Prepare to stage another state; False: not yet."""
+        return self._log.begin_install()
+
+    def stage(self, rows: bytes) -> None:
+        """Add to the staged state."""
+        self._log.stage(rows)
+
+    def abandon_install(self) -> None:
+        """Give up the staged state."""
+        self._log.abandon_install()
+
+    def finish_install(self, index: int, term: int) -> None:
+        """Change over to the staged state, and to a log that starts after it."""
+        require(index > self.applied_index, "a snapshot must not take state back")
+        require(term <= self.term, "a snapshot of a later term than ours")
+        self._log.finish_install(index, term)
+        self._log.restart_at(index, term, _NO_OP)
+        self._tail.clear()
+        self._tail_bytes = 0
+        self.first_index = self.last_index = self.applied_index = index
+        self._first = self._last = (_NO_OP, index, term)
+
+    def tidy(self) -> None:
+        """Remove a bounded part of staged or former state that is of no use any more."""
+        self._log.tidy()
 
     def _read(self, index: int) -> Entry:
         require(
@@ -150,7 +224,7 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         raise FatalRaftError("the library tried to truncate the log")
 
     def deleteEntriesTo(self, entryTo: int) -> None:  # noqa: ARG002, N802, N803
-        """Refuse: there is no log compaction."""
+        """Refuse: the library compacts without looking; we use drop_before."""
         raise FatalRaftError("the library tried to compact the log")
 
     def clear(self) -> None:

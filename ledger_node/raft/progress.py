@@ -17,18 +17,23 @@ class Progress:
     `next_index` runs ahead of the confirmations, within a window. A lost message shows by the
     next heartbeat, which names the entry before `next_index`: the follower refuses, and we
     probe again (etcd's progress states; thesis, section 10.2.1, pipelining).
+
+    A follower whose next entry is no longer in our log gets a snapshot; that is not seen here.
     """
 
     __slots__ = (
         "acked_round",
         "connected",
+        "first_round",
         "in_flight",
         "in_flight_bytes",
+        "incarnation",
         "match_index",
         "next_index",
         "node",
         "paused",
         "streaming",
+        "unproven",
     )
 
     def __init__(self, node: Node) -> None:
@@ -42,7 +47,27 @@ class Progress:
         self.match_index = 1  # entry 1 is the same on every replica
         self.next_index = last_index + 1
         self.acked_round = 0
+        self.first_round = 0
+        self.incarnation = 0
+        self.unproven = False
         self.probe()
+
+    def speaks(self, incarnation: int, round_: int, next_round: int, last_index: int) -> bool:
+        """Whether an answer may be believed: it comes from the store that we think is there.
+
+        The first answer tells. A follower that comes back with another store has lost what it
+        confirmed: we know nothing of it any more. Answers to what was sent before that, whoever
+        they come from, do not count.
+        """
+        if round_ < self.first_round:
+            return False
+        if incarnation != self.incarnation and self.incarnation:
+            self.reset(last_index)
+            self.first_round = next_round
+            self.incarnation = incarnation
+            return False
+        self.incarnation = incarnation
+        return True
 
     def probe(self) -> None:
         """Forget what is under way, and ask again from `next_index`."""
@@ -91,8 +116,11 @@ class Progress:
             self.next_index = self.match_index + 1
             self.streaming = True
 
-    def refused(self, prev_index: int, hint_index: int) -> bool:
-        """The follower has no entry like ours at `prev_index`; return whether that is news."""
+    def refused(self, prev_index: int, hint_index: int, first_index: int = 0) -> bool:
+        """The follower has no entry like ours at `prev_index`; return whether that is news.
+
+        Our log starts at `first_index`: before we give up on it, we ask there.
+        """
         if self.streaming:
             news = self.match_index < prev_index < self.next_index
         else:
@@ -101,6 +129,8 @@ class Progress:
         if news:
             # The hint may lie below what the follower confirmed since: never ask there again.
             self.next_index = max(self.match_index + 1, min(hint_index, prev_index))
+            if prev_index > first_index:
+                self.next_index = max(self.next_index, first_index + 1)
             require(self.next_index <= prev_index, "a refusal must lower the next index")
             self.probe()
         return news

@@ -1,5 +1,5 @@
 # ruff: noqa: N802  the library's private names, in its own spelling
-"""One replica: elections, replication, apply and reads, on top of the hardened library."""
+"""One replica: replication, snapshots, apply and reads, on top of terms, votes and elections."""
 
 import math
 import random
@@ -11,24 +11,25 @@ from typing import Any
 from ledger.internal.v1.peer_pb2 import (
     RAFT_MESSAGE_TYPE_APPEND_ENTRIES,
     RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY,
-    RAFT_MESSAGE_TYPE_PRE_VOTE,
-    RAFT_MESSAGE_TYPE_PRE_VOTE_REPLY,
-    RAFT_MESSAGE_TYPE_REQUEST_VOTE,
-    RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY,
-    RAFT_MESSAGE_TYPE_TIMEOUT_NOW,
+    RAFT_MESSAGE_TYPE_SNAPSHOT,
+    RAFT_MESSAGE_TYPE_SNAPSHOT_REPLY,
     RaftMessage,
+    SnapshotChunk,
 )
+from ledger_node.raft.admission import Admission
 from ledger_node.raft.contract import (
     FatalRaftError,
+    LogLimits,
     ProposalOutcome,
     RaftTiming,
     Role,
     require,
 )
-from ledger_node.raft.hardening import HardenedSyncObj
+from ledger_node.raft.elections import Voter
 from ledger_node.raft.journal import Entry, GroupJournal
-from ledger_node.raft.library import Kind, Node, clock
+from ledger_node.raft.library import Kind, clock
 from ledger_node.raft.progress import Progress
+from ledger_node.raft.snapshots import IncomingSnapshot, OutgoingSnapshot, StreamSlots
 
 APPLY_ENTRIES_MAX = 64
 APPLY_BYTES_MAX = 1 << 20
@@ -37,9 +38,10 @@ MESSAGE_ENTRIES_MAX = 512
 # Messages with entries to one peer in one flush, so that a turn stays short.
 FLUSH_MESSAGES_MAX = 2
 HINT_STEPS_MAX = 1024
-# First election of the preferred leader of a group, in seconds.
-EAGER_ELECTION_MIN_S = 0.05
-EAGER_ELECTION_MAX_S = 0.2
+# Entries that one tick may drop from the log.
+COMPACT_ENTRIES_MAX = 256
+# For followers that are about to need them, a leader keeps up to so many times its limits.
+PINNED_MAX = 4
 
 ApplyFunction = Callable[[int, bytes], Any]
 ProposalDone = Callable[[ProposalOutcome, int, Any], None]
@@ -47,10 +49,9 @@ ReadDone = Callable[[bool, int], None]
 
 _REGULAR_PREFIX = bytes([Kind.REGULAR])
 _KNOWN_PREFIXES = (_REGULAR_PREFIX, bytes([Kind.NO_OP]))
-_NEVER = float("-inf")
 
 
-class Replica(HardenedSyncObj):
+class Replica(Voter):
     """One replica of one Raft group, without any input or output of its own."""
 
     def __init__(
@@ -60,28 +61,21 @@ class Replica(HardenedSyncObj):
         self_id: str,
         peer_ids: Sequence[str],
         journal: GroupJournal,
+        admission: Admission,
         apply: ApplyFunction,
         timing: RaftTiming,
+        log_limits: LogLimits,
+        slots: StreamSlots,
         rng: random.Random,
         preferred_leader: bool,
         pre_vote: bool,
     ) -> None:
-        require(self_id not in peer_ids, "a replica is not its own peer")
-        require(len(set(peer_ids)) == len(peer_ids), "a peer is named twice")
-        self._shard_id = shard_id
         self._apply = apply
-        self._timing = timing
-        self._rng = rng
-        self._pre_vote = pre_vote
-        # Until it hears of a leader or a refusal, the preferred leader is in a hurry.
-        self._eager = preferred_leader
-        self._majority = (len(peer_ids) + 1) // 2 + 1
-        self._peers = {peer_id: Progress(Node(peer_id)) for peer_id in sorted(peer_ids)}
-        self._leader_seen = _NEVER
-        self._campaign_is_transfer = False
-        self._pre_vote_term = 0
-        self._pre_voters: set[str] = set()
-        self._pre_vote_retry = _NEVER
+        self._log_limits = log_limits
+        self._slots = slots
+        self._outgoing: dict[str, OutgoingSnapshot] = {}
+        self._incoming: IncomingSnapshot | None = None
+        self._streams_begun = 0
         self._commit_floor = journal.applied_index
         # The leader's commit index at some time: once it is applied, we were current then.
         self._catching_up: tuple[int, float] | None = None
@@ -91,24 +85,26 @@ class Replica(HardenedSyncObj):
         self.unsent = False
         self._waiting: dict[int, tuple[int, ProposalDone]] = {}
         self._reads: deque[tuple[int, int, ReadDone]] = deque()
-        self.outbox: list[tuple[str, RaftMessage]] = []
         self.completions: list[Callable[[], None]] = []
-        self._handlers: dict[int, Callable[[float, Progress, RaftMessage], None]] = {
-            RAFT_MESSAGE_TYPE_REQUEST_VOTE: self._on_request_vote,
-            RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY: self._on_request_vote_reply,
+        super().__init__(
+            shard_id=shard_id,
+            self_id=self_id,
+            peer_ids=peer_ids,
+            journal=journal,
+            admission=admission,
+            timing=timing,
+            rng=rng,
+            preferred_leader=preferred_leader,
+            pre_vote=pre_vote,
+        )
+        self._handlers |= {
             RAFT_MESSAGE_TYPE_APPEND_ENTRIES: self._on_append_entries,
             RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY: self._on_append_entries_reply,
-            RAFT_MESSAGE_TYPE_TIMEOUT_NOW: self._on_timeout_now,
+            RAFT_MESSAGE_TYPE_SNAPSHOT: self._on_snapshot,
+            RAFT_MESSAGE_TYPE_SNAPSHOT_REPLY: self._on_snapshot_reply,
         }
-        super().__init__(self_id, [peer.node for peer in self._peers.values()], journal, timing)
 
-    # ---------------------------------------------------------------- term, vote and role
-
-    def _SyncObj__setState(self, newState: int) -> None:  # noqa: N803
-        was_leader = self._SyncObj__raftState == Role.LEADER
-        super()._SyncObj__setState(newState)
-        if was_leader and newState != Role.LEADER:
-            self._abandon_leadership()
+    # ---------------------------------------------------------------- leadership
 
     def _abandon_leadership(self) -> None:
         """Tell everyone who waits: a later leader may or may not commit what we accepted."""
@@ -118,175 +114,13 @@ class Replica(HardenedSyncObj):
             self.completions.append(partial(done, ProposalOutcome.UNKNOWN, index, None))
         self._waiting.clear()
         self._fail_reads()
+        for peer_id in list(self._outgoing):
+            self._end_stream(peer_id)
 
     def _fail_reads(self) -> None:
         for _round, _index, done in self._reads:
             self.completions.append(partial(done, False, self._SyncObj__raftLastApplied))
         self._reads.clear()
-
-    def _step_down(self, term: int) -> None:
-        """Follow a higher term (Raft paper, section 5.1)."""
-        self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(Role.FOLLOWER)
-        self._SyncObj__raftLeader = None
-        self._SyncObj__transferInProgress = False
-        self._pre_vote_term = 0
-
-    def _SyncObj__generateRaftTimeout(self) -> float:
-        if self._eager:
-            return self._rng.uniform(EAGER_ELECTION_MIN_S, EAGER_ELECTION_MAX_S)
-        return self._rng.uniform(self._timing.election_min_s, self._timing.election_max_s)
-
-    def _leader_is_alive(self, now: float) -> bool:
-        """Leader stickiness (thesis, section 4.2.3): no votes while a leader is heard."""
-        if not self._pre_vote:
-            return False
-        return (
-            self._SyncObj__raftState == Role.LEADER
-            or now - self._leader_seen < self._timing.election_min_s
-        )
-
-    # ---------------------------------------------------------------- elections
-
-    def _SyncObj__connectedToAnyone(self) -> bool:
-        """May we campaign? The library asks at every tick after the election deadline.
-
-        Pre-vote (thesis, section 9.6): the term is raised only once a majority would vote.
-        """
-        now = clock.now
-        self._campaign_is_transfer = self._SyncObj__transferInProgress
-        if self._campaign_is_transfer:
-            self._eager = False
-            return True
-        if 1 + sum(peer.connected for peer in self._peers.values()) < self._majority:
-            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
-            return False
-        if not self._pre_vote or not self._peers:
-            self._eager = False
-            return True
-        next_term = self._SyncObj__raftCurrentTerm + 1
-        if self._pre_vote_term == next_term and len(self._pre_voters) >= self._majority:
-            self._pre_vote_term = 0
-            self._eager = False
-            return True
-        if self._pre_vote_term != next_term or now >= self._pre_vote_retry:
-            self._pre_vote_term = next_term
-            self._pre_voters = {self._self_id}
-            self._pre_vote_retry = now + self._SyncObj__generateRaftTimeout()
-            self._SyncObj__raftLeader = None
-            for peer in self._peers.values():
-                self._send_vote_request(peer, RAFT_MESSAGE_TYPE_PRE_VOTE, next_term, False)
-        return False
-
-    def _send_vote_request(self, peer: Progress, kind: Any, term: int, transfer: bool) -> None:
-        self._send(
-            peer,
-            RaftMessage(
-                shard_id=self._shard_id,
-                type=kind,
-                term=term,
-                log_index=self._journal.last_index,
-                log_term=self._journal.last_term,
-                transfer=transfer,
-            ),
-        )
-
-    def _send_for_library(self, node: Node, message: dict[str, Any]) -> None:
-        """Translate what the library's campaign and leadership transfer send."""
-        peer = self._peers[node.id]
-        if message["type"] == "request_vote":
-            self._send_vote_request(
-                peer, RAFT_MESSAGE_TYPE_REQUEST_VOTE, message["term"], self._campaign_is_transfer
-            )
-        elif message["type"] == "timeout_now":
-            self._reply(peer, RAFT_MESSAGE_TYPE_TIMEOUT_NOW, message["term"])
-        else:
-            raise FatalRaftError(f"the library sent {message['type']}")
-
-    def _send(self, peer: Progress, message: RaftMessage) -> None:
-        if peer.connected:
-            self.outbox.append((peer.node.id, message))
-
-    def _reply(self, peer: Progress, kind: Any, term: int, ok: bool = False) -> None:
-        self._send(peer, RaftMessage(shard_id=self._shard_id, type=kind, term=term, ok=ok))
-
-    def _log_is_current(self, message: RaftMessage) -> bool:
-        """Whether the candidate's log is at least as new as ours (Raft paper, section 5.4.1)."""
-        return (message.log_term, message.log_index) >= (
-            self._journal.last_term,
-            self._journal.last_index,
-        )
-
-    def handle(self, now: float, peer_id: str, message: RaftMessage) -> None:
-        """Take one message. Messages from outside the group, or of no known type, are dropped."""
-        peer = self._peers.get(peer_id)
-        if peer is None:
-            return
-        kind, term = message.type, message.term
-        if kind == RAFT_MESSAGE_TYPE_PRE_VOTE:
-            self._on_pre_vote(now, peer, message)
-            return
-        if kind == RAFT_MESSAGE_TYPE_PRE_VOTE_REPLY:
-            self._on_pre_vote_reply(peer, message)
-            return
-        handler = self._handlers.get(kind)
-        if handler is None:
-            return
-        current = self._SyncObj__raftCurrentTerm
-        if term > current:
-            if kind == RAFT_MESSAGE_TYPE_REQUEST_VOTE and (
-                not message.transfer and self._leader_is_alive(now)
-            ):
-                return
-            self._step_down(term)
-        elif term < current:
-            # A sender that is behind learns the term from the answer.
-            if kind == RAFT_MESSAGE_TYPE_REQUEST_VOTE:
-                self._reply(peer, RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, current)
-            elif kind == RAFT_MESSAGE_TYPE_APPEND_ENTRIES:
-                self._reply(peer, RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY, current)
-            return
-        handler(now, peer, message)
-
-    def _on_pre_vote(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        current = self._SyncObj__raftCurrentTerm
-        ok = (
-            message.term > current
-            and self._SyncObj__raftState != Role.LEADER
-            and not self._leader_is_alive(now)
-            and self._log_is_current(message)
-        )
-        self._reply(peer, RAFT_MESSAGE_TYPE_PRE_VOTE_REPLY, message.term if ok else current, ok)
-
-    def _on_pre_vote_reply(self, peer: Progress, message: RaftMessage) -> None:
-        if message.ok:
-            if message.term == self._pre_vote_term:
-                self._pre_voters.add(peer.node.id)
-            return
-        self._eager = False
-        if message.term > self._SyncObj__raftCurrentTerm:
-            self._step_down(message.term)
-
-    def _on_request_vote(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        term, candidate = message.term, peer.node.id
-        ok = self._SyncObj__votedForNodeId in (None, candidate) and self._log_is_current(message)
-        if ok:
-            self._eager = False
-            self._SyncObj__setCurrentTerm(term, candidate)
-            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
-        self._reply(peer, RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, term, ok)
-
-    def _on_request_vote_reply(self, _now: float, peer: Progress, message: RaftMessage) -> None:
-        if self._SyncObj__raftState == Role.CANDIDATE and message.ok:
-            self._voters |= {peer.node.id}
-            if len(self._voters) >= self._majority:
-                self._SyncObj__onBecomeLeader()
-
-    def _on_timeout_now(self, _now: float, peer: Progress, _message: RaftMessage) -> None:
-        """Campaign at the next tick, if our leader asks (thesis, section 3.10)."""
-        if self._SyncObj__raftState == Role.FOLLOWER and self._SyncObj__raftLeader == peer.node:
-            self._SyncObj__transferInProgress = True
-            self._SyncObj__raftElectionDeadline = _NEVER
 
     def _SyncObj__onBecomeLeader(self) -> None:
         last_index = self._journal.last_index
@@ -300,34 +134,30 @@ class Replica(HardenedSyncObj):
     # ---------------------------------------------------------------- followers: the log
 
     def _on_append_entries(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        state = self._SyncObj__raftState
-        require(state != Role.LEADER, "two leaders in one term")
-        self._leader_seen = now
-        self._eager = False
-        self._pre_vote_term = 0
-        if not self._SyncObj__transferInProgress:
-            self._SyncObj__raftElectionDeadline = now + self._SyncObj__generateRaftTimeout()
-        if state != Role.FOLLOWER:
-            self._SyncObj__setState(Role.FOLLOWER)
-        leader = self._SyncObj__raftLeader
-        require(leader is None or leader == peer.node, "two leaders in one term")
-        self._SyncObj__raftLeader = peer.node
-
+        self._hear_leader(now, peer)
         prev_index = message.log_index
-        reply = RaftMessage(
-            shard_id=self._shard_id,
-            type=RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY,
-            term=message.term,
-            round=message.round,
-            log_index=prev_index,
-        )
-        own_term = self._journal.term_at(prev_index)
-        if own_term == message.log_term:
+        reply = self._reply_to_leader(message, RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY)
+        # What lies before our log is committed, so this leader has it as we do.
+        compacted = prev_index < self._journal.first_index
+        own_term = None if compacted else self._journal.term_at(prev_index)
+        if compacted or own_term == message.log_term:
             reply.ok = True
             reply.match_index = self._append(message)
+            self._check_caught_up(peer, message, reply.match_index)
         else:
             reply.hint_index = self._conflict_hint(prev_index, own_term)
+        reply.unproven = not self._admission.proven
         self._send(peer, reply)
+
+    def _reply_to_leader(self, message: RaftMessage, kind: Any) -> RaftMessage:
+        return RaftMessage(
+            shard_id=self._shard_id,
+            type=kind,
+            term=message.term,
+            round=message.round,
+            log_index=message.log_index,
+            incarnation=self._admission.incarnation,
+        )
 
     def _append(self, message: RaftMessage) -> int:
         """Store the entries and return the last index now known to equal the leader's log."""
@@ -335,6 +165,8 @@ class Replica(HardenedSyncObj):
         index = message.log_index
         for entry in message.entries:
             index += 1
+            if index < journal.first_index:
+                continue
             own_term = journal.term_at(index)
             if own_term == entry.term:
                 # Held already. To cut here would lose what we may have confirmed.
@@ -371,19 +203,36 @@ class Replica(HardenedSyncObj):
     # ---------------------------------------------------------------- leaders: replication
 
     def _on_append_entries_reply(self, now: float, peer: Progress, message: RaftMessage) -> None:
-        if self._SyncObj__raftState != Role.LEADER:
+        if not self._believe(now, peer, message):
             return
+        journal = self._journal
+        if message.ok:
+            self._confirmed(peer, message.match_index)
+        elif not peer.refused(message.log_index, message.hint_index, journal.first_index):
+            return
+        if peer.next_index <= journal.first_index or peer.may_send(journal.last_index):
+            self.unsent = True
+
+    def _believe(self, now: float, peer: Progress, message: RaftMessage) -> bool:
+        """Take what every answer of a follower says; return whether the rest of it counts."""
+        if self._SyncObj__raftState != Role.LEADER:
+            return False
+        last_index = self._journal.last_index
+        if not peer.speaks(message.incarnation, message.round, self._round + 1, last_index):
+            # Match falls if the follower came back empty; the commit index never does.
+            self._SyncObj__raftMatchIndex[peer.node] = min(
+                peer.match_index, self._SyncObj__raftMatchIndex[peer.node]
+            )
+            return False
         self._SyncObj__lastResponseTime[peer.node] = now
         peer.acked_round = max(peer.acked_round, message.round)
-        last_index = self._journal.last_index
-        if message.ok:
-            require(message.match_index <= last_index, "a follower confirms entries we lack")
-            peer.accepted(message.match_index)
-            self._SyncObj__raftMatchIndex[peer.node] = peer.match_index
-        elif not peer.refused(message.log_index, message.hint_index):
-            return
-        if peer.may_send(last_index):
-            self.unsent = True
+        peer.unproven = message.unproven
+        return True
+
+    def _confirmed(self, peer: Progress, match_index: int) -> None:
+        require(match_index <= self._journal.last_index, "a follower confirms entries we lack")
+        peer.accepted(match_index)
+        self._SyncObj__raftMatchIndex[peer.node] = peer.match_index
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """Remember that a heartbeat is due; `flush` sends, once, at the end of the turn."""
@@ -396,7 +245,7 @@ class Replica(HardenedSyncObj):
         self._heartbeat_due = True
 
     def flush(self) -> None:
-        """Send what is new: entries, heartbeats, and the round that waiting reads ask for."""
+        """Send what is new: entries, heartbeats, chunks, and the round waiting reads ask for."""
         if self._SyncObj__raftState != Role.LEADER:
             return
         probe = self._heartbeat_due or (bool(self._reads) and self._reads[-1][0] > self._round)
@@ -406,30 +255,38 @@ class Replica(HardenedSyncObj):
         self._round += 1
         last_index = self._journal.last_index
         # Followers that are equally far share the message object.
-        built: dict[tuple[int, bool], tuple[RaftMessage, int]] = {}
+        built: dict[tuple[int, bool, int], tuple[RaftMessage, int]] = {}
         for peer in self._peers.values():
             if not peer.connected:
                 continue
             messages = 0
-            while messages < FLUSH_MESSAGES_MAX and peer.may_send(last_index):
-                key = (peer.next_index, True)
-                if key not in built:
-                    built[key] = self._append_message(peer.next_index, last_index)
-                message, size = built[key]
-                self._send(peer, message)
-                peer.sent(message.log_index + len(message.entries), size)
-                messages += 1
+            store = peer.incarnation if peer.unproven else 0
+            if peer.next_index <= self._journal.first_index:
+                self._send_chunk(peer)
+            else:
+                self._end_stream(peer.node.id)
+                while messages < FLUSH_MESSAGES_MAX and peer.may_send(last_index):
+                    key = (peer.next_index, True, store)
+                    if key not in built:
+                        built[key] = self._append_message(peer.next_index, last_index, store)
+                    message, size = built[key]
+                    self._send(peer, message)
+                    peer.sent(message.log_index + len(message.entries), size)
+                    messages += 1
+                if peer.may_send(last_index):
+                    self.unsent = True
             if messages == 0 and probe:
-                key = (peer.next_index, False)
+                key = (peer.next_index, False, store)
                 if key not in built:
-                    built[key] = self._append_message(peer.next_index, 0)
+                    built[key] = self._append_message(peer.next_index, 0, store)
                 self._send(peer, built[key][0])
-            if peer.may_send(last_index):
-                self.unsent = True
 
-    def _append_message(self, next_index: int, last_index: int) -> tuple[RaftMessage, int]:
+    def _append_message(
+        self, next_index: int, last_index: int, peer_incarnation: int
+    ) -> tuple[RaftMessage, int]:
         journal = self._journal
-        prev_index = next_index - 1
+        # The marker is the first that can be named as the entry before.
+        prev_index = max(next_index - 1, journal.first_index)
         prev_term = journal.term_at(prev_index)
         if prev_term is None:
             raise FatalRaftError("the next index of a follower is beyond the log")
@@ -441,6 +298,7 @@ class Replica(HardenedSyncObj):
             log_term=prev_term,
             commit_index=self._SyncObj__raftCommitIndex,
             round=self._round,
+            peer_incarnation=peer_incarnation,
         )
         size = 0
         for index in range(next_index, min(last_index, prev_index + MESSAGE_ENTRIES_MAX) + 1):
@@ -450,6 +308,128 @@ class Replica(HardenedSyncObj):
             message.entries.add(term=term, payload=payload)
             size += len(payload)
         return message, size
+
+    # ---------------------------------------------------------------- leaders: snapshots
+
+    def _send_chunk(self, peer: Progress) -> None:
+        """Go on with the stream of a follower whose next entry is gone, or begin one."""
+        now, peer_id = clock.now, peer.node.id
+        stream = self._outgoing.get(peer_id)
+        if stream is not None and stream.is_idle(now):
+            self._end_stream(peer_id)
+            stream = None
+        stream = stream or self._begin_stream(peer_id)
+        if stream is None:
+            return
+        chunk = stream.next_chunk(now)
+        if chunk is not None:
+            self._send(
+                peer,
+                RaftMessage(
+                    shard_id=self._shard_id,
+                    type=RAFT_MESSAGE_TYPE_SNAPSHOT,
+                    term=self._SyncObj__raftCurrentTerm,
+                    round=self._round,
+                    peer_incarnation=peer.incarnation,
+                    chunk=chunk,
+                ),
+            )
+        if stream.may_send:
+            self.unsent = True
+
+    def _begin_stream(self, peer_id: str) -> OutgoingSnapshot | None:
+        # Without a free slot, the next heartbeat tries again.
+        if not self._slots.take():
+            return None
+        reader = self._journal.open_snapshot()
+        if reader.index < self._journal.first_index:
+            # This turn dropped entries up to where its own commit will be.
+            reader.close()
+            self._slots.give_back()
+            self.unsent = True
+            return None
+        self._streams_begun += 1
+        stream = OutgoingSnapshot(reader, self._streams_begun, clock.now)
+        self._outgoing[peer_id] = stream
+        return stream
+
+    def _end_stream(self, peer_id: str) -> None:
+        stream = self._outgoing.pop(peer_id, None)
+        if stream is not None:
+            stream.close()
+            self._slots.give_back()
+
+    def _on_snapshot_reply(self, now: float, peer: Progress, message: RaftMessage) -> None:
+        if not self._believe(now, peer, message):
+            return
+        peer_id = peer.node.id
+        if message.ok:
+            self._confirmed(peer, message.match_index)
+        stream = self._outgoing.get(peer_id)
+        if (
+            stream is not None
+            and stream.number == message.chunk.stream
+            and (message.ok or not stream.confirmed(message.chunk.number, now))
+        ):
+            self._end_stream(peer_id)
+        self.unsent = True
+
+    # ---------------------------------------------------------------- followers: snapshots
+
+    def _on_snapshot(self, now: float, peer: Progress, message: RaftMessage) -> None:
+        self._hear_leader(now, peer)
+        journal, chunk = self._journal, message.chunk
+        commit = self._SyncObj__raftCommitIndex
+        reply = self._reply_to_leader(message, RAFT_MESSAGE_TYPE_SNAPSHOT_REPLY)
+        reply.chunk.stream = chunk.stream
+        if chunk.index <= commit or journal.term_at(chunk.index) == chunk.term:
+            # We have all of it, or our log leads there: what a leader applied is committed.
+            self._SyncObj__raftCommitIndex = max(commit, chunk.index)
+            self._abandon_install()
+            reply.ok = True
+        elif (wanted := self._take_chunk(message.term, chunk)) is None:
+            return
+        else:
+            reply.chunk.number = wanted
+            reply.ok = journal.applied_index >= chunk.index
+        if reply.ok:
+            reply.match_index = chunk.index
+        reply.unproven = not self._admission.proven
+        self._send(peer, reply)
+
+    def _take_chunk(self, term: int, chunk: SnapshotChunk) -> int | None:
+        """Stage a chunk; return which is wanted next, or None for one of an earlier stream."""
+        incoming = self._incoming
+        if incoming is None or incoming.key < (term, chunk.stream):
+            self._abandon_install()
+            if chunk.number > 0 or not self._journal.begin_install():
+                return 0
+            incoming = self._incoming = IncomingSnapshot(term, chunk)
+        elif incoming.key > (term, chunk.stream):
+            return None
+        if not incoming.accepts(chunk):
+            return incoming.wanted
+        incoming.took(chunk)
+        if not chunk.last:
+            self._journal.stage(chunk.rows)
+            return incoming.wanted
+        if not incoming.is_whole(chunk):
+            self._abandon_install()
+            return 0
+        self._incoming = None
+        self._journal.finish_install(incoming.index, incoming.term)
+        self._SyncObj__raftCommitIndex = self._SyncObj__raftLastApplied = incoming.index
+        return incoming.wanted
+
+    def _abandon_install(self) -> None:
+        if self._incoming is not None:
+            self._incoming = None
+            self._journal.abandon_install()
+
+    @property
+    def installing_bytes(self) -> int:
+        """How much of a snapshot has come in; 0 if none is on its way."""
+        return 0 if self._incoming is None else max(1, self._incoming.received_bytes)
 
     # ---------------------------------------------------------------- proposals, apply, reads
 
@@ -473,7 +453,7 @@ class Replica(HardenedSyncObj):
         if applied == commit:
             self._note_current(applied)
             return False
-        size = 0
+        size = term = 0
         stop = min(commit, applied + APPLY_ENTRIES_MAX)
         while applied < stop and size < APPLY_BYTES_MAX:
             entry: Entry = self._journal.entry(applied + 1)
@@ -490,8 +470,43 @@ class Replica(HardenedSyncObj):
                 proposed_term, done = waiting
                 require(proposed_term == term, f"entry {index} is not the one proposed")
                 self.completions.append(partial(done, ProposalOutcome.APPLIED, index, result))
+        self._journal.save_applied(applied, term)
+        if self._incoming is not None and self._incoming.index <= applied:
+            self._abandon_install()
         self._note_current(applied)
+        self._compact()
         return False
+
+    def _compact(self) -> None:
+        """Drop applied entries that exceed the limits, a bounded number."""
+        journal, limits = self._journal, self._log_limits
+        first = journal.first_index
+        entries, size = journal.last_index - first, journal.size_bytes()
+        excess = entries - limits.keep_entries
+        if size > limits.keep_bytes:
+            excess = max(excess, math.ceil(entries * (1 - limits.keep_bytes / size)))
+        # Not one by one: neighbours share pages.
+        if excess < min(COMPACT_ENTRIES_MAX, max(1, entries // 16)):
+            return
+        target = min(first + min(excess, COMPACT_ENTRIES_MAX), self._SyncObj__raftLastApplied)
+        if (
+            self._SyncObj__raftState == Role.LEADER
+            and entries <= PINNED_MAX * limits.keep_entries
+            and size <= PINNED_MAX * limits.keep_bytes
+        ):
+            oldest = clock.now - self._timing.election_min_s
+            for peer_id, peer in self._peers.items():
+                if peer_id in self._outgoing:
+                    target = min(target, self._outgoing[peer_id].index)
+                elif (
+                    peer.connected
+                    and self._SyncObj__lastResponseTime[peer.node] > oldest
+                    # One that is behind our first entry needs a snapshot anyway.
+                    and peer.match_index >= first
+                ):
+                    target = min(target, peer.match_index)
+        if target > first:
+            journal.drop_before(target)
 
     def _note_current(self, applied: int) -> None:
         if self._catching_up is not None and self._catching_up[0] <= applied:
@@ -538,12 +553,16 @@ class Replica(HardenedSyncObj):
             self._transport._onNodeConnected(peer.node)
         else:
             peer.disconnected()
+            self._end_stream(peer_id)
             self._transport._onNodeDisconnected(peer.node)
 
     def transfer(self) -> bool:
-        """Ask the most caught-up connected peer to campaign; the library chooses it."""
+        """Ask the most caught-up connected peer to campaign, if the library finds it has all."""
+        able = [peer for peer in self._peers.values() if peer.connected and not peer.unproven]
+        if not able:
+            return False
         sent = len(self.outbox)
-        self.transferLeadership()
+        self.transferLeadership(max(able, key=lambda peer: (peer.match_index, peer.node.id)).node)
         return len(self.outbox) > sent
 
     @property

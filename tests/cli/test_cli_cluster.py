@@ -186,6 +186,9 @@ def test_status_of_a_whole_cluster(run: Run, cluster: FakeCluster) -> None:
         "commit_index": 10,
         "applied_index": 9,
         "lag": 1,
+        "first_log_index": 0,
+        "unproven": False,
+        "installing_bytes": 0,
     }
     rows = list(csv.DictReader(io.StringIO(run("cluster", "status", "-o", "csv").stdout)))
     assert [(row["shard_id"], row["node_id"]) for row in rows][:3] == [

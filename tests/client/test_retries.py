@@ -50,6 +50,16 @@ def test_what_is_certain_is_raised_at_once() -> None:
         assert caught.value is error
 
 
+def test_a_lost_connection_leaves_the_outcome_open() -> None:
+    clock = Clock()
+    attempts = Attempts(1.0, clock)
+    attempts.pause_s(UNAVAILABLE)
+    clock.now_s += 0.99
+    with pytest.raises(UnavailableError) as caught:
+        attempts.pause_s(UnavailableError("UNAVAILABLE", "nothing was done", reason="NO_LEADER"))
+    assert caught.value is UNAVAILABLE
+
+
 def test_an_attempt_leaves_time_for_another() -> None:
     clock = Clock()
     attempts = Attempts(10.0, clock)

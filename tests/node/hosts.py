@@ -1,6 +1,7 @@
 """A few nodes in one thread: instant links, a clock that the test moves, real stores."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from ledger_core.commands import Command, encode_command
 from ledger_core.queries import Query
 from ledger_core.results import decode_result
 from ledger_node.node import ExecuteReply, Node, QueryReply
-from ledger_node.raft import RaftTiming
+from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.store import ShardRange, Store, StoreIdentity
 
 Reply = TypeVar("Reply", ExecuteReply, QueryReply)
@@ -19,37 +20,61 @@ Reply = TypeVar("Reply", ExecuteReply, QueryReply)
 class Hosts:
     """``turn_all`` gives every node that is up a turn and delivers what it sent."""
 
-    def __init__(self, folder: Path, nodes: int = 3, shards: int = 1, replicas: int = 3) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 3,
+        shards: int = 1,
+        replicas: int = 3,
+        log_limits: LogLimits | None = None,
+    ) -> None:
         self.config: ClusterConfig = generate_cluster_config(nodes, shards, replicas)
+        self.folder = folder
+        self.log_limits = log_limits
         self.now = 100.0
         self.cut: set[str] = set()
         self.stores: dict[str, Store] = {}
         self.nodes: dict[str, Node] = {}
         for node in self.config.nodes:
-            ranges = [
-                ShardRange(shard.id, shard.lower_bound, shard.upper_bound)
-                for shard in self.config.shards_on(node.id)
-            ]
-            store = Store.open(
-                folder / node.id,
-                identity=StoreIdentity(self.config.cluster_id, node.id),
-                shards=ranges,
-                sync=False,
-            )
-            self.stores[node.id] = store
-            self.nodes[node.id] = Node(
-                config=self.config,
-                node_id=node.id,
-                store=store,
-                clock=lambda: self.now,
-                wall_clock_us=lambda: int(self.now * 1e6),
-                rng=random.Random(node.id),
-                timing=RaftTiming(),
-            )
-        for node_id in self.nodes:
-            for peer_id in self.nodes:
-                if peer_id != node_id:
-                    self.nodes[node_id].peer_connected(peer_id)
+            self.start(node.id)
+
+    def start(self, node_id: str) -> None:
+        """Start a node on what its folder holds."""
+        ranges = [
+            ShardRange(shard.id, shard.lower_bound, shard.upper_bound)
+            for shard in self.config.shards_on(node_id)
+        ]
+        self.stores[node_id] = Store.open(
+            self.folder / node_id,
+            identity=StoreIdentity(self.config.cluster_id, node_id),
+            shards=ranges,
+            sync=False,
+        )
+        self.nodes[node_id] = Node(
+            config=self.config,
+            node_id=node_id,
+            store=self.stores[node_id],
+            clock=lambda: self.now,
+            wall_clock_us=lambda: int(self.now * 1e6),
+            rng=random.Random(f"{node_id} at {self.now}"),
+            timing=RaftTiming(),
+            log_limits=self.log_limits,
+        )
+        for peer_id in self.nodes:
+            if peer_id != node_id:
+                self.nodes[node_id].peer_connected(peer_id)
+                self.nodes[peer_id].peer_connected(node_id)
+
+    def stop(self, node_id: str) -> None:
+        """End a node as a crash does: what its turn has not committed is lost."""
+        self.stores.pop(node_id).close()
+        del self.nodes[node_id]
+        for node in self.nodes.values():
+            node.peer_disconnected(node_id)
+
+    def wipe(self, node_id: str) -> None:
+        """Delete the folder of a node that is down."""
+        shutil.rmtree(self.folder / node_id)
 
     def turn(self, node_id: str) -> dict[str, list[peer_pb2.RaftMessage]]:
         return self.nodes[node_id].turn()
@@ -58,7 +83,7 @@ class Hosts:
         self.now += seconds
         for node_id in self.nodes:
             for peer_id, messages in self.turn(node_id).items():
-                if not {node_id, peer_id} & self.cut:
+                if peer_id in self.nodes and not {node_id, peer_id} & self.cut:
                     self.nodes[peer_id].receive(node_id, messages)
 
     def run(self, seconds: float) -> None:

@@ -238,6 +238,19 @@ async def test_a_full_shard_refuses_at_once(cluster: Cluster) -> None:
     assert len(cluster.nodes["a"].seen) == 1
 
 
+async def test_a_refusal_after_a_lost_answer_leaves_the_outcome_open(cluster: Cluster) -> None:
+    async def loses_one_then_is_full(node: Node, _request: Any) -> Any:
+        if len(node.seen) == 1:
+            return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_UNKNOWN)
+        return shard_pb2.ExecuteResponse(
+            outcome=shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message="the disk is full"
+        )
+
+    client = await cluster.client(loses_one_then_is_full, follows("a"), follows("a"))
+    with pytest.raises(OutcomeUnknownError, match="the disk is full; the write may have happened"):
+        await client.execute(ACCOUNT, write(), 5.0)
+
+
 async def test_a_node_that_does_not_understand_is_not_asked_for_ever(cluster: Cluster) -> None:
     async def malformed(node: Node, _request: Any) -> Any:
         await node.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")

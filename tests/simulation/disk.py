@@ -4,6 +4,7 @@ The shadow holds what was committed, as the simulation saw it written. Checks as
 would find after a crash, without opening its store.
 """
 
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,24 +27,35 @@ class DiskError(lmdb.DiskError):
 
 
 class ShadowLog:
-    """What one replica has on disk: its log as (term, checksum) by index, its term and vote."""
+    """What one replica has on disk: its log as (term, checksum) by index, its term and vote.
+
+    Entries that compaction dropped are kept here: somebody may still want to compare them.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[int, tuple[int, int]] = {}
+        self.payloads: dict[int, bytes] = {}
         self.last = 0
+        self.floor = 0
+        """Entries up to here are in the state, if no longer in the log."""
+        self.restarted = 0
+        """Entries up to here came as a snapshot."""
         self.hard_state: tuple[int, str | None] = (0, None)
+        self.wiped = False
+        """Whether the disk was emptied, and the replica has not caught up since."""
 
     def holds(self, index: int, entry: tuple[int, int]) -> bool:
-        """Whether the replica would have this entry after a crash.
-
-        With log compaction: or has it in its state, at or below the applied index of a snapshot.
-        """
-        return index <= self.last and self.entries.get(index) == entry
+        """Whether the replica would have this entry after a crash, in its log or in its state."""
+        return index <= self.floor or (index <= self.last and self.entries.get(index) == entry)
 
     def append(self, index: int, term: int, payload: bytes) -> None:
         """Note a committed append."""
-        require(index == self.last + 1, "the log on disk has a gap")
+        if self.last == -1:
+            self.restarted = self.floor = index
+        else:
+            require(index == self.last + 1, "the log on disk has a gap")
         self.entries[index] = (term, zlib.crc32(payload))
+        self.payloads[index] = payload
         self.last = index
 
     def truncate(self, index: int) -> None:
@@ -51,6 +63,16 @@ class ShadowLog:
         for dropped in range(index, self.last + 1):
             del self.entries[dropped]
         self.last = min(self.last, index - 1)
+
+    def drop_before(self, index: int) -> None:
+        """Note a committed compaction."""
+        self.floor = max(self.floor, index)
+
+    def clear(self) -> None:
+        """Note that the log is emptied, for the next append to begin a new one."""
+        self.entries.clear()
+        self.payloads.clear()
+        self.last = -1
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         """Note a committed term and vote."""
@@ -73,6 +95,13 @@ class Disk:
         ]
         self.shadows = {shard.id: ShadowLog() for shard in self._shards}
 
+    def wipe(self) -> None:
+        """Lose everything: the directory is empty from now on."""
+        shutil.rmtree(self.path)
+        for shard_id in self.shadows:
+            self.shadows[shard_id] = ShadowLog()
+            self.shadows[shard_id].wiped = True
+
     def open(self) -> "SimulatedStore":
         """Open the store, and hold what it has against the shadow."""
         store = SimulatedStore.open(
@@ -87,7 +116,7 @@ class Disk:
         with store.read() as view:
             for shard_id, shadow in self.shadows.items():
                 tables = view.shard(shard_id)
-                _first, last = tables.log_bounds()
+                last = tables.log_bounds()[1]
                 require(last == shadow.last, "the store lost or kept what it should not: log")
                 require(
                     tables.hard_state() == shadow.hard_state,
@@ -163,6 +192,14 @@ class _Tables(ShardTables):
         super().truncate_log(index)
         shadow = self._store.shadows[self._shard_id]
         self._store._written.append((shadow.truncate, index))
+
+    def drop_log_before(self, index: int) -> None:
+        super().drop_log_before(index)
+        self._store._written.append((self._store.shadows[self._shard_id].drop_before, index))
+
+    def clear_log(self) -> None:
+        super().clear_log()
+        self._store._written.append((self._store.shadows[self._shard_id].clear,))
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         super().save_hard_state(term, voted_for)

@@ -1,8 +1,7 @@
 """What each kind of fault does to the cluster.
 
-To add one: a member of `FaultKind`, a weight beside it, and a method here. Faults of snapshots and
-log compaction belong here as well: "compact" calls the group's compaction on the target, "snapshot
-interrupted" crashes sender or receiver, or cuts their link, while an install is under way.
+To add one: a member of `FaultKind`, a weight beside it, and a method here. Log compaction needs no
+fault: plans draw how few entries a replica keeps.
 """
 
 from collections.abc import Callable
@@ -49,6 +48,9 @@ class Faults:
             FaultKind.DRAIN: self._drain,
             FaultKind.TRANSFER: self._transfer,
             FaultKind.CAMPAIGN: self._campaign,
+            FaultKind.USURP: self._usurp,
+            FaultKind.WIPE: self._wipe,
+            FaultKind.INTERRUPT_INSTALL: self._interrupt_install,
         }
         assert set(self._kinds) == set(FaultKind)
         for fault in plan.faults:
@@ -189,3 +191,57 @@ class Faults:
                 group._replica._SyncObj__raftElectionDeadline = float("-inf")
                 host.node._touched.add(shard_id)
         host.wake()
+
+    def _usurp(self, host: Host, amount: float) -> None:
+        """Replace a leader that does not notice: it still hears callers, and no other host.
+
+        Its clock may be slow at that, so that it believes for long that it leads.
+        """
+        others = [name for name in self._hosts if name != host.id]
+        cut_off = [name for name in self._gateway_ids[1:] if self._engine.rng.random() < 0.7]
+        pairs = [(host.id, name) for name in others + cut_off]
+        self._network.block(
+            [*pairs, *((b, a) for a, b in pairs)], self._plan.timing.election_max_s * 4 * amount
+        )
+        if self._engine.rng.random() < 0.5:
+            host.set_rate(0.2)
+            life_s = self._plan.timing.election_max_s * 5
+            self._engine.after(life_s, lambda: host.set_rate(1.0))
+        self._campaign(self._hosts[self._engine.rng.choice(others)], amount)
+
+    # Disks and snapshots.
+
+    def _wipe(self, host: Host, _amount: float) -> None:
+        """Empty a disk, unless another one that was emptied has not caught up yet."""
+        disks = [other.disk for other in self._hosts.values()]
+        if any(shadow.wiped or not shadow.last for d in disks for shadow in d.shadows.values()):
+            return
+        host.crash("wiped")
+        host.disk.wipe()
+        host.events.wiped(host)
+
+    def _interrupt_install(self, _host: Host, amount: float) -> None:
+        """Wait for the next install of a snapshot, and crash one end of it or cut the link."""
+        engine, deadline = self._engine, self._engine.now + 5 * self._plan.timing.election_max_s
+
+        def watch() -> None:
+            if self._over or engine.now > deadline:
+                return
+            for receiver in self._hosts.values():
+                for shard_id in receiver.node._replicas if receiver.node is not None else ():
+                    if receiver.group(shard_id).installing_bytes:
+                        self._interrupt(receiver, shard_id, amount)
+                        return
+            engine.after(self._plan.timing.heartbeat_s * 0.2, watch)
+
+        watch()
+
+    def _interrupt(self, receiver: Host, shard_id: int, amount: float) -> None:
+        self._engine.counts["installs interrupted"] += 1
+        leader_id = receiver.group(shard_id).leader_id
+        if amount < 0.5:
+            self._crash_in_turn(receiver, amount)
+        elif amount < 0.75 and leader_id:
+            self._hosts[leader_id].crash("crashed")
+        elif leader_id:
+            self._network.disconnect(receiver.id, leader_id)

@@ -13,7 +13,7 @@ from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.queries import decode_query
 from ledger_core.results import Result, decode_result
 from ledger_node.node import ExecuteReply, QueryReply
-from tests.simulation.engine import Engine
+from tests.simulation.engine import Engine, require
 from tests.simulation.host import Host
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan
@@ -109,7 +109,8 @@ class _Lane:
         self._shard = shard
         self._kind = kind
         self._leaders = leaders
-        self._attempt_s_max = plan.timing.election_max_s
+        self._attempt_s = plan.attempt_s
+        self._calm_attempt_s = 4 * plan.timing.election_max_s
         self._waiting: list[_Call] = []
         self._in_flight = 0
         self._flush_due = False
@@ -141,6 +142,11 @@ class _Lane:
             batch, self._waiting = self._waiting, []
             self._in_flight += 1
             _Batch(self, batch).attempt()
+
+    @property
+    def attempt_s(self) -> float:
+        # Where nothing fails, every attempt gets its time.
+        return self._calm_attempt_s if self._network.calm else self._attempt_s
 
     def batch_ended(self) -> None:
         self._in_flight -= 1
@@ -207,7 +213,7 @@ class _Batch:
 
         lane._network.carry(lane._id, node_id, arrive)
         remaining_s = max(call.deadline for call in calls) - engine.now
-        engine.after(min(max(remaining_s, 0.001), lane._attempt_s_max), broke)
+        engine.after(min(max(remaining_s, 0.001), lane.attempt_s), broke)
 
     def _failed(self, *, reached: bool, leader_id: str) -> None:
         for call, reached_before in zip(self._calls, self._reached_before, strict=True):
@@ -220,7 +226,7 @@ class _Batch:
             if lane._kind is not Kind.STALE_QUERY:
                 lane._leaders[lane._shard.id] = self._node_id
             index = reply.log_index if isinstance(reply, ExecuteReply) else reply.applied_index
-            assert len(reply.results) == len(self._calls)
+            require(len(reply.results) == len(self._calls), "as many results as there were calls")
             for place, (call, data) in enumerate(zip(self._calls, reply.results, strict=True)):
                 lane._end(call, Answer(End.OK, decode_result(data), index, place))
             lane.batch_ended()

@@ -32,6 +32,9 @@ class FaultKind(StrEnum):
     DRAIN = "drain"
     TRANSFER = "transfer leadership"
     CAMPAIGN = "campaign"
+    USURP = "usurp"
+    WIPE = "wipe a disk"
+    INTERRUPT_INSTALL = "interrupt an install"
 
 
 # How often a kind is drawn, against the others, where a mix has it.
@@ -51,6 +54,9 @@ _WEIGHTS = {
     FaultKind.DRAIN: 1,
     FaultKind.TRANSFER: 2,
     FaultKind.CAMPAIGN: 3,
+    FaultKind.USURP: 3,
+    FaultKind.WIPE: 2,
+    FaultKind.INTERRUPT_INSTALL: 3,
 }
 
 # Targets from here on mean "whoever leads shard target - LEADERS_FROM".
@@ -96,6 +102,13 @@ class Bounds(msgspec.Struct, frozen=True):
     window_bytes: int = 2 << 20
     window_entries: int = 2048
     tail_entries: int = 512
+    keep_entries: int = 10_000
+    compact_entries: int = 256
+    pinned: int = 4
+    chunk_bytes: int = 256 << 10
+    window_chunks: int = 4
+    resend_s: float = 0.5
+    idle_s: float = 10.0
     batch_commands: int = 2_000
     uncommitted_entries: int = 64
     messages_per_turn: int = 2_000
@@ -127,6 +140,7 @@ class Plan(msgspec.Struct, frozen=True):
     accounts: int = 3
     think_s: float = 0.05
     call_s: float = 2.0
+    attempt_s: float = 1.5
     # Weights of what clients do, in the order of `clients.Clients.choices`.
     workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1)
     faults: tuple[Fault, ...] = ()
@@ -153,7 +167,7 @@ def decode_plan(text: str) -> Plan:
 def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
     """Draw the plan of a seed. ``length`` scales its duration: the same mix, for longer."""
     rng = random.Random(f"plan {seed}")
-    nodes = rng.choice((3, 3, 3, 5))
+    nodes = rng.choice((3, 3, 5))
     timing = rng.choice(_TIMINGS)
     run_s = rng.uniform(6, 24) * timing.election_max_s * length
     return Plan(
@@ -163,7 +177,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shards=rng.choice((2, 2, 3, 4)),
         pre_vote=rng.random() < 1 / 3,
         timing=timing,
-        bounds=_draw_bounds(rng),
+        bounds=_draw_bounds(rng, timing),
         network=_draw_network(rng, timing),
         turn_s=rng.choice((0.0002, 0.001, 0.004)),
         run_s=run_s,
@@ -172,12 +186,13 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         accounts=rng.choice((1, 2, 3, 4)),
         think_s=timing.heartbeat_s * rng.choice((0.1, 0.5, 1.5)),
         call_s=timing.election_max_s * rng.choice((0.5, 2.0, 4.0)),
+        attempt_s=timing.election_max_s * rng.choice((0.1, 0.3, 1.0)),
         workload=_draw_workload(rng),
         faults=_draw_faults(rng, run_s, timing),
     )
 
 
-def _draw_bounds(rng: random.Random) -> Bounds:
+def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
     if rng.random() < 0.3:
         return Bounds()
     return Bounds(
@@ -189,9 +204,16 @@ def _draw_bounds(rng: random.Random) -> Bounds:
         window_bytes=rng.choice((12, 400, 2 << 20)),
         window_entries=rng.choice((1, 4, 2048)),
         tail_entries=rng.choice((0, 1, 4, 512)),
+        keep_entries=rng.choice((1, 3, 10, 40, 10_000)),
+        compact_entries=rng.choice((1, 5, 256)),
+        pinned=rng.choice((1, 4)),
+        chunk_bytes=rng.choice((40, 300, 2_000, 256 << 10)),
+        window_chunks=rng.choice((1, 2, 4)),
+        resend_s=timing.heartbeat_s * rng.choice((2, 4)),
+        idle_s=timing.election_max_s * rng.choice((1, 5)),
         batch_commands=rng.choice((1, 2, 2_000)),
         uncommitted_entries=rng.choice((1, 3, 64)),
-        messages_per_turn=rng.choice((1, 3, 2_000)),
+        messages_per_turn=rng.choice((20, 100, 2_000)),
     )
 
 
@@ -211,7 +233,9 @@ def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:
 
 def _draw_workload(rng: random.Random) -> tuple[int, ...]:
     usual = Plan().workload
-    return tuple(weight * rng.choice((0, 1, 1, 2)) or int(i == 1) for i, weight in enumerate(usual))
+    return tuple(
+        weight * rng.choice((0, 1, 1, 2, 6)) or int(i == 1) for i, weight in enumerate(usual)
+    )
 
 
 def _draw_faults(rng: random.Random, run_s: float, timing: Timing) -> tuple[Fault, ...]:

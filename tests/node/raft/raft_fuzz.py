@@ -9,10 +9,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 import pytest
-from raft_harness import Host, MemoryStore, Work
+from raft_harness import Host, Image, MemoryStore, Work
 
-from ledger.internal.v1.peer_pb2 import RaftMessage
-from ledger_node.raft import ProposalOutcome, RaftTiming, Role, journal, progress, replica
+from ledger.internal.v1.peer_pb2 import RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, RaftMessage
+from ledger_node.raft import (
+    LogLimits,
+    ProposalOutcome,
+    RaftTiming,
+    Role,
+    StreamSlots,
+    journal,
+    progress,
+    replica,
+    snapshots,
+)
 
 TIMINGS = [RaftTiming(0.1, 0.5, 1.0), RaftTiming(0.03, 0.12, 0.2), RaftTiming(0.015, 0.06, 0.09)]
 
@@ -27,6 +37,16 @@ def draw_bounds(rnd: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(progress, "WINDOW_BYTES_MAX", rnd.choice([12, 60, 4 << 20]))
     patch.setattr(progress, "WINDOW_ENTRIES_MAX", rnd.choice([1, 4, 2048]))
     patch.setattr(journal, "TAIL_ENTRIES_MAX", rnd.choice([0, 1, 4, 512]))
+    patch.setattr(replica, "COMPACT_ENTRIES_MAX", rnd.choice([1, 3, 256]))
+    patch.setattr(replica, "PINNED_MAX", rnd.choice([1, 4]))
+    patch.setattr(snapshots, "CHUNK_BYTES", rnd.choice([1, 30, 1 << 20]))
+    patch.setattr(snapshots, "WINDOW_CHUNKS", rnd.choice([1, 2, 4]))
+    patch.setattr(snapshots, "RESEND_S", rnd.choice([0.02, 0.1, 0.5]))
+    patch.setattr(snapshots, "IDLE_S_MAX", rnd.choice([1.5, 10.0]))
+
+
+def is_vote(encoded: bytes) -> bool:
+    return RaftMessage.FromString(encoded).type == RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY
 
 
 class Fuzz:
@@ -35,7 +55,10 @@ class Fuzz:
     def __init__(self, seed: int, size: int) -> None:
         rnd = self.rnd = random.Random(seed)
         self.names = [f"n{i}" for i in range(size)]
-        self.stores = {name: MemoryStore() for name in self.names}
+        is_new = rnd.random() < 0.3
+        self.stores = {name: MemoryStore(proven=not is_new) for name in self.names}
+        # What replicas held when their stores were wiped.
+        self.wiped: dict[str, list[Image]] = {name: [] for name in self.names}
         self.hosts: dict[str, Host] = {}
         self.links: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self.cut: set[tuple[str, str]] = set()
@@ -52,6 +75,11 @@ class Fuzz:
         self.term_seen = dict.fromkeys(self.names, 0)
         self.proposals = 0
 
+        self.log_limits = LogLimits(
+            keep_entries=rnd.choice([1, 2, 5, 20, 10_000]),
+            keep_bytes=rnd.choice([1, 30, 1 << 20, 1 << 20]),
+        )
+        self.slots = rnd.choice([1, 2])
         self.timing = rnd.choice(TIMINGS)
         self.pre_vote = rnd.choice([True, False, False])
         self.fifo = rnd.choice([True, False])
@@ -74,6 +102,7 @@ class Fuzz:
             self.time_out: rnd.choice([0, 0.2, 1, 5]),
             self.reconnect: rnd.choice([0, 0.5, 2]),
             self.transfer: rnd.choice([0, 0.3]),
+            self.wipe: rnd.choice([0, 0.1, 0.5]),
         }
         self.events, self.weights = list(events), list(events.values())
         for name in self.names:
@@ -96,6 +125,8 @@ class Fuzz:
             rng=random.Random(self.rnd.random()),
             pre_vote=self.pre_vote,
             preferred_leader=self.rnd.random() < 0.2,
+            log_limits=self.log_limits,
+            slots=StreamSlots(self.slots),
         )
         self.checked_to[name] = 0
 
@@ -119,6 +150,7 @@ class Fuzz:
             self.crash(name)
             return
         self.check(name)
+        self.counts["installs"] += self.stores[name].take_installs()
         messages, completions = released
         for peer, message in messages:
             if (name, peer) not in self.cut:
@@ -139,15 +171,20 @@ class Fuzz:
             # Not of later terms: late votes may still elect a leader of an earlier term.
             for index, entry in self.committed.items():
                 if self.commit_term[index] < group.term:
-                    assert image.entries[index - 1 : index] == [entry], "a leader lacks a commit"
+                    assert image.holds(index, entry), "a leader lacks a commit"
         assert self.checked_to[name] <= group.commit_index, "the commit index fell"
-        assert group.applied_index <= group.commit_index <= len(image.entries)
+        assert group.applied_index <= group.commit_index <= image.last
+        assert image.first == group.first_index <= max(1, group.applied_index)
         for index in range(self.checked_to[name] + 1, group.commit_index + 1):
-            entry = image.entries[index - 1]
+            entry = image.known(index)
+            if entry is None:
+                # Of a snapshot, which is made of what is committed; or entry 1.
+                assert index == 1 or image.holds(index, self.committed[index]), "a snapshot lies"
+                continue
             if index not in self.committed:
                 holders = sum(
-                    store.disk.entries[index - 1 : index] == [entry]
-                    for store in self.stores.values()
+                    any(disk.holds(index, entry) for disk in (store.disk, *self.wiped[holder]))
+                    for holder, store in self.stores.items()
                 )
                 assert holders * 2 > len(self.names), "committed without a majority"
                 self.committed[index] = entry
@@ -266,6 +303,25 @@ class Fuzz:
         for name in self.names:
             self.start(name)
 
+    def wipe(self) -> None:
+        """Lose a store: of one replica at a time, and only while the others can vote."""
+        name = self.rnd.choice(self.names)
+        for other in self.names:
+            standing = self.stores[other].disk.standing
+            if other != name and (standing is None or not standing.proven):
+                return
+        if name in self.hosts:
+            self.crash(name)
+        self.wiped[name].append(self.stores[name].disk)
+        self.stores[name] = MemoryStore(proven=False)
+        self.term_seen[name] = 0
+        if len(self.names) == 5:
+            # The one gap that is known: see `ledger_node.raft.admission`.
+            for link in self.links:
+                if link[0] == name:
+                    self.links[link] = [m for m in self.links[link] if not is_vote(m)]
+        self.counts["wipes"] += 1
+
     def start_one(self) -> None:
         down = [name for name in self.names if name not in self.hosts]
         if down:
@@ -339,7 +395,10 @@ class Fuzz:
                 if key != proposed_by:
                     proposed_by = key
                     self.turn(leader, work=[lambda group, now: group.propose(now, b"z", done)])
-            if last and all(self.hosts[n].group.applied_index >= last[0] for n in self.names):
+            if last and all(
+                self.hosts[n].group.applied_index >= last[0] and not self.hosts[n].group.unproven
+                for n in self.names
+            ):
                 break
         else:
             raise AssertionError("no progress after all faults were healed")

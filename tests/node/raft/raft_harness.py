@@ -7,10 +7,18 @@ release. A crash loses what the last commit did not cover.
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
-from ledger_node.raft import ProposalOutcome, RaftGroup, RaftTiming, Role
+from ledger_node.raft import (
+    LogLimits,
+    ProposalOutcome,
+    RaftGroup,
+    RaftTiming,
+    Role,
+    Standing,
+    StreamSlots,
+)
 
 # Elections only when a test says so.
 CALM = RaftTiming(heartbeat_s=0.15, election_min_s=10_000.0, election_max_s=20_000.0)
@@ -25,36 +33,137 @@ class Image:
     term: int = 0
     voted_for: str | None = None
     entries: list[tuple[int, bytes]] = field(default_factory=list)
+    first: int = 1
     state: dict[int, bytes] = field(default_factory=dict)
     applied: int = 0
+    raft_applied: tuple[int, int] | None = None
+    standing: Standing | None = None
+    spare: dict[int, bytes] | None = None
+    # For checks only: what was in the log, and is in the state.
+    dropped: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.entries) - 1
+
+    def entry(self, index: int) -> tuple[int, bytes] | None:
+        return self.entries[index - self.first] if self.first <= index <= self.last else None
+
+    def known(self, index: int) -> tuple[int, bytes] | None:
+        """What is or was in the log. The marker does not count: it may stand for another entry."""
+        return self.entry(index) if index > self.first else self.dropped.get(index)
+
+    def holds(self, index: int, entry: tuple[int, bytes]) -> bool:
+        """Whether this has an entry that is committed: in its log, or in its state."""
+        if index > self.first or index in self.dropped:
+            return self.known(index) == entry
+        return entry[1][0] != 0 or self.state.get(index) == entry[1][1:]
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         self.term, self.voted_for = term, voted_for
 
+    def save_standing(self, standing: Standing) -> None:
+        self.standing = standing
+
+    def save_applied(self, index: int, term: int) -> None:
+        assert self.raft_applied is None or index > self.raft_applied[0]
+        self.raft_applied = (index, term)
+
     def append(self, index: int, term: int, payload: bytes) -> None:
-        assert index == len(self.entries) + 1
+        assert index == self.last + 1
         self.entries.append((term, payload))
 
     def truncate_from(self, index: int) -> None:
-        assert 1 < index <= len(self.entries)
-        del self.entries[index - 1 :]
+        assert self.first < index <= self.last
+        assert self.raft_applied is None or index > self.raft_applied[0]
+        del self.entries[index - self.first :]
+
+    def drop_before(self, index: int) -> None:
+        assert self.first < index <= self.last
+        assert self.raft_applied is not None
+        assert index <= self.raft_applied[0]
+        for below in range(self.first + 1, index + 1):
+            self.dropped[below] = self.entries[below - self.first]
+        del self.entries[: index - self.first]
+        self.first = index
 
     def apply(self, index: int, payload: bytes) -> None:
         assert index > self.applied, "applied twice"
         self.state[index] = payload
         self.applied = index
 
+    def begin_install(self) -> None:
+        assert self.spare is None
+        self.spare = {}
+
+    def stage(self, rows: bytes) -> None:
+        assert self.spare is not None
+        for row in rows.splitlines():
+            index, _, payload = row.partition(b"=")
+            assert int(index) > max(self.spare, default=0), "rows in disorder"
+            self.spare[int(index)] = payload
+
+    def finish_install(self, index: int, term: int) -> None:
+        assert self.spare is not None
+        assert index >= max(self.spare, default=0)
+        self.state, self.spare = self.spare, self.state
+        self.applied = max(self.state, default=0)
+        self.save_applied(index, term)
+
+    def restart_at(self, index: int, term: int, payload: bytes) -> None:
+        self.entries, self.first = [(term, payload)], index
+        self.dropped = {}
+
+    def clear_spare(self) -> None:
+        self.spare = None
+
     def copy(self) -> "Image":
-        return Image(self.term, self.voted_for, list(self.entries), dict(self.state), self.applied)
+        return replace(
+            self,
+            entries=list(self.entries),
+            state=dict(self.state),
+            dropped=dict(self.dropped),
+            spare=None if self.spare is None else dict(self.spare),
+        )
+
+
+class MemoryReader:
+    """A state held still: rows of a byte or two, as many as are asked for."""
+
+    def __init__(self, image: Image) -> None:
+        self.index, self.term = image.raft_applied or (0, 0)
+        self._rows = [b"%d=%s\n" % item for item in sorted(image.state.items())]
+        self.closed = False
+
+    def read(self, bytes_max: int) -> bytes:
+        assert not self.closed
+        part = b""
+        while self._rows and len(part) < bytes_max:
+            part += self._rows.pop(0)
+        return part
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
 
 
 class MemoryStore:
     """A RaftLog and a state machine in one store, with one open transaction."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, proven: bool = True) -> None:
         self.disk = Image()
-        self.view = Image()
+        if proven:
+            # As of an earlier version: a log, and so nothing to prove.
+            self.disk.entries = [(0, b"\x01")]
+        self.view = self.disk.copy()
+        self.readers: list[MemoryReader] = []
         self._writes: list[Callable[[Image], None]] = []
+        self._staging = False
+        self._installs = 0
+
+    def take_installs(self) -> int:
+        installs, self._installs = self._installs, 0
+        return installs
 
     def _write(self, write: Callable[[Image], None]) -> None:
         write(self.view)
@@ -68,6 +177,8 @@ class MemoryStore:
     def crash(self) -> None:
         self._writes.clear()
         self.view = self.disk.copy()
+        self.readers.clear()
+        self._staging = False
 
     def load_hard_state(self) -> tuple[int, str | None]:
         return self.view.term, self.view.voted_for
@@ -75,23 +186,76 @@ class MemoryStore:
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         self._write(lambda image: image.save_hard_state(term, voted_for))
 
+    def load_standing(self) -> Standing | None:
+        return self.view.standing
+
+    def save_standing(self, standing: Standing) -> None:
+        self._write(lambda image: image.save_standing(standing))
+
     def applied_index(self) -> int:
         return self.view.applied
 
+    def load_applied(self) -> tuple[int, int] | None:
+        return self.view.raft_applied
+
+    def save_applied(self, index: int, term: int) -> None:
+        self._write(lambda image: image.save_applied(index, term))
+
     def first_index(self) -> int:
-        return 1
+        return self.view.first if self.view.entries else 1
 
     def last_index(self) -> int:
-        return len(self.view.entries)
+        return self.view.last if self.view.entries else 0
+
+    def size_bytes(self) -> int:
+        return sum(len(payload) for _, payload in self.view.entries)
 
     def read(self, index: int) -> tuple[int, bytes]:
-        return self.view.entries[index - 1]
+        entry = self.view.entry(index)
+        assert entry is not None
+        return entry
 
     def append(self, index: int, term: int, payload: bytes) -> None:
         self._write(lambda image: image.append(index, term, payload))
 
     def truncate_from(self, index: int) -> None:
         self._write(lambda image: image.truncate_from(index))
+
+    def drop_before(self, index: int) -> None:
+        self._write(lambda image: image.drop_before(index))
+
+    def open_snapshot(self) -> MemoryReader:
+        self.readers.append(MemoryReader(self.disk))
+        return self.readers[-1]
+
+    def begin_install(self) -> bool:
+        assert not self._staging
+        if self.view.spare is not None:
+            return False
+        self._staging = True
+        self._write(Image.begin_install)
+        return True
+
+    def stage(self, rows: bytes) -> None:
+        assert self._staging
+        self._write(lambda image: image.stage(rows))
+
+    def abandon_install(self) -> None:
+        assert self._staging
+        self._staging = False
+
+    def finish_install(self, index: int, term: int) -> None:
+        assert self._staging
+        self._staging = False
+        self._installs += 1
+        self._write(lambda image: image.finish_install(index, term))
+
+    def restart_at(self, index: int, term: int, payload: bytes) -> None:
+        self._write(lambda image: image.restart_at(index, term, payload))
+
+    def tidy(self) -> None:
+        if self.view.spare is not None and not self._staging:
+            self._write(Image.clear_spare)
 
     def apply(self, index: int, payload: bytes) -> int:
         self._write(lambda image: image.apply(index, payload))
@@ -113,6 +277,8 @@ class Host:
         pre_vote: bool = True,
         preferred_leader: bool = False,
         connect: bool = True,
+        log_limits: LogLimits | None = None,
+        slots: StreamSlots | None = None,
     ) -> None:
         self.name = name
         self.store = store
@@ -127,6 +293,8 @@ class Host:
             now=now,
             preferred_leader=preferred_leader,
             pre_vote=pre_vote,
+            log_limits=log_limits,
+            slots=slots,
         )
         store.commit()
         if connect:
@@ -166,6 +334,8 @@ class Cluster:
         seed: int = 1,
         preferred_leader: str | None = None,
         connect: bool = True,
+        log_limits: LogLimits | None = None,
+        proven: bool = True,
     ) -> None:
         self.now = 1000.0
         self.names = list(names)
@@ -175,7 +345,8 @@ class Cluster:
         self.rng = random.Random(seed)
         self.links: dict[tuple[str, str], deque[bytes]] = defaultdict(deque)
         self.cut: set[tuple[str, str]] = set()
-        self.stores = {name: MemoryStore() for name in self.names}
+        self.log_limits = log_limits
+        self.stores = {name: MemoryStore(proven=proven) for name in self.names}
         self.hosts: dict[str, Host] = {}
         self.acks: dict[bytes, tuple[ProposalOutcome, int, int | None]] = {}
         self.reads: dict[str, tuple[bool, int]] = {}
@@ -199,7 +370,13 @@ class Cluster:
             pre_vote=self.pre_vote,
             preferred_leader=name == self.preferred_leader,
             connect=self.connect,
+            log_limits=self.log_limits,
         )
+
+    def wipe(self, name: str) -> None:
+        """Restart a process without its data directory."""
+        self.stores[name] = MemoryStore(proven=False)
+        self.boot(name)
 
     def group(self, name: str) -> RaftGroup[int]:
         return self.hosts[name].group

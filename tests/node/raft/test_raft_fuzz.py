@@ -19,7 +19,7 @@ def test_safety_and_progress_under_random_faults(
     counts: Counter[str] = Counter()
     for seed in range(batch * RUNS, (batch + 1) * RUNS):
         draw_bounds(random.Random(seed), monkeypatch)
-        fuzz = Fuzz(seed, size=(3, 3, 5)[seed % 3])
+        fuzz = Fuzz(seed, size=(3, 3, 5, 3, 2, 4)[seed % 6])
         try:
             fuzz.run(STEPS)
         except BaseException as error:
@@ -32,3 +32,5 @@ def test_safety_and_progress_under_random_faults(
     assert counts["reads"] > RUNS
     assert counts["crashes"] > RUNS
     assert counts["leaders"] > RUNS
+    assert counts["wipes"] > RUNS // 3
+    assert counts["installs"] > RUNS // 2

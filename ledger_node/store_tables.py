@@ -1,0 +1,423 @@
+"""The tables of one shard, typed, inside one transaction.
+
+Keys are big-endian, so that LMDB sorts them by number.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import lmdb
+import msgspec
+
+from ledger_core.commands import Prepare
+from ledger_node.records import (
+    ENTRY_ROW_BYTES,
+    AccountRecord,
+    BalanceRow,
+    EntryRow,
+    InFlightRecord,
+    LedgerRecord,
+    NameRecord,
+    RequestRow,
+    ShardMeta,
+    TransactionRecord,
+)
+from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
+
+ENTRIES_PER_MARK: Final = 64
+
+SHARED_TABLES = 2  # meta and log
+# What the state machine writes, without the row of `ShardMeta`. Their order is that of snapshots.
+STATE_TABLES = (
+    "accounts",
+    "account_info",
+    "balances",
+    "transactions",
+    "requests",
+    "entries",
+    "entry_marks",
+    "ledgers",
+    "names",
+    "in_flight",
+    "undecided",
+    "expirations",
+)
+# Two sets of state tables: one in use, one spare, in which a snapshot is staged.
+GENERATIONS = 2
+
+_U64 = struct.Struct(">Q")
+_U32 = struct.Struct(">I")
+_EXPIRATION_KEY = struct.Struct(">QQ")
+_MARK_KEY = struct.Struct(">IQ")
+_MARK = struct.Struct("<Qq")
+_LOG_HEADER = struct.Struct("<IQ")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_meta = msgspec.msgpack.Decoder(ShardMeta).decode
+_decode_account = msgspec.msgpack.Decoder(AccountRecord).decode
+_decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
+_decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
+_decode_name = msgspec.msgpack.Decoder(NameRecord).decode
+_decode_in_flight = msgspec.msgpack.Decoder(InFlightRecord).decode
+_decode_prepare = msgspec.msgpack.Decoder(Prepare).decode
+_decode_hard_state = msgspec.msgpack.Decoder(tuple[int, str | None]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDatabases:
+    """The databases of a shard: handles that stay open for as long as the environment."""
+
+    env: lmdb.Environment
+    meta: lmdb._Database
+    log: lmdb._Database
+    state: tuple[dict[str, lmdb._Database], ...]
+
+
+class _TransactionSource(Protocol):
+    @property
+    def txn(self) -> lmdb.Transaction: ...
+
+
+class ShardTables:
+    """The tables of one shard, typed, inside one transaction of ``source``."""
+
+    def __init__(self, source: _TransactionSource, databases: ShardDatabases) -> None:
+        self._source = source
+        self.databases = databases
+        self._meta = databases.meta
+        self._log = databases.log
+        self._use_generation()
+
+    # Generations
+
+    @property
+    def txn(self) -> lmdb.Transaction:
+        """The transaction that these tables are seen in."""
+        return self._source.txn
+
+    @property
+    def generation(self) -> int:
+        """Which set of state tables is in use."""
+        return 0 if self._get(self._meta, b"generation") is None else 1
+
+    def switch_generation(self) -> None:
+        """Use the other set of state tables from now on, with this turn."""
+        if self.generation == 0:
+            self._source.txn.put(b"generation", b"1", db=self._meta)
+        else:
+            self._source.txn.delete(b"generation", db=self._meta)
+        self._use_generation()
+
+    def _use_generation(self) -> None:
+        state = self.databases.state[self.generation]
+        self._accounts = state["accounts"]
+        self._account_info = state["account_info"]
+        self._balances = state["balances"]
+        self._transactions = state["transactions"]
+        self._requests = state["requests"]
+        self._entries = state["entries"]
+        self._entry_marks = state["entry_marks"]
+        self._ledgers = state["ledgers"]
+        self._names = state["names"]
+        self._in_flight = state["in_flight"]
+        self._undecided = state["undecided"]
+        self._expirations = state["expirations"]
+
+    def find_meta_row(self, key: bytes) -> bytes | None:
+        """Return a row of the meta table."""
+        return self._get(self._meta, key)
+
+    def save_meta_row(self, key: bytes, row: bytes) -> None:
+        """Store a row of the meta table."""
+        self._source.txn.put(key, row, db=self._meta)
+
+    def delete_meta_row(self, key: bytes) -> None:
+        """Remove a row of the meta table."""
+        self._source.txn.delete(key, db=self._meta)
+
+    # State
+
+    def find_meta(self) -> ShardMeta | None:
+        """Return the shard's running numbers, or None in a fresh store."""
+        data = self._get(self._meta, b"state")
+        return None if data is None else _decode_meta(data)
+
+    def meta(self) -> ShardMeta:
+        """Return the shard's running numbers."""
+        meta = self.find_meta()
+        assert meta is not None, "the shard was opened, so it has its meta row"
+        return meta
+
+    def save_meta(self, meta: ShardMeta) -> None:
+        """Store the shard's running numbers."""
+        self._source.txn.put(b"state", _encode(meta), db=self._meta)
+
+    def find_slot(self, account_id: int) -> int | None:
+        """Return the slot of an account."""
+        data = self._get(self._accounts, _U64.pack(account_id))
+        return None if data is None else _U32.unpack(data)[0]
+
+    def add_account(self, slot: int, record: AccountRecord, balance: BalanceRow) -> None:
+        """Store a new account under a free slot."""
+        txn = self._source.txn
+        key = _U32.pack(slot)
+        added = txn.put(_U64.pack(record.account_id), key, db=self._accounts, overwrite=False)
+        assert added, "an account id is never reused"
+        txn.put(key, _encode(record), db=self._account_info)
+        txn.put(key, balance.pack(), db=self._balances)
+
+    def account_info(self, slot: int) -> AccountRecord:
+        """Return what seldom changes of the account in a slot."""
+        return _decode_account(self._must(self._account_info, _U32.pack(slot)))
+
+    def balance(self, slot: int) -> BalanceRow:
+        """Return the hot row of the account in a slot."""
+        return BalanceRow.unpack(self._must(self._balances, _U32.pack(slot)))
+
+    def save_balance(self, slot: int, row: BalanceRow) -> None:
+        """Store the hot row of the account in a slot."""
+        self._source.txn.put(_U32.pack(slot), row.pack(), db=self._balances)
+
+    def balances(self) -> Iterator[tuple[int, BalanceRow]]:
+        """Yield (slot, row) of every account."""
+        with self._source.txn.cursor(self._balances) as cursor:
+            for key, value in cursor:
+                yield _U32.unpack(key)[0], BalanceRow.unpack(bytes(value))
+
+    def find_transaction(self, number: int) -> TransactionRecord | None:
+        """Return a transaction."""
+        data = self._get(self._transactions, _U64.pack(number))
+        return None if data is None else _decode_transaction(data)
+
+    def save_transaction(self, number: int, record: TransactionRecord) -> None:
+        """Store a transaction, new or changed."""
+        self._source.txn.put(_U64.pack(number), _encode(record), db=self._transactions)
+
+    def find_request(self, key: bytes) -> RequestRow | None:
+        """Return the first result of a request."""
+        data = self._get(self._requests, key)
+        return None if data is None else RequestRow.unpack(data)
+
+    def add_request(self, key: bytes, row: RequestRow) -> None:
+        """Store the first result of a request."""
+        added = self._source.txn.put(key, row.pack(), db=self._requests, overwrite=False)
+        assert added, "a request has one first result"
+
+    def append_entries(self, position: int, rows: Sequence[bytes]) -> None:
+        """Append the packed entry rows of one log entry; the first gets ``position``."""
+        self._source.txn.put(_U64.pack(position), b"".join(rows), db=self._entries, append=True)
+
+    def entry(self, position: int) -> EntryRow:
+        """Return the entry row at a position."""
+        row = self.find_entry(position)
+        if row is None:
+            raise StoreCorruptError(f"there is no entry at position {position}")
+        return row
+
+    def find_entry(self, position: int) -> EntryRow | None:
+        """Return the entry row at a position, or None where there is none."""
+        with self._source.txn.cursor(self._entries) as cursor:
+            key = _U64.pack(position)
+            found = cursor.set_range(key)
+            if not (found and cursor.key() == key) and not (
+                cursor.prev() if found else cursor.last()
+            ):
+                return None
+            offset = (position - _U64.unpack(cursor.key())[0]) * ENTRY_ROW_BYTES
+            data = bytes(cursor.value()[offset : offset + ENTRY_ROW_BYTES])
+        return EntryRow.unpack(data) if len(data) == ENTRY_ROW_BYTES else None
+
+    def add_entry_mark(self, slot: int, sequence: int, position: int, time_us: int) -> None:
+        """Note where an account's entry number ``sequence`` (a multiple of 64) lies."""
+        self._source.txn.put(
+            _MARK_KEY.pack(slot, sequence // ENTRIES_PER_MARK),
+            _MARK.pack(position, time_us),
+            db=self._entry_marks,
+        )
+
+    def save_account_info(self, slot: int, record: AccountRecord) -> None:
+        """Store what seldom changes of the account in a slot."""
+        self._source.txn.put(_U32.pack(slot), _encode(record), db=self._account_info)
+
+    def accounts_after(self, slot: int) -> Iterator[tuple[int, AccountRecord]]:
+        """Yield (slot, record) of the accounts behind a slot, in the order of their opening."""
+        with self._source.txn.cursor(self._account_info) as cursor:
+            if cursor.set_range(_U32.pack(slot + 1)):
+                for key, value in cursor:
+                    yield _U32.unpack(key)[0], _decode_account(value)
+
+    def find_ledger(self, name: str) -> LedgerRecord | None:
+        """Return a ledger that this shard keeps."""
+        data = self._get(self._ledgers, name.encode())
+        return None if data is None else _decode_ledger(data)
+
+    def save_ledger(self, record: LedgerRecord) -> None:
+        """Store a ledger, new or changed."""
+        self._source.txn.put(record.name.encode(), _encode(record), db=self._ledgers)
+
+    def ledgers_after(self, name: str) -> Iterator[LedgerRecord]:
+        """Yield the ledgers that this shard keeps and that come after a name, by name."""
+        with self._source.txn.cursor(self._ledgers) as cursor:
+            if cursor.set_range(name.encode() + b"\0"):
+                for _key, value in cursor:
+                    yield _decode_ledger(value)
+
+    def find_name(self, ledger: str, name: str) -> NameRecord | None:
+        """Return who has a name."""
+        data = self._get(self._names, _name_row_key(ledger, name))
+        return None if data is None else _decode_name(data)
+
+    def save_name(self, ledger: str, name: str, record: NameRecord) -> None:
+        """Store who has a name."""
+        self._source.txn.put(_name_row_key(ledger, name), _encode(record), db=self._names)
+
+    def drop_name(self, ledger: str, name: str) -> None:
+        """Store that nobody has a name."""
+        self._source.txn.delete(_name_row_key(ledger, name), db=self._names)
+
+    # Between shards, and time
+
+    def find_in_flight(self, number: int) -> InFlightRecord | None:
+        """Return what the participants of a transaction have yet to be told."""
+        data = self._get(self._in_flight, _U64.pack(number))
+        return None if data is None else _decode_in_flight(data)
+
+    def save_in_flight(self, number: int, record: InFlightRecord) -> None:
+        """Note that participants have to be told."""
+        self._source.txn.put(_U64.pack(number), _encode(record), db=self._in_flight)
+
+    def drop_in_flight(self, number: int) -> None:
+        """Note that all participants have been told."""
+        self._source.txn.delete(_U64.pack(number), db=self._in_flight)
+
+    def in_flight_numbers(self) -> list[int]:
+        """Return the transactions whose participants have to be told something."""
+        with self._source.txn.cursor(self._in_flight) as cursor:
+            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+
+    def find_undecided(self, number: int) -> Prepare | None:
+        """Return what this shard prepared, while it waits for the decision."""
+        data = self._get(self._undecided, _U64.pack(number))
+        return None if data is None else _decode_prepare(data)
+
+    def save_undecided(self, number: int, prepare: Prepare) -> None:
+        """Note that this shard waits for a decision."""
+        self._source.txn.put(_U64.pack(number), _encode(prepare), db=self._undecided)
+
+    def drop_undecided(self, number: int) -> None:
+        """Note that this shard has the decision."""
+        self._source.txn.delete(_U64.pack(number), db=self._undecided)
+
+    def undecided_numbers(self) -> list[int]:
+        """Return the transactions for whose decision this shard waits."""
+        with self._source.txn.cursor(self._undecided) as cursor:
+            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+
+    def expirations_until(self, time_us: int) -> Iterator[tuple[int, int]]:
+        """Yield (time, transaction number) of what expires at or before a time, earliest first."""
+        with self._source.txn.cursor(self._expirations) as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                expire_us, number = _EXPIRATION_KEY.unpack(key)
+                if expire_us > time_us:
+                    return
+                yield expire_us, number
+
+    def add_expiration(self, time_us: int, number: int) -> None:
+        """Note when a pending transaction expires."""
+        self._source.txn.put(_EXPIRATION_KEY.pack(time_us, number), b"", db=self._expirations)
+
+    def drop_expiration(self, time_us: int, number: int) -> None:
+        """Note that a transaction does not expire any more."""
+        self._source.txn.delete(_EXPIRATION_KEY.pack(time_us, number), db=self._expirations)
+
+    # Raft log
+
+    def hard_state(self) -> tuple[int, str | None]:
+        """Return the current term and the vote in it; (0, None) in a fresh store."""
+        data = self._get(self._meta, b"raft")
+        return (0, None) if data is None else _decode_hard_state(data)
+
+    def save_hard_state(self, term: int, voted_for: str | None) -> None:
+        """Store the current term and the vote in it."""
+        self._source.txn.put(b"raft", _encode((term, voted_for)), db=self._meta)
+
+    def log_bounds(self) -> tuple[int, int]:
+        """Return the first and the last index of the log; (1, 0) when it is empty."""
+        with self._source.txn.cursor(self._log) as cursor:
+            if not cursor.first():
+                return 1, 0
+            first = _U64.unpack(cursor.key())[0]
+            cursor.last()
+            return first, _U64.unpack(cursor.key())[0]
+
+    def log_entry(self, index: int) -> tuple[int, bytes]:
+        """Return (term, payload) of a log entry, after checking its checksum."""
+        data = self._must(self._log, _U64.pack(index))
+        checksum, term = _LOG_HEADER.unpack_from(data)
+        payload = data[_LOG_HEADER.size :]
+        if checksum != _log_checksum(index, term, payload):
+            raise StoreCorruptError(
+                f"log entry {index} fails its checksum: the disk or memory changed it. "
+                f"{DAMAGE_ADVICE}"
+            )
+        return term, payload
+
+    def append_log(self, index: int, term: int, payload: bytes) -> None:
+        """Append a log entry."""
+        data = _LOG_HEADER.pack(_log_checksum(index, term, payload), term) + payload
+        self._source.txn.put(_U64.pack(index), data, db=self._log, append=True)
+
+    def truncate_log(self, index: int) -> None:
+        """Drop the log entry ``index`` and all after it."""
+        with self._source.txn.cursor(self._log) as cursor:
+            if cursor.set_range(_U64.pack(index)):
+                while cursor.delete():
+                    pass
+
+    def drop_log_before(self, index: int) -> None:
+        """Drop the log entries before ``index``."""
+        end = _U64.pack(index)
+        with self._source.txn.cursor(self._log) as cursor:
+            if cursor.first():
+                while bytes(cursor.key()) < end and cursor.delete():
+                    pass
+
+    def clear_log(self) -> None:
+        """Drop all log entries."""
+        self._source.txn.drop(self._log, delete=False)
+
+    def log_bytes(self) -> int:
+        """Return how much space the log takes."""
+        return table_bytes(self._source.txn, self._log)
+
+    def _get(self, table: lmdb._Database, key: bytes) -> bytes | None:
+        # bytes: the environment is not opened for memoryviews (buffers=True).
+        return cast("bytes | None", self._source.txn.get(key, db=table))
+
+    def _must(self, table: lmdb._Database, key: bytes) -> bytes:
+        data = self._get(table, key)
+        if data is None:
+            raise StoreCorruptError(f"the row {key.hex()} is missing")
+        return data
+
+
+def table_bytes(txn: lmdb.Transaction, table: lmdb._Database) -> int:
+    """Return how much space a table takes."""
+    stat = txn.stat(table)
+    pages = stat["leaf_pages"] + stat["overflow_pages"] + stat["branch_pages"]
+    size: int = pages * stat["psize"]
+    return size
+
+
+def _name_row_key(ledger: str, name: str) -> bytes:
+    # At most 64 characters and 128 of up to 4 bytes would pass LMDB's 511 bytes: hash what is long.
+    key = ledger.encode() + b"\0" + name.encode()
+    return key if len(key) <= 256 else hashlib.blake2b(key, digest_size=32).digest()
+
+
+def _log_checksum(index: int, term: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<QQ", index, term)))

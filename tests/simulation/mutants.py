@@ -1,0 +1,469 @@
+"""Deliberate breakages of the product. A simulation that does not see them sees nothing.
+
+Each is a patch that takes one protection away, as a careless change might. `find` runs seeds until
+a run fails. Without the ``strict`` checks, which look into disks, only what the cluster does to
+its callers and its own alarms are left.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from unittest import mock
+
+import msgspec
+
+from ledger.internal.v1 import peer_pb2
+from ledger_core import commands
+from ledger_node import state_machine
+from ledger_node.node import Node
+from ledger_node.raft import Role
+from ledger_node.raft.hardening import HardenedSyncObj
+from ledger_node.raft.journal import GroupJournal
+from ledger_node.raft.library import SyncObj
+from ledger_node.raft.progress import Progress
+from ledger_node.raft.replica import Replica
+from ledger_node.state_machine import StateMachine
+from ledger_node.store import ShardTables, StoredRaftLog
+from tests.simulation.disk import DiskError, SimulatedStore
+from tests.simulation.plan import (
+    LEADERS_FROM,
+    Bounds,
+    Fault,
+    FaultKind,
+    NetworkPlan,
+    Plan,
+    Timing,
+    draw_plan,
+)
+from tests.simulation.runner import RunFailed, run_plan
+
+_Patch = tuple[Any, str, Any]
+_Mutator = TypeVar("_Mutator", bound=Callable[[], list[_Patch]])
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A breakage: what is patched, and in which words."""
+
+    name: str
+    patches: Callable[[], list[_Patch]]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MUTANTS: list[Mutant] = []
+
+
+def find(mutant: Mutant, plans: Iterable[Plan], *, strict: bool = True) -> tuple[int, str] | None:
+    """Return how many plans it took until a run failed, and how; None if none did."""
+    with ExitStack() as stack:
+        for owner, name, value in mutant.patches():
+            stack.enter_context(mock.patch.object(owner, name, value))
+        for count, plan in enumerate(plans, start=1):
+            try:
+                run_plan(plan, strict=strict)
+            except RunFailed as failure:
+                return count, str(failure).split(" (at ", maxsplit=1)[0]
+    return None
+
+
+def _mutant(name: str) -> Callable[[_Mutator], _Mutator]:
+    def register(patches: _Mutator) -> _Mutator:
+        MUTANTS.append(Mutant(name, patches))
+        return patches
+
+    return register
+
+
+# Votes and terms.
+
+
+@_mutant("the vote is not stored")
+def _forget_vote() -> list[_Patch]:
+    def set_term(self: GroupJournal, term: int, vote: str | None) -> None:
+        self.term, self.voted_for = term, vote
+        self._log.save_hard_state(term, None)
+
+    return [(GroupJournal, "setCurrentTerm", set_term)]
+
+
+@_mutant("the term is not stored")
+def _forget_term() -> list[_Patch]:
+    def set_term(self: GroupJournal, term: int, vote: str | None) -> None:
+        self.term, self.voted_for = term, vote
+
+    return [(GroupJournal, "setCurrentTerm", set_term)]
+
+
+@_mutant("votes for everyone in a term")
+def _vote_for_all() -> list[_Patch]:
+    def on_request_vote(self: Any, now: float, peer: Progress, message: Any) -> None:
+        ok = self._log_is_current(message)
+        self._reply(peer, peer_pb2.RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, message.term, ok)
+
+    return [(Replica, "_on_request_vote", on_request_vote)]
+
+
+@_mutant("votes for candidates with older logs")
+def _vote_for_old_logs() -> list[_Patch]:
+    return [(Replica, "_log_is_current", lambda _self, _message: True)]
+
+
+@_mutant("votes are counted, not tracked")
+def _count_votes() -> list[_Patch]:
+    serial = itertools.count()
+
+    def on_reply(self: Any, _now: float, _peer: Progress, message: Any) -> None:
+        if self._SyncObj__raftState == Role.CANDIDATE and message.ok:
+            self._voters |= {str(next(serial))}
+            if len(self._voters) >= self._majority:
+                self._SyncObj__onBecomeLeader()
+
+    return [(Replica, "_on_request_vote_reply", on_reply)]
+
+
+# The turn.
+
+
+@_mutant("messages and replies leave before the commit of their turn")
+def _persist_after_send() -> list[_Patch]:
+    turn = Node.turn
+
+    def late(self: Any) -> Any:
+        store = self._store
+        store.commit()  # what the last turn wrote
+        store.commit = lambda: None
+        try:
+            return turn(self)
+        finally:
+            del store.commit
+
+    return [(Node, "turn", late)]
+
+
+@_mutant("replies leave before the commit of their turn")
+def _acknowledge_before_commit() -> list[_Patch]:
+    turn = Node.turn
+
+    def early(self: Any) -> Any:
+        store, commit = self._store, self._store.commit
+
+        def acknowledge() -> None:
+            for replica in self._replicas.values():
+                for complete in replica.group.take_completions():
+                    complete()
+            commit()
+
+        store.commit = acknowledge
+        try:
+            return turn(self)
+        finally:
+            del store.commit
+
+    return [(Node, "turn", early)]
+
+
+@_mutant("a failed commit is ignored")
+def _ignore_failed_commit() -> list[_Patch]:
+    commit = SimulatedStore.commit
+
+    def forgiving(self: SimulatedStore) -> None:
+        try:
+            commit(self)
+        except DiskError:
+            self.abort()
+            self.fail_next_commit = False
+
+    return [(SimulatedStore, "commit", forgiving)]
+
+
+@_mutant("an entry is applied again after a restart")
+def _apply_twice() -> list[_Patch]:
+    apply = StateMachine.apply
+
+    def unchecked(self: Any, index: int, payload: bytes) -> Any:
+        meta = self._tables.meta()
+        if index <= meta.applied_index:
+            meta.applied_index = index - 1
+            self._tables.save_meta(meta)
+        return apply(self, index, payload)
+
+    def behind(self: StoredRaftLog) -> int:
+        return max(0, self._tables.meta().applied_index - 1)
+
+    return [
+        (StateMachine, "apply", unchecked),
+        (StoredRaftLog, "applied_index", behind),
+        (StoredRaftLog, "load_applied", lambda _self: None),
+    ]
+
+
+# The log.
+
+
+@_mutant("a confirmation of an earlier term is counted")
+def _old_confirmations() -> list[_Patch]:
+    handle = Replica.handle
+
+    def lenient(self: Any, now: float, peer_id: str, message: Any) -> None:
+        old = message.term < self._SyncObj__raftCurrentTerm
+        if old and message.type == peer_pb2.RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY:
+            self._on_append_entries_reply(now, self._peers[peer_id], message)
+        else:
+            handle(self, now, peer_id, message)
+
+    return [(Replica, "handle", lenient)]
+
+
+@_mutant("entries that match are truncated")
+def _truncate_matching() -> list[_Patch]:
+    append = Replica._append
+
+    def eager(self: Any, message: Any) -> int:
+        first = message.log_index + 1
+        commit = self._SyncObj__raftCommitIndex
+        if message.entries and commit < first <= self._journal.last_index:
+            self._journal.truncate_from(first)
+        return append(self, message)
+
+    return [(Replica, "_append", eager)]
+
+
+@_mutant("the commit index is believed beyond what was verified")
+def _commit_unverified() -> list[_Patch]:
+    append = Replica._append
+
+    def trusting(self: Any, message: Any) -> int:
+        index = append(self, message)
+        known = min(message.commit_index, self._journal.last_index)
+        self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, known)
+        return index
+
+    return [(Replica, "_append", trusting)]
+
+
+@_mutant("what was sent counts as stored")
+def _count_sent() -> list[_Patch]:
+    propose = Replica.propose
+
+    def hasty(self: Any, payload: bytes, done: Any) -> None:
+        propose(self, payload, done)
+        if self._SyncObj__raftState == Role.LEADER:
+            for peer in self._peers.values():
+                self._SyncObj__raftMatchIndex[peer.node] = self._journal.last_index
+
+    return [(Replica, "propose", hasty)]
+
+
+@_mutant("entries of earlier terms are committed by counting")
+def _commit_old_terms() -> list[_Patch]:
+    tick = SyncObj.doTick
+
+    def counting(self: Any, time_to_wait: float = 0.0) -> None:
+        if self._SyncObj__raftState == Role.LEADER:
+            matches = [peer.match_index for peer in self._peers.values()]
+            matches = sorted([*matches, self._journal.last_index])
+            stored = matches[-self._majority]
+            self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, stored)
+        tick(self, time_to_wait)
+
+    return [(HardenedSyncObj, "doTick", counting)]
+
+
+@_mutant("a follower that refuses is asked the same again")
+def _ask_the_same() -> list[_Patch]:
+    return [(Progress, "refused", lambda _self, *_arguments: False)]
+
+
+class _AnyTerm(int):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+@_mutant("a proposal is answered by whatever is applied at its index")
+def _answer_by_index() -> list[_Patch]:
+    propose, abandon = Replica.propose, Replica._abandon_leadership
+
+    def forgetful(self: Any, payload: bytes, done: Any) -> None:
+        propose(self, payload, done)
+        if self._SyncObj__raftState == Role.LEADER:
+            self._waiting[self._journal.last_index] = (_AnyTerm(), done)
+
+    def keep_waiting(self: Any) -> None:
+        waiting, self._waiting = self._waiting, {}
+        abandon(self)
+        self._waiting = waiting
+
+    return [(Replica, "propose", forgetful), (Replica, "_abandon_leadership", keep_waiting)]
+
+
+# Reads.
+
+
+@_mutant("a read asks nobody whether this node still leads")
+def _read_without_round() -> list[_Patch]:
+    read_index = Replica.read_index
+
+    def at_once(self: Any, done: Any) -> None:
+        read_index(self, done)
+        if self._reads and self._reads[-1][2] is done:
+            self._reads[-1] = (0, *self._reads[-1][1:])
+
+    return [(Replica, "read_index", at_once)]
+
+
+@_mutant("a read does not wait for the first commit of its leader's term")
+def _read_before_no_op() -> list[_Patch]:
+    read_index = Replica.read_index
+
+    def hasty(self: Any, done: Any) -> None:
+        read_index(self, done)
+        if self._reads and self._reads[-1][2] is done:
+            round_needed, _index, _done = self._reads[-1]
+            self._reads[-1] = (round_needed, self._SyncObj__raftCommitIndex, done)
+
+    return [(Replica, "read_index", hasty)]
+
+
+# The state machine.
+
+
+@_mutant("request ids are not looked up")
+def _skip_request_ids() -> list[_Patch]:
+    def add(self: Any, key: bytes, row: Any) -> None:
+        self._source.txn.put(key, row.pack(), db=self._requests)
+
+    return [
+        (ShardTables, "find_request", lambda _self, _key: None),
+        (ShardTables, "add_request", add),
+    ]
+
+
+@_mutant("funds are not checked")
+def _skip_funds() -> list[_Patch]:
+    run = state_machine._Run
+    return [
+        (run, "_insufficient_funds", lambda _self, _entries: None),
+        (run, "_check_floor", lambda _self, _balance, _entry, _kind: None),
+    ]
+
+
+@_mutant("reserved money can be spent")
+def _spend_reserved() -> list[_Patch]:
+    run = state_machine._Run
+    insufficient = run._insufficient_funds
+
+    def generous(self: Any, entries: Any) -> Any:
+        refusal = insufficient(self, entries)
+        if refusal and refusal.required_amount <= (
+            refusal.available_amount + refusal.reserved_amount
+        ):
+            return None
+        return refusal
+
+    return [
+        (run, "_insufficient_funds", generous),
+        (run, "_check_floor", lambda _self, _balance, _entry, _kind: None),
+    ]
+
+
+@_mutant("replicas book with times of their own")
+def _own_time() -> list[_Patch]:
+    serial, decode = itertools.count(), commands.decode_batch
+
+    def decoded(payload: bytes) -> Any:
+        batch = decode(payload)
+        return type(batch)(batch.time_us + next(serial), batch.commands)
+
+    return [(state_machine, "decode_batch", decoded)]
+
+
+# Plans for what the general mix finds too seldom: the same machinery, with the faults that matter.
+
+
+def _often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) -> tuple[Fault, ...]:
+    """Repeat faults (kind, target) in turn, with amounts that vary."""
+    cycle, count = itertools.cycle(kinds), int(5.5 / every_s)
+    return tuple(
+        Fault(0.5 + every_s * number, kind, target, (seed * 7 + number * 3) % 10 / 10)
+        for number, (kind, target) in zip(range(count), cycle, strict=False)
+    )
+
+
+_FAST = Timing(0.04, 0.15, 0.25)
+_LEADER = LEADERS_FROM
+
+
+def _unaware_leaders(seed: int) -> Plan:
+    """Leaders are replaced and do not notice, while callers read from old and new ones."""
+    return Plan(
+        seed=seed,
+        pre_vote=False,
+        timing=_FAST,
+        gateways=2,
+        clients=6,
+        accounts=1,
+        shards=1,
+        think_s=0.004,
+        call_s=0.5,
+        attempt_s=0.03,
+        workload=(0, 4, 0, 0, 12, 0, 0),
+        faults=_often([(FaultKind.USURP, _LEADER)], 0.8, seed),
+    )
+
+
+def _new_leaders(seed: int) -> Plan:
+    """Leaders are replaced while some followers lag, and the new ones are read from at once."""
+    return msgspec.structs.replace(
+        _unaware_leaders(seed),
+        clients=4,
+        workload=(0, 10, 0, 0, 10, 0, 0),
+        bounds=Bounds(message_entries=1, flush_messages=1, window_entries=1),
+        network=NetworkPlan(harsh=True, delay_s=0.002, jitter=2.0, loss=0.35),
+        faults=_often([(FaultKind.USURP, _LEADER)], 0.5, seed),
+    )
+
+
+def _late_messages(seed: int) -> Plan:
+    """Messages come so late that their senders have led, lost and led again meanwhile."""
+    return Plan(
+        seed=seed,
+        nodes=5,
+        replicas=5,
+        pre_vote=False,
+        timing=_FAST,
+        network=NetworkPlan(harsh=True, delay_s=0.001, spike=0.06, spike_s=1.0, duplicate=0.3),
+        clients=6,
+        gateways=2,
+        accounts=1,
+        shards=1,
+        think_s=0.002,
+        call_s=0.5,
+        attempt_s=0.03,
+        workload=(0, 8, 0, 0, 0, 0, 0),
+        faults=_often(
+            [
+                (FaultKind.PARTITION, _LEADER),
+                *((FaultKind.CAMPAIGN, (seed + i) % 5) for i in range(3)),
+            ],
+            0.12,
+            seed,
+        ),
+    )
+
+
+DIRECTED: dict[str, Callable[[int], Plan]] = {
+    "a read asks nobody whether this node still leads": _unaware_leaders,
+    "a read does not wait for the first commit of its leader's term": _new_leaders,
+    "a confirmation of an earlier term is counted": _late_messages,
+}
+
+
+def plans_for(mutant: Mutant) -> Iterator[Plan]:
+    """Yield the plans that may find a mutant, endlessly."""
+    yield from map(DIRECTED.get(mutant.name, draw_plan), itertools.count())
