@@ -2,8 +2,9 @@
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
@@ -17,7 +18,10 @@ DEFAULT_GATEWAY = "127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_CLUSTER_CONFIG = "cluster_config.json"
 
+PAGE_SIZE_MAX = 1_000
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
 
 
 class CliError(click.ClickException):
@@ -37,8 +41,8 @@ class Session:
     )
     timeout_s: float = DEFAULT_TIMEOUT_S
     output_format: str = "table"
-    request_id: str = ""
-    """Of the write under way, so that an error can say how to repeat it safely."""
+    repeat_with: str = ""
+    """Options that make the write under way the same one again, for the text of an error."""
 
     @property
     def output(self) -> Output:
@@ -64,8 +68,13 @@ class Session:
 
     def remember_request(self, request_id: str | None) -> str:
         """Return the request id of a write: the one given, or a new one."""
-        self.request_id = request_id or new_request_id()
-        return self.request_id
+        request_id = request_id or new_request_id()
+        self.repeat_with = f"--request-id {request_id}"
+        return request_id
+
+    def remember_option(self, option: str, value: object) -> None:
+        """Note a value that was worked out for this write and belongs to its repeat."""
+        self.repeat_with += f" {option} {value}"
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
@@ -128,6 +137,31 @@ def stale_option(command: Command) -> Command:
     )(command)
 
 
+def paging_options(command: Command) -> Command:
+    """Add --limit and --all, for lists."""
+    command = click.option("--all", "everything", is_flag=True, help="Show all, however many.")(
+        command
+    )
+    return click.option(
+        "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many."
+    )(command)
+
+
+def page_size(limit: int, everything: bool) -> int:
+    """Return how many items to ask for at once: one more than shown tells of more."""
+    return PAGE_SIZE_MAX if everything else min(limit + 1, PAGE_SIZE_MAX)
+
+
+def shown(found: Iterable[Item], limit: int, everything: bool) -> list[Item]:
+    """Return the items to show, and say on stderr if there are more."""
+    if everything:
+        return list(found)
+    items = list(islice(found, limit + 1))
+    if len(items) > limit:
+        click.echo(f"Only {limit} are shown; --all shows every one.", err=True)
+    return items[:limit]
+
+
 def cluster_config_option(command: Command) -> Command:
     """Add --cluster-config."""
     return click.option(
@@ -159,10 +193,10 @@ def _next_step(error: LedgerError, session: Session) -> str:
         )
     if error.status == "UNAVAILABLE":
         return "`ledger cluster status` shows which shards have a leader."
-    if error.status == "DEADLINE_EXCEEDED" and session.request_id:
+    if error.status == "DEADLINE_EXCEEDED" and session.repeat_with:
         return (
             "It may or may not have happened. Repeat the command with "
-            f"--request-id {session.request_id} to find out: it takes effect once."
+            f"{session.repeat_with} to find out: it takes effect once."
         )
     if error.status == "DEADLINE_EXCEEDED":
         return "`ledger cluster status` shows the cluster's state; --timeout gives it longer."

@@ -9,6 +9,7 @@ from ledger_cli.accounts import accounts
 from ledger_cli.cluster import cluster
 from ledger_cli.context import CleanErrors, gateway_options, output_option
 from ledger_cli.dev import dev
+from ledger_cli.ledgers import ledgers
 from ledger_cli.transactions import transactions
 from ledger_cli.verify import verify
 
@@ -21,13 +22,13 @@ from ledger_cli.verify import verify
 @output_option
 @click.version_option(version("ledger-service"), prog_name="ledger")
 def cli() -> None:
-    """Accounts, transactions and the cluster that keeps them.
+    """Accounts, transactions, ledgers and the cluster that keeps them.
 
     Amounts are in minor units: 500 is 5.00 USD.
     """
 
 
-for command in (accounts, transactions, dev, cluster, verify):
+for command in (accounts, transactions, ledgers, dev, cluster, verify):
     cli.add_command(command)
 
 

@@ -7,9 +7,10 @@ amounts are strings, because JSON numbers lose digits above 2**53.
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -52,6 +53,57 @@ class Output:
         else:
             self.record(account_record(account))
 
+    def accounts(self, accounts: Iterable[ledger_pb2.Account]) -> None:
+        """Print a list of accounts."""
+        if self.format == "table":
+            balances = ("available", "settled")
+            table = new_table("id", "name", "code", "type", "state", *balances, right=balances)
+            for item in accounts:
+                money = partial(
+                    format_amount, currency=item.currency, exponent=item.currency_exponent
+                )
+                table.add_row(
+                    item.id,
+                    printable(item.name),
+                    item.code,
+                    type_name(item.type),
+                    state_name(item.state),
+                    money(item.available_balance),
+                    money(item.settled_balance),
+                )
+            console().print(table)
+        else:
+            self.records(
+                [account_record(item) for item in accounts],
+                columns=list(_flat(account_record(ledger_pb2.Account()))),
+            )
+
+    def ledger(self, ledger: ledger_pb2.Ledger) -> None:
+        """Print one ledger with its chart."""
+        if self.format != "table":
+            self.record(ledger_record(ledger))
+            return
+        self.fields(_ledger_fields(ledger))
+        if ledger.chart:
+            table = new_table("code", "type", "name", "parent")
+            for line in ledger.chart:
+                table.add_row(line.code, type_name(line.type), printable(line.name), line.parent)
+            console().print()
+            console().print(table)
+
+    def ledgers(self, ledgers: Iterable[ledger_pb2.Ledger]) -> None:
+        """Print a list of ledgers, without their charts."""
+        if self.format == "table":
+            table = new_table("name", "currencies", "description")
+            for item in ledgers:
+                table.add_row(item.name, _currencies(item), printable(item.description))
+            console().print(table)
+        else:
+            self.records(
+                [ledger_record(item) for item in ledgers],
+                columns=list(_flat(ledger_record(ledger_pb2.Ledger()))),
+            )
+
     def transaction(self, transaction: ledger_pb2.Transaction) -> None:
         """Print one transaction."""
         if self.format == "table":
@@ -67,7 +119,7 @@ class Output:
                 table.add_row(
                     item.id,
                     _seconds(item.create_time),
-                    format_amount(item.amount, item.currency, item.currency_exponent),
+                    _amount_text(item),
                     _status_text(item.status),
                     printable(item.description),
                 )
@@ -126,8 +178,10 @@ def account_record(account: ledger_pb2.Account) -> dict[str, Any]:
     return {
         "id": account.id,
         "ledger": account.ledger,
-        "type": _word(ledger_pb2.AccountType.Name(account.type), "ACCOUNT_TYPE_"),
-        "state": _word(ledger_pb2.AccountState.Name(account.state), "ACCOUNT_STATE_"),
+        "code": account.code,
+        "name": account.name,
+        "type": type_name(account.type),
+        "state": state_name(account.state),
         "currency": account.currency,
         "currency_exponent": account.currency_exponent,
         "available_balance": str(account.available_balance),
@@ -138,8 +192,33 @@ def account_record(account: ledger_pb2.Account) -> dict[str, Any]:
         "credits_pending": str(account.credits_pending),
         "pending_transactions": account.pending_transactions,
         "version": account.version,
+        "minimum": str(account.limits.minimum) if account.limits.HasField("minimum") else None,
+        "maximum": str(account.limits.maximum) if account.limits.HasField("maximum") else None,
+        "metadata": dict(sorted(account.metadata.items())),
+        "revision": account.revision,
         "create_time": _time(account.create_time),
         "update_time": _time(account.update_time),
+    }
+
+
+def ledger_record(ledger: ledger_pb2.Ledger) -> dict[str, Any]:
+    """Return a ledger as plain data."""
+    return {
+        "name": ledger.name,
+        "description": ledger.description,
+        "currencies": {item.code: item.exponent for item in ledger.currencies},
+        "chart": [
+            {
+                "code": line.code,
+                "type": type_name(line.type),
+                "name": line.name,
+                "parent": line.parent,
+            }
+            for line in ledger.chart
+        ],
+        "revision": ledger.revision,
+        "create_time": _time(ledger.create_time),
+        "update_time": _time(ledger.update_time),
     }
 
 
@@ -165,6 +244,13 @@ def transaction_record(transaction: ledger_pb2.Transaction) -> dict[str, Any]:
         "status": status_name(transaction.status),
         "description": transaction.description,
         "request_id": transaction.request_id,
+        "external_reference": transaction.external_reference,
+        "actor": transaction.actor,
+        "metadata": dict(sorted(transaction.metadata.items())),
+        "settled_amount": str(transaction.settled_amount),
+        "reversal_of": transaction.reversal_of,
+        "reversed_amounts": [str(amount) for amount in transaction.reversed_amounts],
+        "expire_time": _time(transaction.expire_time),
         "effective_time": _time(transaction.effective_time),
         "create_time": _time(transaction.create_time),
         "update_time": _time(transaction.update_time),
@@ -175,6 +261,7 @@ def transaction_record(transaction: ledger_pb2.Transaction) -> dict[str, Any]:
                 "direction": _word(ledger_pb2.Direction.Name(entry.direction), "DIRECTION_"),
                 "amount": str(entry.amount),
                 "currency": entry.currency,
+                "currency_exponent": entry.currency_exponent,
             }
             for entry in transaction.entries
         ],
@@ -186,23 +273,49 @@ def status_name(status: ledger_pb2.TransactionStatus.ValueType) -> str:
     return _word(ledger_pb2.TransactionStatus.Name(status), "TRANSACTION_STATUS_")
 
 
+def type_name(value: ledger_pb2.AccountType.ValueType) -> str:
+    """Name a type as people write it: ``LIABILITY``."""
+    return _word(ledger_pb2.AccountType.Name(value), "ACCOUNT_TYPE_")
+
+
+def state_name(value: ledger_pb2.AccountState.ValueType) -> str:
+    """Name a state as people write it: ``OPEN``."""
+    return _word(ledger_pb2.AccountState.Name(value), "ACCOUNT_STATE_")
+
+
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Fit a record into one line of CSV: of nested data, the reason of a refusal is kept."""
-    if "entries" not in record:
-        return record
-    flat = {name: value for name, value in record.items() if name not in ("entries", "refusal")}
-    flat["refusal_reason"] = record["refusal"]["reason"] if record["refusal"] else ""
+    flat = {
+        name: _flat_value(value)
+        for name, value in record.items()
+        if name not in ("entries", "refusal", "chart")
+    }
+    if "refusal" in record:
+        flat["refusal_reason"] = record["refusal"]["reason"] if record["refusal"] else ""
     return flat
+
+
+def _flat_value(value: Any) -> Any:
+    match value:
+        case dict():
+            return ";".join(f"{key}={item}" for key, item in value.items())
+        case list() if all(isinstance(item, str) for item in value):
+            return ";".join(value)
+        case _:
+            return value
 
 
 def _account_fields(account: ledger_pb2.Account) -> dict[str, str | Text]:
     def money(amount: int) -> str:
         return format_amount(amount, account.currency, account.currency_exponent)
 
-    kind = _word(ledger_pb2.AccountType.Name(account.type), "ACCOUNT_TYPE_")
-    state = _word(ledger_pb2.AccountState.Name(account.state), "ACCOUNT_STATE_")
-    return {
-        "account": Text(account.id, style="bold"),
+    kind, state = type_name(account.type), state_name(account.state)
+    fields: dict[str, str | Text] = {"account": Text(account.id, style="bold")}
+    if account.name:
+        fields["name"] = printable(account.name)
+    if account.code:
+        fields["code"] = account.code
+    fields |= {
         "available": Text(money(account.available_balance), style="bold"),
         "settled": money(account.settled_balance),
         "pending": (
@@ -210,31 +323,97 @@ def _account_fields(account: ledger_pb2.Account) -> dict[str, str | Text]:
             f"({account.pending_transactions} transactions)"
         ),
         "ledger": f"{printable(account.ledger)}, {kind}, {state}",
-        "created": _seconds(account.create_time),
-        "updated": f"{_seconds(account.update_time)} (version {account.version})",
     }
+    if _limits_text(account) != f"at least {money(0)}":
+        fields["limits"] = _limits_text(account) or "none"
+    if account.metadata:
+        fields["metadata"] = _pairs(account.metadata)
+    fields["created"] = _seconds(account.create_time)
+    fields["updated"] = f"{_seconds(account.update_time)} (version {account.version})"
+    return fields
+
+
+def _limits_text(account: ledger_pb2.Account) -> str:
+    parts = []
+    for name, word in (("minimum", "at least"), ("maximum", "at most")):
+        if account.limits.HasField(name):  # type: ignore[arg-type]
+            amount = getattr(account.limits, name)
+            shown = format_amount(amount, account.currency, account.currency_exponent)
+            parts.append(f"{word} {shown}")
+    return ", ".join(parts)
+
+
+def _ledger_fields(ledger: ledger_pb2.Ledger) -> dict[str, str | Text]:
+    fields: dict[str, str | Text] = {"ledger": Text(ledger.name, style="bold")}
+    if ledger.description:
+        fields["description"] = printable(ledger.description)
+    fields["currencies"] = _currencies(ledger)
+    fields["chart"] = f"{len(ledger.chart)} lines" if ledger.chart else "none"
+    fields["revision"] = str(ledger.revision)
+    if ledger.create_time.seconds:
+        fields["created"] = _seconds(ledger.create_time)
+        fields["updated"] = _seconds(ledger.update_time)
+    return fields
+
+
+def _currencies(ledger: ledger_pb2.Ledger) -> str:
+    return ", ".join(f"{item.code} ({item.exponent} digits)" for item in ledger.currencies)
+
+
+def _pairs(metadata: Mapping[str, str]) -> str:
+    return printable(", ".join(f"{key}={value}" for key, value in sorted(metadata.items())))
+
+
+def _amount_text(transaction: ledger_pb2.Transaction) -> str:
+    """Show what was asked for; of a transaction with entries, the sum of its debits."""
+    if transaction.amount or not transaction.entries:
+        return format_amount(
+            transaction.amount, transaction.currency, transaction.currency_exponent
+        )
+    sums: dict[tuple[str, int], int] = {}
+    for entry in transaction.entries:
+        if entry.direction == ledger_pb2.DIRECTION_DEBIT:
+            unit = (entry.currency, entry.currency_exponent)
+            sums[unit] = sums.get(unit, 0) + entry.amount
+    return ", ".join(format_amount(amount, *unit) for unit, amount in sums.items())
 
 
 def _transaction_fields(transaction: ledger_pb2.Transaction) -> dict[str, str | Text]:
-    def money(amount: int) -> str:
-        return format_amount(amount, transaction.currency, transaction.currency_exponent)
-
     fields: dict[str, str | Text] = {
-        "transaction": Text(transaction.id, style="bold"),
+        "transaction": Text(transaction.id or "none (a dry run)", style="bold"),
         "account": transaction.account_id,
-        "amount": Text(money(transaction.amount), style="bold"),
+        "amount": Text(_amount_text(transaction), style="bold"),
         "status": _status_text(transaction.status),
     }
     if transaction.HasField("refusal"):
         fields["refused"] = printable(transaction.refusal.message)
+    if transaction.settled_amount:
+        fields["settled"] = format_amount(
+            transaction.settled_amount, transaction.currency, transaction.currency_exponent
+        )
+    if transaction.reversal_of:
+        fields["reverses"] = transaction.reversal_of
     fields["description"] = printable(transaction.description)
+    reversed_amounts = transaction.reversed_amounts or [0] * len(transaction.entries)
     for number, entry in enumerate(transaction.entries):
         direction = _word(ledger_pb2.Direction.Name(entry.direction), "DIRECTION_").lower()
-        amount = format_amount(entry.amount, entry.currency, transaction.currency_exponent)
-        fields[f"entry {number}"] = f"{direction:6} {entry.account_id}  {amount}"
+        unit = (entry.currency, entry.currency_exponent)
+        text = f"{direction:6} {entry.account_id}  {format_amount(entry.amount, *unit)}"
+        if reversed_amounts[number]:
+            text += f" ({format_amount(reversed_amounts[number], *unit)} reversed)"
+        fields[f"entry {number}"] = text
+    if transaction.external_reference:
+        fields["reference"] = printable(transaction.external_reference)
+    if transaction.actor:
+        fields["actor"] = printable(transaction.actor)
+    if transaction.metadata:
+        fields["metadata"] = _pairs(transaction.metadata)
     fields["request id"] = printable(transaction.request_id)
-    fields["created"] = _seconds(transaction.create_time)
-    fields["updated"] = _seconds(transaction.update_time)
+    if transaction.HasField("expire_time"):
+        fields["expires"] = _seconds(transaction.expire_time)
+    if transaction.HasField("create_time"):
+        fields["created"] = _seconds(transaction.create_time)
+        fields["updated"] = _seconds(transaction.update_time)
     return fields
 
 

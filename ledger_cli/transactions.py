@@ -1,20 +1,24 @@
-"""`ledger transactions`: move money, settle, cancel, and look at what happened."""
+"""`ledger transactions`: move money, settle, cancel, reverse, and look at what happened."""
 
-from itertools import islice
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import click
 
+from ledger.v1 import ledger_pb2
 from ledger_cli.context import (
     Session,
     gateway_options,
     output_option,
+    page_size,
+    paging_options,
     pass_session,
     request_id_option,
+    shown,
     stale_option,
 )
+from ledger_cli.options import DURATION_S, ENTRY, TIME, metadata_option
 from ledger_core.money import INT64_MAX
-
-PAGE_SIZE_MAX = 1_000
 
 
 def _one_of_both(ctx: click.Context, param: click.Parameter, value: bool | None) -> bool:
@@ -26,18 +30,26 @@ def _one_of_both(ctx: click.Context, param: click.Parameter, value: bool | None)
 
 @click.group()
 def transactions() -> None:
-    """Move money, settle, cancel, and look at what happened."""
+    """Move money, settle, cancel, reverse, and look at what happened."""
 
 
 @transactions.command()
-@click.option("--account-id", required=True, help="16 hex digits.")
+@click.option("--account-id", help="16 hex digits; with --amount.")
 @click.option(
     "--amount",
-    required=True,
     type=click.IntRange(-INT64_MAX, INT64_MAX),
     metavar="MINOR_UNITS",
     help="In minor units (cents): 500 is money in, -500 is money out.",
 )
+@click.option(
+    "--entry",
+    "entries",
+    type=ENTRY,
+    multiple=True,
+    metavar="debit|credit:ACCOUNT:AMOUNT[:CURRENCY]",
+    help="One side of the transaction, in minor units; given 2 to 64 times, and balanced.",
+)
+@click.option("--ledger", default="", help="That of the entries (default: main).")
 @click.option("--description", default="", help="At most 1,000 characters.")
 @click.option(
     "--settled/--pending",
@@ -45,6 +57,19 @@ def transactions() -> None:
     callback=_one_of_both,
     help="Move the money at once, or reserve it until settled or cancelled.",
 )
+@click.option("--reference", default="", help="Your own name for it, such as an order number.")
+@metadata_option
+@click.option("--actor", default="", help="Who or what causes it.")
+@click.option("--effective-time", type=TIME, metavar="TIME", help="Business date (default: now).")
+@click.option(
+    "--expire-in",
+    "expire_in_s",
+    type=DURATION_S,
+    metavar="DURATION",
+    help="A pending transaction ends by itself after this time, such as 30m or 7d.",
+)
+@click.option("--expire-time", type=TIME, metavar="TIME", help="The same, as a moment.")
+@click.option("--dry-run", is_flag=True, help="Say what would become of it, and do nothing.")
 @request_id_option
 @output_option
 @gateway_options
@@ -52,80 +77,173 @@ def transactions() -> None:
 def create(
     session: Session,
     *,
-    account_id: str,
-    amount: int,
+    account_id: str | None,
+    amount: int | None,
+    entries: Sequence[ledger_pb2.Entry],
+    ledger: str,
     description: str,
     settled: bool,
+    reference: str,
+    metadata: Sequence[tuple[str, str]],
+    actor: str,
+    effective_time: datetime | None,
+    expire_in_s: int | None,
+    expire_time: datetime | None,
+    dry_run: bool,
     request_id: str | None,
 ) -> None:
-    """Move money into or out of an account.
+    """Move money between accounts (--entry), or into or out of one (--account-id, --amount).
 
     Money out beyond the available balance is recorded as INSUFFICIENT_FUNDS and moves nothing.
+    TIME is like 2026-01-31T12:00:00+00:00.
     """
+    one_account = account_id is not None and amount is not None
+    if entries and (account_id is not None or amount is not None):
+        raise click.UsageError("--entry excludes --account-id and --amount.")
+    if not entries and not one_account:
+        raise click.UsageError("Give --account-id and --amount, or --entry at least twice.")
+    if expire_in_s is not None and expire_time is not None:
+        raise click.UsageError("--expire-in and --expire-time exclude each other.")
     request_id = session.remember_request(request_id)
+    if expire_in_s is not None:
+        now = datetime.now(UTC).replace(microsecond=0)
+        expire_time = now + timedelta(seconds=expire_in_s)
+        session.remember_option("(in place of --expire-in) --expire-time", expire_time.isoformat())
     with session.client() as client:
         transaction = client.create_transaction(
-            account_id, amount, description, settled=settled, request_id=request_id
+            account_id or "",
+            amount or 0,
+            description,
+            settled=settled,
+            entries=entries,
+            ledger=ledger,
+            external_reference=reference,
+            effective_time=effective_time,
+            expire_time=expire_time,
+            metadata=dict(metadata),
+            actor=actor,
+            dry_run=dry_run,
+            request_id=request_id,
+        )
+    session.output.transaction(transaction)
+
+
+@transactions.command()
+@click.argument("transaction_id", default="")
+@click.option("--account-id", default="", help="The home account; with --request-id.")
+@click.option("--request-id", default="", help="Find the transaction that this request created.")
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def get(
+    session: Session, *, transaction_id: str, account_id: str, request_id: str, stale: bool
+) -> None:
+    """Show a transaction, by its id or by the request that created it."""
+    if bool(transaction_id) == bool(account_id and request_id):
+        raise click.UsageError(
+            "Missing argument 'TRANSACTION_ID', or --account-id and --request-id (one of both)."
+        )
+    with session.client() as client:
+        session.output.transaction(
+            client.get_transaction(
+                transaction_id, account_id=account_id, request_id=request_id, stale=stale
+            )
+        )
+
+
+@transactions.command()
+@click.argument("transaction_id")
+@click.option(
+    "--amount",
+    type=click.IntRange(1, INT64_MAX),
+    default=None,
+    metavar="MINOR_UNITS",
+    help="Settle only this much of a transaction of two entries, and release the rest.",
+)
+@click.option("--actor", default="", help="Who or what causes it.")
+@request_id_option
+@output_option
+@gateway_options
+@pass_session
+def settle(
+    session: Session,
+    *,
+    transaction_id: str,
+    amount: int | None,
+    actor: str,
+    request_id: str | None,
+) -> None:
+    """Settle a pending transaction: its money moves for good."""
+    request_id = session.remember_request(request_id)
+    with session.client() as client:
+        transaction = client.settle_transaction(
+            transaction_id, amount=amount or 0, actor=actor, request_id=request_id
         )
     session.output.transaction(transaction)
 
 
 @transactions.command()
 @click.argument("transaction_id")
-@stale_option
-@output_option
-@gateway_options
-@pass_session
-def get(session: Session, transaction_id: str, stale: bool) -> None:
-    """Show a transaction."""
-    with session.client() as client:
-        session.output.transaction(client.get_transaction(transaction_id, stale=stale))
-
-
-@transactions.command()
-@click.argument("transaction_id")
+@click.option("--actor", default="", help="Who or what causes it.")
 @request_id_option
 @output_option
 @gateway_options
 @pass_session
-def settle(session: Session, transaction_id: str, request_id: str | None) -> None:
-    """Settle a pending transaction: its money moves for good."""
-    request_id = session.remember_request(request_id)
-    with session.client() as client:
-        session.output.transaction(client.settle_transaction(transaction_id, request_id=request_id))
-
-
-@transactions.command()
-@click.argument("transaction_id")
-@request_id_option
-@output_option
-@gateway_options
-@pass_session
-def cancel(session: Session, transaction_id: str, request_id: str | None) -> None:
+def cancel(session: Session, transaction_id: str, actor: str, request_id: str | None) -> None:
     """Cancel a pending transaction: what it reserved is free again."""
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        session.output.transaction(client.cancel_transaction(transaction_id, request_id=request_id))
+        session.output.transaction(
+            client.cancel_transaction(transaction_id, actor=actor, request_id=request_id)
+        )
+
+
+@transactions.command()
+@click.argument("transaction_id")
+@click.option(
+    "--amount",
+    "amounts",
+    type=click.IntRange(0, INT64_MAX),
+    multiple=True,
+    metavar="MINOR_UNITS",
+    help="How much of each entry, given once for each in their order (default: all that is left).",
+)
+@click.option("--description", default="", help="At most 1,000 characters.")
+@click.option("--actor", default="", help="Who or what causes it.")
+@request_id_option
+@output_option
+@gateway_options
+@pass_session
+def reverse(
+    session: Session,
+    *,
+    transaction_id: str,
+    amounts: Sequence[int],
+    description: str,
+    actor: str,
+    request_id: str | None,
+) -> None:
+    """Move the money of a settled transaction back, as a new transaction."""
+    request_id = session.remember_request(request_id)
+    with session.client() as client:
+        transaction = client.reverse_transaction(
+            transaction_id, amounts, description, actor=actor, request_id=request_id
+        )
+    session.output.transaction(transaction)
 
 
 @transactions.command("list")
 @click.option("--account-id", required=True, help="16 hex digits.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many."
-)
-@click.option("--all", "everything", is_flag=True, help="Show all, however many.")
+@paging_options
 @stale_option
 @output_option
 @gateway_options
 @pass_session
 def list_(session: Session, account_id: str, limit: int, everything: bool, stale: bool) -> None:
     """List the transactions of an account, newest first, refused ones included."""
-    page_size = PAGE_SIZE_MAX if everything else min(limit + 1, PAGE_SIZE_MAX)
     with session.client() as client:
-        found = client.list_transactions(account_id, page_size=page_size, stale=stale)
-        # One more than asked for tells whether there are more.
-        shown = list(found) if everything else list(islice(found, limit + 1))
-    more = not everything and len(shown) > limit
-    session.output.transactions(shown[:limit] if more else shown)
-    if more:
-        click.echo(f"The newest {limit} are shown; --all shows every one.", err=True)
+        found = client.list_transactions(
+            account_id, page_size=page_size(limit, everything), stale=stale
+        )
+        session.output.transactions(shown(found, limit, everything))

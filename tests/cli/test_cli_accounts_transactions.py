@@ -102,7 +102,7 @@ def test_a_list_says_when_there_is_more(run: Run, call: Call, ledger: Standalone
         call("transactions", "create", *to, "--settled")
     listing = ("--gateway", ledger.target, "transactions", "list", "--account-id", account)
     three = run(*listing, "--limit", "3")
-    assert "The newest 3 are shown" in three.stderr
+    assert "Only 3 are shown" in three.stderr
     assert three.stdout.count(account) == 3
     for whole in (("--limit", "4"), ("--all",)):
         result = run(*listing, *whole)
