@@ -21,6 +21,7 @@ from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer
+from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import Command, encode_command
 from ledger_core.errors import (
     LedgerError,
@@ -30,7 +31,7 @@ from ledger_core.errors import (
     ShardUnavailableError,
 )
 from ledger_core.queries import Query, encode_query
-from ledger_core.results import Result, decode_result
+from ledger_core.results import Result, TransactionView, decode_result
 
 _BATCH_MAX = 500
 _BATCHES_IN_FLIGHT_MAX = 4
@@ -103,10 +104,51 @@ class ShardClient:
         return self._map.shard_of(account_id).id
 
     async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
-        """Run a command exactly once, under its request id."""
+        """Run a command exactly once, under its request id.
+
+        One across shards is answered when all its shards have applied it, so that the caller's
+        next read of any of its accounts sees it.
+        """
+        deadline = time.monotonic() + timeout_s
         shard = self._map.shard_of(account_id)
-        reply = await self._lanes[shard.id, _Kind.EXECUTE].call(encode_command(command), timeout_s)
-        return decode_result(reply.data)
+        result = await self.execute_on(shard.id, command, timeout_s)
+        if not isinstance(result, TransactionView) or result.in_flight is None:
+            return result
+        decided = await self._await_transaction(shard, result, deadline)
+        return decided if result.status is TransactionStatus.UNDECIDED else result
+
+    async def execute_on(self, shard_id: int, command: Command, timeout_s: float) -> Result:
+        """Run a command on a shard, and return what that shard says."""
+        lane = self._lanes[shard_id, _Kind.EXECUTE]
+        return decode_result((await lane.call(encode_command(command), timeout_s)).data)
+
+    async def _await_transaction(
+        self, shard: ShardConfig, transaction: TransactionView, deadline: float
+    ) -> Result:
+        """Wait at the home until all shards have applied what is in flight."""
+        request = shard_pb2.AwaitTransactionRequest(
+            shard_id=shard.id, number=transaction.number, state=max(transaction.in_flight or 0, 1)
+        )
+        backoff_s = _BACKOFF_S_MIN
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            node_id = self._leaders[shard.id]
+            try:
+                response = await self._stubs[node_id].AwaitTransaction(request, timeout=remaining_s)
+            except aio.AioRpcError:
+                self._leaders[shard.id] = next_replica(shard, node_id)
+            else:
+                if response.outcome == shard_pb2.OUTCOME_OK:
+                    return decode_result(response.results[0])
+                hint = response.leader_node_id
+                self._leaders[shard.id] = (
+                    hint if hint in self._stubs else next_replica(shard, node_id)
+                )
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+            backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
+        raise OutcomeUnknownError(
+            f"the transaction is {transaction.status.name} and has not reached all its shards in "
+            f"time: repeat it with the same request id to know"
+        )
 
     async def query(
         self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
@@ -246,7 +288,7 @@ class _Lane:
                 node_id = self._leaders[self._shard.id] = leader_id
                 continue
             redirects = 0
-            node_id = self._after(node_id)
+            node_id = next_replica(self._shard, node_id)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
 
@@ -330,13 +372,6 @@ class _Lane:
             return random.choice(self._shard.node_ids)  # noqa: S311  (spreads the load)
         return self._leaders[self._shard.id]
 
-    def _after(self, node_id: str) -> str:
-        """Return the replica to try after ``node_id``."""
-        node_ids = self._shard.node_ids
-        if node_id not in node_ids:
-            return node_ids[0]
-        return node_ids[(node_ids.index(node_id) + 1) % len(node_ids)]
-
     def _expired(self, call: _Call, timeout_s: float) -> LedgerError:
         """Say how a call ended that has no reply in time."""
         what = (
@@ -361,6 +396,14 @@ _OUTCOME_IN_WORDS: dict[int, str] = {
     shard_pb2.OUTCOME_UNKNOWN: "lost its leadership while the write was under way",
     shard_pb2.OUTCOME_WRONG_NODE: "has no replica of the shard",
 }
+
+
+def next_replica(shard: ShardConfig, node_id: str) -> str:
+    """Return the node to try after ``node_id``."""
+    node_ids = shard.node_ids
+    if node_id not in node_ids:
+        return node_ids[0]
+    return node_ids[(node_ids.index(node_id) + 1) % len(node_ids)]
 
 
 def _fail(batch: list[_Call], error: LedgerError) -> None:

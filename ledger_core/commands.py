@@ -29,6 +29,7 @@ REQUEST_ID_CHARACTERS_MAX = 128
 LEDGER_NAME_CHARACTERS_MAX = 64
 REFERENCE_CHARACTERS_MAX = 256
 ACTOR_CHARACTERS_MAX = 128
+ENTRIES_MIN = 2
 ENTRIES_MAX = 64
 METADATA_KEYS_MAX = 32
 METADATA_KEY_CHARACTERS_MAX = 64
@@ -376,6 +377,22 @@ def unbalanced_currencies(entries: list[Entry]) -> dict[str, int]:
         sign = 1 if entry.direction is Direction.DEBIT else -1
         sums[entry.currency.code] = sums.get(entry.currency.code, 0) + sign * entry.amount
     return {code: difference for code, difference in sums.items() if difference}
+
+
+def transaction_fault(command: CreateTransaction, home_shard_id: int) -> str | None:
+    """Return what makes a transaction no transaction at all, which no gateway sends."""
+    entries = command.entries
+    if not entries:
+        return "amount is 0" if command.amount == 0 else None
+    if command.amount:
+        return "has both entries and an amount"
+    if len(entries) < ENTRIES_MIN:
+        return f"has {len(entries)} entries"
+    if (entries[0].account_id, entries[0].shard_id) != (command.account_id, home_shard_id):
+        return "the first entry is not on the home account"
+    if unbalanced_currencies(entries):
+        return "debits and credits differ"
+    return None
 
 
 def encode_command(command: Command) -> bytes:

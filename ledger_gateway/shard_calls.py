@@ -1,6 +1,8 @@
 """Calls to the shards, within what the caller has left of its deadline."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -57,7 +59,8 @@ class ShardCalls:
         consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
     ) -> Answer:
         """Answer a query from the shard to which ``account_id`` routes."""
-        return await self.query_shard(self.shard_id_of(account_id), query, context, consistency)
+        ask = partial(self._shards.query, account_id, query)
+        return await _answer(ask, context, consistency)
 
     async def query_shard(
         self,
@@ -67,13 +70,19 @@ class ShardCalls:
         consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
     ) -> Answer:
         """Answer a query from one shard."""
-        timeout_s = _timeout_s(context)
-        stale = consistency == ledger_pb2.READ_CONSISTENCY_STALE
-        try:
-            async with asyncio.timeout(timeout_s + _OVERRUN_S):
-                return await self._shards.query_shard(shard_id, query, timeout_s, stale=stale)
-        except TimeoutError:
-            raise ShardUnavailableError("the shard did not answer in time") from None
+        ask = partial(self._shards.query_shard, shard_id, query)
+        return await _answer(ask, context, consistency)
+
+
+async def _answer(
+    ask: Callable[..., Awaitable[Answer]], context: Context, consistency: int
+) -> Answer:
+    timeout_s = _timeout_s(context)
+    try:
+        async with asyncio.timeout(timeout_s + _OVERRUN_S):
+            return await ask(timeout_s, stale=consistency == ledger_pb2.READ_CONSISTENCY_STALE)
+    except TimeoutError:
+        raise ShardUnavailableError("the shard did not answer in time") from None
 
 
 def _timeout_s(context: Context) -> float:

@@ -98,7 +98,9 @@ class StandaloneShards:
         """Answer from the last committed state."""
         with self._store.read() as view:
             tables = view.shard(_SHARD_ID)
-            return Answer(answer(tables, query, _SHARD_ID), _SHARD_ID, tables.meta().applied_index, age_ms=0)
+            return Answer(
+                answer(tables, query, _SHARD_ID), _SHARD_ID, tables.meta().applied_index, age_ms=0
+            )
 
     async def serving_shards(self) -> dict[int, bool]:
         """The one shard serves until it is closed."""

@@ -13,13 +13,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, ShardConfig
-from ledger_core.commands import encode_batch
+from ledger_core.commands import Command, CreateTransaction, encode_batch, encode_command
 from ledger_core.queries import Query
-from ledger_core.results import Result, encode_result
+from ledger_core.results import Result, decode_result, encode_result
+from ledger_node.coordinator import Coordinator, ShardCall
 from ledger_node.raft import (
     LogLimits,
     ProposalOutcome,
@@ -30,7 +32,8 @@ from ledger_node.raft import (
 )
 from ledger_node.reads import answer
 from ledger_node.state_machine import StateMachine
-from ledger_node.store import Store, StoredRaftLog
+from ledger_node.store import ReadView, ShardTables, Store, StoredRaftLog
+from ledger_node.views import transaction_view
 
 # Bounds of a turn's work, so that heartbeats are never late.
 MESSAGES_PER_TURN_MAX = 2_000
@@ -45,6 +48,9 @@ assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 # the event loop's timers.
 REST_S_MIN = 0.001
 REST_S_MAX = 0.003
+
+# How often a leader looks whether pending transactions are to expire.
+EXPIRY_CHECK_S = 0.2
 
 # Bounds of what may wait, per shard. A batch plus one more call fits into one log entry.
 UNCOMMITTED_ENTRIES_MAX = 64
@@ -93,12 +99,16 @@ class _Replica:
 
     config: ShardConfig
     group: RaftGroup[list[Result]]
+    state_machine: StateMachine
     proposals: deque[_Proposal] = field(default_factory=deque)
     waiting_commands: int = 0
     reads: list[_Read] = field(default_factory=list)
     stale_reads: list[_Read] = field(default_factory=list)
     current_at: float = 0.0
     """When this replica last knew itself up to date with its leader."""
+    coordinated: bool = False
+    """Whether the coordinator carries on this shard's transactions: from when it serves, on."""
+    expiry_checked_at: float = 0.0
 
     @property
     def is_blocked(self) -> bool:
@@ -139,6 +149,9 @@ class Node:
         self._inbox: deque[tuple[str, peer_pb2.RaftMessage]] = deque()
         self._touched: set[int] = set()
         self._draining = False
+        self._view: ReadView | None = None
+        self._coordinator = Coordinator(self._propose_own, self._committed_tables)
+        self._coordination: list[Callable[[], None]] = []
         now = clock()
         self._next_tick = now
         self._tick_s = timing.heartbeat_s / 3
@@ -166,7 +179,7 @@ class Node:
             preferred_leader=shard.node_ids[0] == self.node_id,
             pre_vote=self._pre_vote,
         )
-        return _Replica(shard, group, current_at=now)
+        return _Replica(shard, group, state_machine, current_at=now)
 
     # Inputs
 
@@ -191,9 +204,16 @@ class Node:
                 replica.group.peer_disconnected(peer_id)
 
     def execute(
-        self, shard_id: int, commands: Sequence[bytes], done: Callable[[ExecuteReply], None]
+        self,
+        shard_id: int,
+        commands: Sequence[bytes],
+        done: Callable[[ExecuteReply], None],
+        begins: Sequence[CreateTransaction] = (),
     ) -> None:
-        """Queue encoded, valid commands; ``done`` is called once, maybe at once with a refusal."""
+        """Queue encoded, valid commands; ``done`` is called once, maybe at once with a refusal.
+
+        ``begins`` are those among them that begin a transaction across shards.
+        """
         replica = self._replicas.get(shard_id)
         if replica is None:
             done(ExecuteReply(shard_pb2.OUTCOME_WRONG_NODE))
@@ -208,6 +228,37 @@ class Node:
             replica.proposals.append(_Proposal(commands, done))
             replica.waiting_commands += len(commands)
             self._touched.add(shard_id)
+            for command in begins:
+                self._coordinate(partial(self._begin, shard_id, command))
+
+    def await_transaction(
+        self, shard_id: int, number: int, state: int, done: Callable[[QueryReply], None]
+    ) -> None:
+        """Answer with the ``state``-th state of a transaction once all its shards have applied it.
+
+        ``done`` is called once, in a later turn.
+        """
+        replica = self._replicas.get(shard_id)
+        if replica is None or not self._leads(replica):
+            leader_id = "" if replica is None else self._leader_hint(replica)
+            done(QueryReply(shard_pb2.OUTCOME_NOT_LEADER, leader_id=leader_id))
+            return
+
+        def delivered(led: bool) -> None:
+            if led:
+                done(self._transaction_reply(replica, number, state))
+            else:
+                done(QueryReply(shard_pb2.OUTCOME_NOT_LEADER))
+
+        self._coordinate(partial(self._coordinator.await_delivery, shard_id, number, delivered))
+
+    def call_ended(self, call: ShardCall, result: Result | None) -> None:
+        """Take the result of a call that `take_calls` gave out; None where it is unknown."""
+        self._coordinate(partial(call.done, result))
+
+    def take_calls(self) -> list[ShardCall]:
+        """Return the commands for other shards that the last turn wants to be sent."""
+        return self._coordinator.take_calls()
 
     def query(
         self,
@@ -279,13 +330,16 @@ class Node:
             for complete in replica.group.take_completions():
                 complete()
             self._answer_stale_reads(replica, now)
+        self._run_coordinator(replicas, now, ticks=ticks)
+        for replica in replicas:
             if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
                 self._touched.add(replica.config.id)
         return outbox
 
     def next_turn_at(self) -> float:
         """When the next turn is due: at once (0.0) if something waits, else at the next tick."""
-        return 0.0 if self._inbox or self._touched else self._next_tick
+        waiting = self._inbox or self._touched or self._coordination
+        return 0.0 if waiting else self._next_tick
 
     def _propose_waiting(self, replica: _Replica, now: float) -> None:
         """Turn all waiting commands, up to the bounds, into one log entry."""
@@ -357,6 +411,78 @@ class Node:
                     for query in read.queries
                 ]
                 read.done(QueryReply(shard_pb2.OUTCOME_OK, results, applied_index, age_s))
+
+    # Transactions across shards
+
+    def _run_coordinator(self, replicas: list[_Replica], now: float, *, ticks: bool) -> None:
+        """Let the coordinator see what this turn has committed, and act on it."""
+        open_ended: list[tuple[_Replica, list[int], list[int]]] = []
+        gained: list[_Replica] = []
+        for replica in replicas:
+            in_flight, undecided = replica.state_machine.take_unfinished()
+            if replica.coordinated and not self._leads(replica):
+                replica.coordinated = False
+                self._coordinator.lose(replica.config.id)
+            elif not replica.coordinated and replica.group.serving and self._leads(replica):
+                replica.coordinated = True
+                gained.append(replica)
+            elif replica.coordinated and (in_flight or undecided):
+                open_ended.append((replica, in_flight, undecided))
+        if not (open_ended or gained or self._coordination or ticks):
+            return
+        with self._store.read() as view:
+            self._view = view
+            for replica in gained:
+                self._coordinator.lead(replica.config.id, now)
+            for replica, in_flight, undecided in open_ended:
+                self._coordinator.unfinished(replica.config.id, in_flight, undecided, now)
+            steps, self._coordination = self._coordination, []
+            for step in steps:
+                step()
+            if ticks:
+                self._coordinator.tick(now)
+                for replica in replicas:
+                    self._expire(replica, now)
+            self._view = None
+
+    def _coordinate(self, step: Callable[[], None]) -> None:
+        """Have the coordinator do something in the next turn, once that is committed."""
+        self._coordination.append(step)
+
+    def _begin(self, shard_id: int, command: CreateTransaction) -> None:
+        self._coordinator.begin(shard_id, command, self._clock())
+
+    def _committed_tables(self, shard_id: int) -> ShardTables:
+        assert self._view is not None, "the coordinator acts within a turn"
+        return self._view.shard(shard_id)
+
+    def _propose_own(
+        self, shard_id: int, command: Command, reply: Callable[[Result | None], None]
+    ) -> None:
+        def done(executed: ExecuteReply) -> None:
+            known = executed.outcome == shard_pb2.OUTCOME_OK
+            result = decode_result(executed.results[0]) if known else None
+            self._coordinate(partial(reply, result))
+
+        self.execute(shard_id, [encode_command(command)], done)
+
+    def _transaction_reply(self, replica: _Replica, number: int, state: int) -> QueryReply:
+        tables = self._committed_tables(replica.config.id)
+        record = tables.find_transaction(number)
+        assert record is not None, "who waits for a transaction was told its number"
+        state = min(state, len(record.states) - 1)
+        view = transaction_view(number, record, tables.meta().books[record.book], state)
+        return QueryReply(shard_pb2.OUTCOME_OK, [encode_result(view)], replica.group.applied_index)
+
+    def _expire(self, replica: _Replica, now: float) -> None:
+        """Give the state machine a time at which pending transactions expire, if some are due."""
+        if not replica.coordinated or now - replica.expiry_checked_at < EXPIRY_CHECK_S:
+            return
+        replica.expiry_checked_at = now
+        tables = self._committed_tables(replica.config.id)
+        if any(tables.expirations_until(self._wall_clock_us())):
+            replica.proposals.append(_Proposal([], lambda _reply: None))
+            self._touched.add(replica.config.id)
 
     # Status
 

@@ -13,6 +13,10 @@ from grpc import aio
 from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import ClusterConfig
+from ledger_cluster.shard_client import ShardClient
+from ledger_core.errors import LedgerError
+from ledger_core.results import Result
+from ledger_node.coordinator import ShardCall
 from ledger_node.fatal import die
 from ledger_node.node import Node, rested_at
 from ledger_node.peers import PeerLinks
@@ -23,6 +27,9 @@ from ledger_node.store import ShardRange, Store, StoreIdentity
 # A stop hands leadership away and lets calls end within these bounds, then closes regardless.
 DRAIN_S_MAX = 1.5
 GRACE_S = 1.0
+
+# A command for another shard that has no result after so long is sent anew by the coordinator.
+CALL_S_MAX = 2.0
 
 _log = structlog.get_logger()
 
@@ -50,6 +57,8 @@ class NodeServer:
         self._links = PeerLinks(config, node_id, _WakingNode(self._node, self._wake))
         self._server = aio.server(options=server_options())
         self._turns: asyncio.Task[None] | None = None
+        self._shards = ShardClient(config)
+        self._calls: set[asyncio.Task[None]] = set()
 
     @classmethod
     def open(
@@ -111,6 +120,10 @@ class NodeServer:
         if self._turns is not None:
             self._turns.cancel()
             await asyncio.gather(self._turns, return_exceptions=True)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        await self._shards.close()
         self._store.close()
         _log.info(
             "node stopped",
@@ -133,8 +146,20 @@ class NodeServer:
             except BaseException as error:
                 die("the node stops, and nothing of its last turn was released", error)
             ready_at = rested_at(began_at, time.monotonic())
+            for call in node.take_calls():
+                task = asyncio.create_task(self._carry_out(call))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
             for peer_id, messages in outbox.items():
                 self._links.send(peer_id, messages)
+
+    async def _carry_out(self, call: ShardCall) -> None:
+        """Send a command of the coordinator to another shard, and hand back what came of it."""
+        result: Result | None = None
+        with contextlib.suppress(LedgerError):
+            result = await self._shards.execute_on(call.shard_id, call.command, CALL_S_MAX)
+        self._node.call_ended(call, result)
+        self._wake.set()
 
     async def _wait_for_work(self, due_at: float) -> None:
         wait_s = due_at - time.monotonic()

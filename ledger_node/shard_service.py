@@ -13,7 +13,13 @@ from grpc import aio
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ShardConfig
-from ledger_core.commands import Command, CreateTransaction, decode_command, routing_id
+from ledger_core.commands import (
+    Command,
+    CreateTransaction,
+    decode_command,
+    routing_id,
+    transaction_fault,
+)
 from ledger_core.ids import shard_key
 from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
@@ -41,13 +47,14 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.ExecuteResponse:
         """Run commands; they are checked before they may enter the log."""
         shard = self._node.shard_config(request.shard_id)
+        begins: list[CreateTransaction] = []
         if shard is not None:
             try:
-                _check_commands(shard, request.commands)
+                begins = _check_commands(shard, request.commands)
             except (ValueError, msgspec.MsgspecError) as error:
                 await _refuse(context, error)
         reply: asyncio.Future[ExecuteReply] = asyncio.get_running_loop().create_future()
-        self._node.execute(request.shard_id, request.commands, _resolve(reply))
+        self._node.execute(request.shard_id, request.commands, _resolve(reply), begins)
         self._wake.set()
         result = await reply
         return shard_pb2.ExecuteResponse(
@@ -71,15 +78,20 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         reply: asyncio.Future[QueryReply] = asyncio.get_running_loop().create_future()
         self._node.query(request.shard_id, queries, _resolve(reply), stale=request.stale)
         self._wake.set()
-        result = await reply
-        return shard_pb2.QueryResponse(
-            outcome=result.outcome,
-            leader_node_id=result.leader_id,
-            results=result.results,
-            applied_index=result.applied_index,
-            age_ms=round(result.age_s * 1000),
-            message=result.message,
+        return _query_response(await reply)
+
+    async def AwaitTransaction(  # noqa: N802
+        self,
+        request: shard_pb2.AwaitTransactionRequest,
+        context: aio.ServicerContext[shard_pb2.AwaitTransactionRequest, shard_pb2.QueryResponse],  # noqa: ARG002
+    ) -> shard_pb2.QueryResponse:
+        """Answer with a transaction once all its shards have it."""
+        reply: asyncio.Future[QueryReply] = asyncio.get_running_loop().create_future()
+        self._node.await_transaction(
+            request.shard_id, request.number, request.state, _resolve(reply)
         )
+        self._wake.set()
+        return _query_response(await reply)
 
     async def GetNodeStatus(  # noqa: N802  (the name in the protocol)
         self,
@@ -134,19 +146,38 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             return audit(view.shard(shard_id))
 
 
-def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> None:
-    """Raise where a command must not enter the log: every replica would have to apply it."""
+def _query_response(reply: QueryReply) -> shard_pb2.QueryResponse:
+    return shard_pb2.QueryResponse(
+        outcome=reply.outcome,
+        leader_node_id=reply.leader_id,
+        results=reply.results,
+        applied_index=reply.applied_index,
+        age_ms=round(reply.age_s * 1000),
+        message=reply.message,
+    )
+
+
+def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[CreateTransaction]:
+    """Raise where a command must not enter the log: every replica would have to apply it.
+
+    Return those that begin a transaction across shards.
+    """
     if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
         raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
     if (size := sum(map(len, commands))) > EXECUTE_BYTES_MAX:
         raise ValueError(f"{size} bytes of commands; at most {EXECUTE_BYTES_MAX} are taken")
+    begins = []
     for data in commands:
         command: Command = decode_command(data)
-        if isinstance(command, CreateTransaction) and command.amount == 0:
-            raise ValueError("amount is 0")
         routing = routing_id(command)
         if not shard.lower_bound <= shard_key(routing) <= shard.upper_bound:
             raise ValueError(f"{routing:016x} is not of shard {shard.id}")
+        if isinstance(command, CreateTransaction):
+            if fault := transaction_fault(command, shard.id):
+                raise ValueError(fault)
+            if any(entry.shard_id != shard.id for entry in command.entries):
+                begins.append(command)
+    return begins
 
 
 async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:

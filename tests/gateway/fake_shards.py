@@ -59,9 +59,11 @@ class Call:
     """What the shards were asked."""
 
     account_id: int
+    """What it routed by; -1 for a query to one shard."""
     message: Command | Query
     timeout_s: float
     stale: bool | None = None
+    shard_id: int = -1
 
 
 @dataclass
@@ -74,16 +76,35 @@ class FakeShards:
     serving: dict[int, bool] | Exception = field(default_factory=lambda: {0: True, 1: True})
     hold: asyncio.Event | None = None
     cancelled: bool = False
+    answer: Callable[[Call], Result | Exception | None] | None = None
+    """Asked first; where it says None, ``results`` and ``result`` count."""
+    shard_count: int = 4
+
+    @property
+    def messages(self) -> list[Command | Query]:
+        return [call.message for call in self.calls]
+
+    def shard_ids(self) -> list[int]:
+        return list(range(self.shard_count))
+
+    def shard_id_of(self, account_id: int) -> int:
+        return account_id % self.shard_count
 
     async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
-        self.calls.append(Call(account_id, command, timeout_s))
-        return await self._result()
+        return await self._result(
+            Call(account_id, command, timeout_s, shard_id=self.shard_id_of(account_id))
+        )
 
     async def query(
         self, account_id: int, query: Query, timeout_s: float, *, stale: bool = False
     ) -> Answer:
-        self.calls.append(Call(account_id, query, timeout_s, stale))
-        return Answer(await self._result(), shard_id=3, applied_index=41, age_ms=5 if stale else 0)
+        call = Call(account_id, query, timeout_s, stale, self.shard_id_of(account_id))
+        return await self._answer(call)
+
+    async def query_shard(
+        self, shard_id: int, query: Query, timeout_s: float, *, stale: bool = False
+    ) -> Answer:
+        return await self._answer(Call(-1, query, timeout_s, stale, shard_id))
 
     async def serving_shards(self) -> dict[int, bool]:
         if isinstance(self.serving, Exception):
@@ -93,14 +114,20 @@ class FakeShards:
     async def close(self) -> None:
         pass
 
-    async def _result(self) -> Result:
+    async def _answer(self, call: Call) -> Answer:
+        result = await self._result(call)
+        return Answer(result, call.shard_id, applied_index=41, age_ms=5 if call.stale else 0)
+
+    async def _result(self, call: Call) -> Result:
+        self.calls.append(call)
         if self.hold is not None:
             try:
                 await self.hold.wait()
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
-        result = self.results.pop(0) if self.results else self.result
+        answered = self.answer(call) if self.answer else None
+        result = answered or (self.results.pop(0) if self.results else self.result)
         if isinstance(result, Exception):
             raise result
         return result

@@ -21,7 +21,7 @@ from ledger_core.errors import (
     ShardUnavailableError,
 )
 from ledger_core.results import Failure
-from ledger_gateway import ledger_service
+from ledger_gateway import ledger_service, shard_calls
 from ledger_gateway.errors import to_status
 
 GET = ledger_pb2.GetAccountRequest(account_id=ACCOUNT)
@@ -212,8 +212,8 @@ async def test_with_no_time_left_the_call_is_still_tried(shards: FakeShards) -> 
 async def test_shards_that_overrun_their_deadline_are_given_up(
     stub: Any, shards: FakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_service, "_OVERRUN_S", 0.01)
-    monkeypatch.setattr(ledger_service, "TIMEOUT_DEFAULT_S", 0.01)
+    monkeypatch.setattr(shard_calls, "_OVERRUN_S", 0.01)
+    monkeypatch.setattr(shard_calls, "TIMEOUT_DEFAULT_S", 0.01)
     shards.hold = asyncio.Event()
     assert decode(await get_error(stub)).reason == "SHARD_UNAVAILABLE"
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -33,6 +33,7 @@ ACCOUNT_PROTO = ledger_pb2.Account(
     credits_pending=25,
     pending_transactions=2,
     version=4,
+    limits=ledger_pb2.Limits(minimum=0),
 )
 TRANSACTION_PROTO = ledger_pb2.Transaction(
     id=TRANSACTION,
@@ -47,13 +48,18 @@ TRANSACTION_PROTO = ledger_pb2.Transaction(
     currency_exponent=2,
     entries=[
         ledger_pb2.Entry(
-            account_id=ACCOUNT, direction=ledger_pb2.DIRECTION_DEBIT, amount=50, currency="USD"
+            account_id=ACCOUNT,
+            direction=ledger_pb2.DIRECTION_DEBIT,
+            amount=50,
+            currency="USD",
+            currency_exponent=2,
         ),
         ledger_pb2.Entry(
             account_id="0000000000000001",
             direction=ledger_pb2.DIRECTION_CREDIT,
             amount=50,
             currency="USD",
+            currency_exponent=2,
         ),
     ],
     request_id="request-1",
