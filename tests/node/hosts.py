@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
-from ledger_core.commands import Command, encode_command
+from ledger_core.commands import Command, CreateTransaction, encode_command
 from ledger_core.queries import Query
 from ledger_core.results import decode_result
+from ledger_node.coordinator import ShardCall
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.store import ShardRange, Store, StoreIdentity
@@ -33,6 +34,10 @@ class Hosts:
         self.log_limits = log_limits
         self.now = 100.0
         self.cut: set[str] = set()
+        self.unreachable_shards: set[int] = set()
+        """Shards that no coordinator's call reaches."""
+        self.calls: list[ShardCall] = []
+        """Every call that a coordinator has made."""
         self.stores: dict[str, Store] = {}
         self.nodes: dict[str, Node] = {}
         for node in self.config.nodes:
@@ -85,26 +90,54 @@ class Hosts:
             for peer_id, messages in self.turn(node_id).items():
                 if peer_id in self.nodes and not {node_id, peer_id} & self.cut:
                     self.nodes[peer_id].receive(node_id, messages)
+            for call in self.nodes[node_id].take_calls():
+                self.calls.append(call)
+                self._carry_out(node_id, call)
+
+    def _carry_out(self, node_id: str, call: ShardCall) -> None:
+        """Do what a node's shard client does: send a command to the leader of its shard."""
+        caller = self.nodes[node_id]
+        leader = self.find_leader(call.shard_id)
+        if leader is None or call.shard_id in self.unreachable_shards or node_id in self.cut:
+            caller.call_ended(call, None)
+            return
+
+        def done(reply: ExecuteReply) -> None:
+            known = reply.outcome == shard_pb2.OUTCOME_OK
+            caller.call_ended(call, decode_result(reply.results[0]) if known else None)
+
+        self.nodes[leader].execute(call.shard_id, [encode_command(call.command)], done)
 
     def run(self, seconds: float) -> None:
         end = self.now + seconds
         while self.now < end:
             self.turn_all(0.01)
 
+    def find_leader(self, shard_id: int) -> str | None:
+        for node_id, node in self.nodes.items():
+            for status in node.replica_statuses():
+                if status.shard_id == shard_id and status.serving and node_id not in self.cut:
+                    return node_id
+        return None
+
     def leader(self, shard_id: int = 0) -> str:
         for _ in range(500):
             self.turn_all(0.01)
-            for node_id, node in self.nodes.items():
-                for status in node.replica_statuses():
-                    if status.shard_id == shard_id and status.serving:
-                        return node_id
+            if (leader := self.find_leader(shard_id)) is not None:
+                return leader
         raise AssertionError("no leader")
 
     def execute(self, node_id: str, *commands: Command, shard_id: int = 0) -> list[ExecuteReply]:
         """Hand commands to a node; the list gets the reply once there is one."""
         replies: list[ExecuteReply] = []
         encoded = [encode_command(command) for command in commands]
-        self.nodes[node_id].execute(shard_id, encoded, replies.append)
+        begins = [
+            command
+            for command in commands
+            if isinstance(command, CreateTransaction)
+            and any(entry.shard_id != shard_id for entry in command.entries)
+        ]
+        self.nodes[node_id].execute(shard_id, encoded, replies.append, begins)
         return replies
 
     def query(
