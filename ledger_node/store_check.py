@@ -200,7 +200,7 @@ class _ShardCheck:
             return
         term_now, _vote = self._tables.hard_state()
         if count and not applied_index <= last:
-            yield f"{self._name}: its state is at log entry {applied_index}, but the log ends at {last}"
+            yield f"{self._name}: its state is at {applied_index}, but its log ends at {last}"
         newer_term = term_now
         size = 0
         for index in range(last, max(first, last - _LOG_ENTRIES_MAX + 1) - 1, -1):
