@@ -2,11 +2,13 @@
 
 LMDB has no page checksums, and damaged pages can crash whoever reads them. So the check runs in a
 process of its own: if that one dies, the store is damaged. It looks at the header pages and at
-every shard: its log (checksums, terms, no gaps), its numbers, its accounts (their counters against
-their histories, the sum of each book), the newest entries of the histories (each follows from the
-account's entry before, and has its transaction). All of it where that is done within `BUDGET_S`; of
-larger stores the newest. What it cannot see: damage in rows that it does not reach, and in fields
-that follow from nothing else, such as descriptions.
+every shard: its log (checksums, terms, no gaps), its numbers, its accounts (their rows against each
+other and against their newest entries), then the histories, newest first (each entry follows from
+the account's entry before, and is of its transaction), and what is pending. All of it where that
+takes no more than about `BUDGET_S` of the processor for each; of larger stores a part.
+
+What it cannot see: damage in rows that it does not reach, and in fields that follow from nothing
+else, such as descriptions and the rows of requests.
 """
 
 import itertools
@@ -19,26 +21,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import lmdb
 import msgspec
 
-from ledger_core.accounts import Direction, EntryKind, TransactionStatus
+from ledger_core.accounts import Counters, Direction, EntryKind, TransactionStatus
 from ledger_node.records import ENTRY_ROW_BYTES, EntryRow
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
 
-if TYPE_CHECKING:
-    from ledger_node.audit import Audit
-
-BUDGET_S: Final = 0.5
+BUDGET_S: Final = 0.6
 _SHOWN_MAX: Final = 3
 _LOG_ENTRIES_MAX: Final = 2_000
-_LOG_ENTRIES_MIN: Final = 8
+_LOG_BYTES_MAX: Final = 8 << 20
 _NAMES_MAX: Final = 65_536
-# An audit cannot be stopped half-way, so one that would take too long is not begun.
-_AUDITED_PER_S: Final = 50_000
+_ACCOUNTS_PER_S: Final = 30_000
 
 # LMDB's header pages, the first two of the file: magic number, and what the newest commit left.
 _MAGIC: Final = 0xBEEFC0DE
@@ -96,13 +94,20 @@ def check(store: Path, budget_s: float = BUDGET_S) -> Iterator[str]:
             shard_names = [name.removesuffix(b".meta") for name in names if name.endswith(b".meta")]
             if not shard_names and header.commits:
                 yield "it holds no shard"
-            deadline = time.monotonic() + budget_s
-            for place, name in enumerate(shard_names):
-                share_s = (deadline - time.monotonic()) / (len(shard_names) - place)
-                has_spare = name + b".b.accounts" in names
-                checker = _ShardCheck(env, txn, name, has_spare, time.monotonic() + share_s)
-                for fault in checker.faults():
-                    yield f"shard {int(name)}: {fault}"
+            shards = [
+                _ShardCheck(env, txn, name, has_spare=name + b".b.accounts" in names)
+                for name in shard_names
+            ]
+            for shard in shards:
+                yield from shard.log_faults()
+            accounts = sum(shard.accounts for shard in shards)
+            step = 1 + int(accounts / (budget_s * _ACCOUNTS_PER_S))
+            for shard in shards:
+                yield from shard.account_faults(step)
+            deadline = time.process_time() + budget_s
+            for place, shard in enumerate(shards):
+                share_s = (deadline - time.process_time()) / (len(shards) - place)
+                yield from shard.history_faults(time.process_time() + share_s)
     finally:
         env.close()
 
@@ -160,15 +165,10 @@ class _ShardCheck:
     """One shard of the store, at its last commit."""
 
     def __init__(
-        self,
-        env: lmdb.Environment,
-        txn: lmdb.Transaction,
-        name: bytes,
-        has_spare: bool,
-        deadline: float,
+        self, env: lmdb.Environment, txn: lmdb.Transaction, name: bytes, *, has_spare: bool
     ) -> None:
         self._txn = txn
-        self._deadline = deadline
+        self._name = f"shard {int(name)}"
 
         def table(suffix: str) -> lmdb._Database:
             return env.open_db(name + suffix.encode(), txn=txn, create=False)
@@ -183,13 +183,39 @@ class _ShardCheck:
             ),
         )
         self._tables = ShardTables(_View(txn), self._databases)
+        self._meta = self._tables.meta()
 
-    def faults(self) -> Iterator[str]:
-        """Yield what is wrong, what is quick to check first."""
-        meta = self._tables.meta()
-        yield from self._log_faults(meta.applied_index)
+    @property
+    def accounts(self) -> int:
+        """How many accounts the shard has."""
+        return self._meta.next_slot
+
+    def log_faults(self) -> Iterator[str]:
+        """Check the newest entries of the log, and how many rows the tables have."""
+        applied_index = self._meta.applied_index
+        first, last = self._tables.log_bounds()
+        count = self._txn.stat(self._databases.log)["entries"]
+        if count != last - first + 1:
+            yield f"{self._name}: its log has {count} entries from {first} to {last}"
+            return
+        term_now, _vote = self._tables.hard_state()
+        if count and not applied_index <= last:
+            yield f"{self._name}: its state is at {applied_index}, but its log ends at {last}"
+        newer_term = term_now
+        size = 0
+        for index in range(last, max(first, last - _LOG_ENTRIES_MAX + 1) - 1, -1):
+            if size > _LOG_BYTES_MAX:
+                break
+            term, payload = self._tables.log_entry(index)
+            size += len(payload)
+            if term > newer_term:
+                yield f"{self._name}: log entry {index} is of term {term}, after {newer_term}"
+            newer_term = term
+        yield from self._count_faults()
+
+    def _count_faults(self) -> Iterator[str]:
+        meta = self._meta
         state = self._databases.state[self._tables.generation]
-        counts = {name: self._txn.stat(table)["entries"] for name, table in state.items()}
         expected = {
             "accounts": meta.next_slot,
             "account_info": meta.next_slot,
@@ -197,65 +223,37 @@ class _ShardCheck:
             "transactions": meta.next_transaction - 1,
         }
         for name, count in expected.items():
-            if counts[name] != count:
-                yield f"{counts[name]} rows of {name}, not {count}"
+            if (found := self._txn.stat(state[name])["entries"]) != count:
+                yield f"{self._name}: {found} rows of {name}, not {count}"
         if meta.next_position > 1 and self._tables.find_entry(meta.next_position - 1) is None:
-            yield f"no entry at position {meta.next_position - 1}"
-        yield from self._history_faults()
-        if meta.next_slot <= (self._deadline - time.monotonic()) * _AUDITED_PER_S:
-            yield from self._audit().faults
-        yield from self._account_faults()
+            yield f"{self._name}: no entry at position {meta.next_position - 1}"
 
-    def _log_faults(self, applied_index: int) -> Iterator[str]:
-        first, last = self._tables.log_bounds()
-        count = self._txn.stat(self._databases.log)["entries"]
-        if count != last - first + 1:
-            yield f"its log has {count} entries from {first} to {last}"
-            return
-        term_now, _vote = self._tables.hard_state()
-        if count and not applied_index <= last:
-            yield f"its state is at log entry {applied_index}, but the log ends at {last}"
-        newer_term = term_now
-        for index in range(last, max(first, last - _LOG_ENTRIES_MAX + 1) - 1, -1):
-            if index <= last - _LOG_ENTRIES_MIN and time.monotonic() > self._deadline:
-                return
-            term, _payload = self._tables.log_entry(index)
-            if term > newer_term:
-                yield f"log entry {index} is of term {term}, later than {newer_term}"
-            newer_term = term
-
-    def _history_faults(self) -> Iterator[str]:
-        """Check that entries follow from the ones before, the newest first, while there is time."""
-        tables = self._tables
-        meta = tables.meta()
+    def history_faults(self, deadline: float) -> Iterator[str]:
+        """Check that entries follow from those before, the newest first, while there is time."""
+        tables, meta = self._tables, self._meta
         with self._txn.cursor(self._databases.state[tables.generation]["entries"]) as cursor:
             more = cursor.last()
             position = meta.next_position
-            while more and time.monotonic() < self._deadline:
+            while more and time.process_time() < deadline:
                 first, rows = _U64.unpack(cursor.key())[0], bytes(cursor.value())
                 if first + len(rows) // ENTRY_ROW_BYTES != position or len(rows) % ENTRY_ROW_BYTES:
-                    yield f"entries are missing before position {position}"
+                    yield f"{self._name}: entries are missing before position {position}"
                     return
                 position = first
                 for offset in range(0, len(rows), ENTRY_ROW_BYTES):
                     row = EntryRow.unpack(rows[offset : offset + ENTRY_ROW_BYTES])
                     at = first + offset // ENTRY_ROW_BYTES
                     if not self._follows(at, row):
-                        yield f"the entry at position {at} does not follow from the one before"
+                        yield f"{self._name}: entry {at} does not follow from the one before"
                         return
                     if not self._has_transaction(row):
-                        yield f"the entry at position {at} is not of its transaction"
+                        yield f"{self._name}: entry {at} is not of its transaction"
                         return
                 more = cursor.prev()
+        yield from self._pending_faults(deadline)
 
     def _follows(self, position: int, row: EntryRow) -> bool:
-        after = row.after
-        ours = [
-            after.debits_posted,
-            after.credits_posted,
-            after.debits_pending,
-            after.credits_pending,
-        ]
+        ours = _counters(row.after)
         posted, pending = _EFFECT[row.kind]
         side = 0 if row.direction is Direction.DEBIT else 1
         ours[side] -= posted * row.amount
@@ -266,13 +264,7 @@ class _ShardCheck:
         return (
             before is not None
             and (before.account_id, before.sequence) == (row.account_id, row.sequence - 1)
-            and ours
-            == [
-                before.after.debits_posted,
-                before.after.credits_posted,
-                before.after.debits_pending,
-                before.after.credits_pending,
-            ]
+            and ours == _counters(before.after)
         )
 
     def _has_transaction(self, row: EntryRow) -> bool:
@@ -287,48 +279,45 @@ class _ShardCheck:
             and any(state.time_us == row.time_us for state in record.states)
         )
 
-    def _audit(self) -> "Audit":
-        # Not at the top: that module imports the store, which imports this module.
-        from ledger_node.audit import audit  # noqa: PLC0415
-
-        return audit(self._tables)
-
-    def _account_faults(self) -> Iterator[str]:
-        """Check that the rows of an account name each other."""
-        for slot, balance in self._tables.balances():
-            if time.monotonic() > self._deadline:
-                return
+    def account_faults(self, step: int) -> Iterator[str]:
+        """Check every account, or one in ``step``: its rows against each other and its history."""
+        tables = self._tables
+        for slot in range(0, self._meta.next_slot, step):
+            balance = tables.balance(slot)
             account_id = balance.account_id
             if (
-                self._tables.find_slot(account_id) != slot
-                or self._tables.account_info(slot).account_id != account_id
+                tables.find_slot(account_id) != slot
+                or tables.account_info(slot).account_id != account_id
+                or not balance.book < len(self._meta.books)
             ):
-                yield f"the account in slot {slot} has rows that name different accounts"
-            if not balance.last_position:
-                continue
-            newest = self._tables.find_entry(balance.last_position)
-            if newest is None or (newest.account_id, newest.sequence) != (
-                account_id,
-                balance.sequence,
-            ):
-                yield f"the account in slot {slot} does not end with its newest entry"
-        yield from self._pending_faults()
+                yield f"{self._name}: the rows of account {slot} contradict each other"
+            newest = tables.find_entry(balance.last_position) if balance.last_position else None
+            ours = (account_id, balance.sequence, _counters(balance))
+            told = (account_id, 0, [0, 0, 0, 0])
+            if newest is not None:
+                told = (newest.account_id, newest.sequence, _counters(newest.after))
+            if ours != told or (newest is None) != (balance.last_position == 0):
+                yield f"{self._name}: the account in slot {slot} differs from its newest entry"
 
-    def _pending_faults(self) -> Iterator[str]:
+    def _pending_faults(self, deadline: float) -> Iterator[str]:
         """Count the pending transactions of every account anew, if there is the time."""
         pending: Counter[int] = Counter()
-        for number in range(1, self._tables.meta().next_transaction):
-            if time.monotonic() > self._deadline:
+        for number in range(1, self._meta.next_transaction):
+            if time.process_time() > deadline:
                 return
             record = self._tables.find_transaction(number)
             if record is None:
-                yield f"transaction {number} is missing"
+                yield f"{self._name}: transaction {number} is missing"
                 return
             if record.status is TransactionStatus.PENDING:
                 pending.update(entry.account_id for entry in record.entries)
         for slot, balance in self._tables.balances():
             if balance.pending_transactions != pending[balance.account_id]:
-                yield f"the account in slot {slot} miscounts its pending transactions"
+                yield f"{self._name}: the account in slot {slot} miscounts what is pending"
+
+
+def _counters(row: Counters) -> list[int]:
+    return [row.debits_posted, row.credits_posted, row.debits_pending, row.credits_pending]
 
 
 def main(store: str) -> int:

@@ -41,7 +41,7 @@ def draw_bounds(rnd: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replica, "PINNED_MAX", rnd.choice([1, 4]))
     patch.setattr(snapshots, "CHUNK_BYTES", rnd.choice([1, 30, 1 << 20]))
     patch.setattr(snapshots, "WINDOW_CHUNKS", rnd.choice([1, 2, 4]))
-    patch.setattr(snapshots, "RESEND_S", rnd.choice([0.02, 0.1, 0.5]))
+    patch.setattr(snapshots, "RESEND_S", rnd.choice([0.02, 0.1, 0.2]))
     patch.setattr(snapshots, "IDLE_S_MAX", rnd.choice([1.5, 10.0]))
 
 

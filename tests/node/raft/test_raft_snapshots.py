@@ -160,17 +160,28 @@ def test_a_follower_at_any_distance_from_the_edge_catches_up(lag: int) -> None:
 
 
 def test_a_follower_with_orphans_is_asked_at_the_marker_before_a_snapshot() -> None:
-    c = led_by_a(keep_entries=2)
+    """Its hint lies far back, since the run of its orphans' term begins there."""
+    c = led_by_a(keep_entries=3)
+    c.propose("A", b"3", b"4", b"5")
+    c.deliver("A", "B")
+    c.deliver("A", "C")
     c.isolate("A", "BC")
-    c.propose("A", *(b"orphan %d" % number for number in range(6)))
+    c.propose("A", *(b"orphan %d" % number for number in range(5)))
+    assert (c.group("A").commit_index, c.group("A").last_index) == (2, 10)
+    for name in "BC":
+        c.group(name).peer_disconnected("A")
     c.elect("B", "C")
     c.sync("B", "C")
-    assert c.group("B").first_index == 1
+    c.propose("B", b"7")
+    c.sync("B", "C")
+    c.elect("C", "B")
+    c.sync("C", "B")
+    assert c.group("C").first_index == 5
     c.heal()
-    c.sync("B", "AC", rounds=10)
-    assert c.state("A") == []
+    c.group("C").peer_connected("A")
+    c.sync("C", "AB", rounds=10)
+    assert c.state("A") == [b"3", b"4", b"5", b"7"]
     assert c.stores["A"].take_installs() == 0
-    assert c.group("A").applied_index == 3
 
 
 def test_entries_before_the_log_are_known_to_match() -> None:
