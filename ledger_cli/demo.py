@@ -19,7 +19,8 @@ import click
 from ledger_cli.context import CliError
 from ledger_cli.local_cluster import LocalCluster, LocalClusterError, free_base_port
 from ledger_cli.node_probe import NodeProbe, serving_leader
-from ledger_cli.scenarios import SCENARIOS, ClaimError, Story
+from ledger_cli.scenarios import ACCOUNT_SCENARIOS, SCENARIOS
+from ledger_cli.story import ClaimError, Story
 from ledger_cli.traffic import AccountsByShard, Traffic, open_accounts
 from ledger_cli.verify import ShardProof, prove
 from ledger_client import AsyncLedgerClient
@@ -149,8 +150,10 @@ class _Demo:
     async def _scenarios(self, client: AsyncLedgerClient) -> None:
         for name, scenario in SCENARIOS.items():
             self._title(f"{name}: {(scenario.__doc__ or '').strip().rstrip('.')}")
-            account = await client.create_account()
-            await scenario(Story(client, account.id, lambda line: click.echo(f"  {line}")))
+            account_id = ""
+            if name in ACCOUNT_SCENARIOS:
+                account_id = (await client.create_account()).id
+            await scenario(Story(client, account_id, lambda line: click.echo(f"  {line}")))
 
     async def _lose_a_node(self, traffic: Traffic) -> None:
         self._title("Losing a node under load")

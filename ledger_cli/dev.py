@@ -23,7 +23,8 @@ from ledger_cli.demo import demo
 from ledger_cli.local_cluster import GATEWAY, LocalCluster, LocalClusterError
 from ledger_cli.node_probe import NodeProbe, serving_leader
 from ledger_cli.output import account_record, console
-from ledger_cli.scenarios import SCENARIOS, ClaimError, Story
+from ledger_cli.scenarios import ACCOUNT_SCENARIOS, SCENARIOS
+from ledger_cli.story import ClaimError, Story
 from ledger_cli.supervisor import Supervisor
 from ledger_cluster.config import load_cluster_config
 
@@ -99,13 +100,14 @@ async def _seed(session: Session, count: int, concurrency: int) -> None:
 
 
 def _scenario(name: str) -> click.Command:
-    @click.option("--account-id", help="The account to use (default: a new one).")
     @output_option
     @gateway_options
     @pass_session
-    def run(session: Session, account_id: str | None) -> None:
+    def run(session: Session, account_id: str | None = None) -> None:
         asyncio.run(_tell(session, name, account_id))
 
+    if name in ACCOUNT_SCENARIOS:
+        run = click.option("--account-id", help="The account to use (default: a new one).")(run)
     return click.command(name, help=SCENARIOS[name].__doc__)(run)
 
 
@@ -123,12 +125,14 @@ async def _tell(session: Session, name: str, account_id: str | None) -> None:
 
     failure = ""
     async with session.async_client() as client:
-        if account_id is None:
+        if name not in ACCOUNT_SCENARIOS:
+            tell(f"{name} with accounts of its own")
+        elif account_id is None:
             account_id = (await client.create_account()).id
             tell(f"{name} with the new account {account_id}")
         else:
             tell(f"{name} with account {account_id}")
-        story = Story(client, account_id, tell)
+        story = Story(client, account_id or "", tell)
         try:
             await SCENARIOS[name](story)
         except ClaimError as error:

@@ -1,87 +1,29 @@
 """Stories that show what the ledger promises, and check every claim they make.
 
-They work from whatever balance the account has, so they can be told again and again. Nobody else
-may use the account meanwhile.
+The first ones work from whatever balance their account has, so they can be told again and again;
+nobody else may use the account meanwhile. The others (`entry_scenarios`) open their own accounts.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
-from ledger.v1 import ledger_pb2
+from ledger_cli.entry_scenarios import ENTRY_SCENARIOS
 from ledger_cli.output import status_name
-from ledger_client import AsyncLedgerClient, LedgerError
+from ledger_cli.story import (
+    CANCELLED,
+    INSUFFICIENT_FUNDS,
+    PENDING,
+    SETTLED,
+    Story,
+    error_of,
+    words_of,
+)
 from ledger_core.ids import new_request_id
-from ledger_core.money import format_amount
-
-SETTLED = ledger_pb2.TRANSACTION_STATUS_SETTLED
-PENDING = ledger_pb2.TRANSACTION_STATUS_PENDING
-CANCELLED = ledger_pb2.TRANSACTION_STATUS_CANCELLED
-INSUFFICIENT_FUNDS = ledger_pb2.TRANSACTION_STATUS_INSUFFICIENT_FUNDS
 
 PURCHASES = 50
 AFFORDABLE = 20
 REPEATS = 20
-
-
-class ClaimError(Exception):
-    """Something that the ledger promises did not hold."""
-
-
-@dataclass
-class Story:
-    """One telling of a scenario: the client, the account, and the claims that held so far."""
-
-    client: AsyncLedgerClient
-    account_id: str
-    tell: Callable[[str], None]
-    claims: list[str] = field(default_factory=list)
-    _unit: tuple[str, int] = ("USD", 2)
-
-    def claim(self, holds: bool, text: str, otherwise: object = "") -> None:
-        """Tell a claim that holds; raise ClaimError, with what was found, if it does not."""
-        if not holds:
-            found = f" (found: {otherwise})" if otherwise != "" else ""
-            raise ClaimError(f"this does not hold: {text}{found}")
-        self.claims.append(text)
-        self.tell(f"✓ {text}")
-
-    def money(self, amount: int) -> str:
-        """Write an amount in the account's currency."""
-        return format_amount(amount, *self._unit)
-
-    async def balance(self) -> ledger_pb2.Account:
-        """Read the account."""
-        account = await self.client.get_account(self.account_id)
-        self._unit = (account.currency, account.currency_exponent)
-        return account
-
-    async def move(
-        self, amount: int, description: str, *, settled: bool, request_id: str | None = None
-    ) -> ledger_pb2.Transaction:
-        """Move money into (> 0) or out of (< 0) the account."""
-        return await self.client.create_transaction(
-            self.account_id, amount, description, settled=settled, request_id=request_id
-        )
-
-    async def expect(
-        self, before: ledger_pb2.Account, text: str, *, available: int, settled: int, pending: int
-    ) -> ledger_pb2.Account:
-        """Claim how balances and pending transactions changed since ``before``."""
-        after = await self.balance()
-        changes = (
-            after.available_balance - before.available_balance,
-            after.settled_balance - before.settled_balance,
-            after.pending_transactions - before.pending_transactions,
-        )
-        self.claim(
-            changes == (available, settled, pending),
-            f"{text}: available {self.money(after.available_balance)}, "
-            f"settled {self.money(after.settled_balance)}",
-            f"changes by {changes}, not {(available, settled, pending)}",
-        )
-        return after
 
 
 async def scenario_1(story: Story) -> None:
@@ -152,7 +94,7 @@ async def scenario_2(story: Story) -> None:
         ("settled", story.client.settle_transaction),
         ("cancelled", story.client.cancel_transaction),
     ):
-        error = await _error_of(again(purchase.id))
+        error = await error_of(again(purchase.id))
         story.claim(
             error is not None and error.status == "FAILED_PRECONDITION",
             f"it cannot be {verb} any more: {error.message if error else ''}",
@@ -228,9 +170,9 @@ async def scenario_4(story: Story) -> None:
     once = await story.expect(
         start, "the money came once", available=25_00, settled=25_00, pending=0
     )
-    error = await _error_of(story.move(26_00, "top-up", settled=True, request_id=request_id))
+    error = await error_of(story.move(26_00, "top-up", settled=True, request_id=request_id))
     story.claim(
-        error is not None and error.status == "ALREADY_EXISTS" and "amount" in _words_of(error),
+        error is not None and error.status == "ALREADY_EXISTS" and "amount" in words_of(error),
         f"another amount under the same id is refused: {error.message if error else ''}",
         error or "no error",
     )
@@ -241,21 +183,12 @@ async def scenario_4(story: Story) -> None:
     )
 
 
-SCENARIOS: dict[str, Callable[[Story], Awaitable[None]]] = {
+ACCOUNT_SCENARIOS: dict[str, Callable[[Story], Awaitable[None]]] = {
     "scenario-1": scenario_1,
     "scenario-2": scenario_2,
     "scenario-3": scenario_3,
     "scenario-4": scenario_4,
 }
+"""Those that are about one account."""
 
-
-async def _error_of(call: Awaitable[object]) -> LedgerError | None:
-    try:
-        await call
-    except LedgerError as error:
-        return error
-    return None
-
-
-def _words_of(error: LedgerError) -> str:
-    return " ".join([error.message, *error.metadata, *error.metadata.values()])
+SCENARIOS = ACCOUNT_SCENARIOS | ENTRY_SCENARIOS
