@@ -59,6 +59,7 @@ from ledger_node.store_tables import (
     STATE_TABLES,
     ShardDatabases,
     ShardTables,
+    table_bytes,
 )
 
 __all__ = [
@@ -79,6 +80,7 @@ DEFAULT_MAP_BYTES: Final = 64 << 30
 
 # Beyond these, `Store.full` asks for new writes to be refused.
 _MAP_USE_MAX: Final = 0.9
+_LIVE_MAX: Final = 0.75
 _FREE_DISK_BYTES_MIN: Final = 64 << 20
 
 
@@ -226,17 +228,31 @@ class Store:
 
     def full(self) -> str | None:
         """Say what is nearly full, so that new writes are refused while what is under way ends."""
-        used, bound = self.used_bytes(), self.map_bytes()
-        if used > bound * _MAP_USE_MAX:
+        bound = self.map_bytes()
+        # The file never shrinks; what was used once and is free now counts only where it is scarce.
+        if self.used_bytes() > bound * _MAP_USE_MAX and self._live_bytes() > bound * _LIVE_MAX:
             return (
-                f"the store has used {used >> 20} of {bound >> 20} MiB: raise --store-max-mib on "
-                f"every node, one after the other"
+                f"the store has used {self.used_bytes() >> 20} of {bound >> 20} MiB: raise "
+                f"--store-max-mib on every node, one after the other"
             )
         stat = os.statvfs(self._path)
         free = stat.f_bavail * stat.f_frsize
         if free < _FREE_DISK_BYTES_MIN:
             return f"the disk has only {free >> 20} MiB free: make room on it"
         return None
+
+    def _live_bytes(self) -> int:
+        """Bytes that tables hold as of the last commit."""
+        with self._env.begin() as txn:
+            return sum(
+                table_bytes(txn, table)
+                for databases in self._databases.values()
+                for table in (
+                    databases.meta,
+                    databases.log,
+                    *(table for tables in databases.state for table in tables.values()),
+                )
+            )
 
     def close(self) -> None:
         """Drop what is not committed, close the environment and release the directory."""

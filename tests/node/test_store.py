@@ -200,6 +200,21 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> N
     open_store(tmp_path).close()
 
 
+def test_what_was_used_once_and_is_free_again_does_not_refuse_writes(tmp_path: Path) -> None:
+    """A reader that stayed long (a snapshot on its way) lets the file grow; the pages come back."""
+    store = open_store(tmp_path, map_bytes=4 << 20)
+    log = StoredRaftLog(store.shard(0))
+    for index in range(1, 60):
+        append(log, index, 1, bytes(64 << 10))
+    store.commit()
+    assert store.full() is not None
+    log.truncate_from(2)
+    store.commit()
+    assert store.used_bytes() > 3 << 20
+    assert store.full() is None
+    store.close()
+
+
 def test_writes_are_refused_before_the_store_or_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
