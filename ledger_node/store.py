@@ -229,8 +229,11 @@ class Store:
     def full(self) -> str | None:
         """Say what is nearly full, so that new writes are refused while what is under way ends."""
         bound = self.map_bytes()
-        # The file never shrinks; what was used once and is free now counts only where it is scarce.
-        if self.used_bytes() > bound * _MAP_USE_MAX and self._live_bytes() > bound * _LIVE_MAX:
+        # The file never shrinks. Pages that were used once and are free now are used again, but not
+        # while somebody reads an older state: a snapshot on its way, an audit.
+        if self.used_bytes() > bound * _MAP_USE_MAX and (
+            self._has_readers() or self._live_bytes() > bound * _LIVE_MAX
+        ):
             return (
                 f"the store has used {self.used_bytes() >> 20} of {bound >> 20} MiB: raise "
                 f"--store-max-mib on every node, one after the other"
@@ -240,6 +243,10 @@ class Store:
         if free < _FREE_DISK_BYTES_MIN:
             return f"the disk has only {free >> 20} MiB free: make room on it"
         return None
+
+    def _has_readers(self) -> bool:
+        lines = self._env.readers().splitlines()[1:]
+        return any(line.split()[-1].isdigit() for line in lines)
 
     def _live_bytes(self) -> int:
         """Bytes that tables hold as of the last commit."""

@@ -212,6 +212,10 @@ def test_what_was_used_once_and_is_free_again_does_not_refuse_writes(tmp_path: P
     store.commit()
     assert store.used_bytes() > 3 << 20
     assert store.full() is None
+    # While somebody reads, the free pages of that state cannot be used.
+    with store.read():
+        assert store.full() is not None
+    assert store.full() is None
     store.close()
 
 

@@ -15,7 +15,7 @@ from ledger_cluster.config import ClusterConfig
 from ledger_node.store import ShardRange, ShardTables, Store, StoreIdentity
 from tests.simulation.engine import require
 
-MAP_BYTES = 64 << 20
+MAP_BYTES = 1 << 30
 
 
 class SimulatedCrash(BaseException):
