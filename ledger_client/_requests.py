@@ -284,6 +284,8 @@ def given(**fields: object) -> dict[str, object]:
 def _set(message: Message, name: str, value: object) -> None:
     match value:
         case Message():
+            # Set even if there is nothing in it: no limits are not the same as none given.
+            getattr(message, name).SetInParent()
             getattr(message, name).CopyFrom(value)
         case Mapping():
             getattr(message, name).update(value)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import Result
 
 from ledger.v1 import ledger_pb2
-from ledger_cli import context
+from ledger_cli import context, scenarios
 from ledger_client import AsyncLedgerClient, LedgerError
 from ledger_client.testing import StandaloneLedger
 
@@ -16,6 +16,7 @@ Run = Callable[..., Result]
 Call = Callable[..., Any]
 
 SCENARIOS = ("scenario-1", "scenario-2", "scenario-3", "scenario-4")
+ENTRY_SCENARIOS = tuple(f"scenario-{number}" for number in range(5, 12))
 
 
 @pytest.mark.parametrize("balance", [0, 1, 12_345, 10**15 + 7])
@@ -32,6 +33,24 @@ def test_scenarios_hold_whatever_the_balance(
         assert result.exit_code == 0, result.output
         assert f"{scenario} holds" in result.stdout
         assert "✓" in result.stdout
+
+
+def test_every_scenario_has_its_command() -> None:
+    assert tuple(scenarios.SCENARIOS) == SCENARIOS + ENTRY_SCENARIOS
+
+
+@pytest.mark.parametrize("scenario", ENTRY_SCENARIOS)
+def test_scenarios_with_accounts_of_their_own_hold(call: Call, scenario: str) -> None:
+    # Twice: what they leave behind is in nobody's way.
+    for _ in range(2):
+        told = call("dev", scenario)
+        assert told["ok"]
+        assert len(told["claims"]) >= 3
+
+
+def test_a_merchant_gets_what_is_left_after_commission_and_fee(call: Call) -> None:
+    told = " ".join(call("dev", "scenario-5")["claims"])
+    assert "merchant 86.80 USD, commissions 10.00 USD, fees 3.20 USD" in told
 
 
 def test_a_scenario_opens_an_account_unless_given_one(call: Call) -> None:
@@ -60,11 +79,26 @@ class GenerousClient(AsyncLedgerClient):
     """Breaks the promise that nothing is paid beyond the funds."""
 
     async def create_transaction(
-        self, account_id: str, amount: int, description: str = "", **kwargs: Any
+        self, account_id: str = "", amount: int = 0, description: str = "", **kwargs: Any
     ) -> ledger_pb2.Transaction:
         if amount < 0:
             await super().create_transaction(account_id, -amount, settled=True)
         return await super().create_transaction(account_id, amount, description, **kwargs)
+
+
+class ShavingClient(AsyncLedgerClient):
+    """Moves one cent more than it was asked to, wherever money moves between accounts."""
+
+    async def create_transaction(self, *args: Any, **kwargs: Any) -> ledger_pb2.Transaction:
+        entries = [ledger_pb2.Entry.FromString(e.SerializeToString()) for e in _entries(kwargs)]
+        if entries:
+            entries[0].amount += 1
+            entries[1].amount += 1
+        return await super().create_transaction(*args, **kwargs | {"entries": entries})
+
+
+def _entries(kwargs: dict[str, Any]) -> list[ledger_pb2.Entry]:
+    return list(kwargs.get("entries", ()))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +108,8 @@ class GenerousClient(AsyncLedgerClient):
         ("scenario-2", GenerousClient),
         ("scenario-3", GenerousClient),
         ("scenario-4", ForgetfulClient),
+        *((scenario, ShavingClient) for scenario in ENTRY_SCENARIOS),
+        ("scenario-11", ForgetfulClient),
     ],
 )
 def test_a_broken_promise_is_found(

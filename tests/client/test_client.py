@@ -6,10 +6,12 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from scripted_gateway import Failing, info, retry_after, scripted_gateway
 
@@ -27,6 +29,9 @@ from ledger_client import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    credit,
+    debit,
+    limits,
 )
 
 ACCOUNT = "0123456789abcdef"
@@ -129,6 +134,139 @@ def test_exports() -> None:
             ledger_pb2.CancelTransactionResponse(transaction=CREATED.transaction),
             ledger_pb2.CancelTransactionRequest(transaction_id=TRANSACTION, request_id="c"),
         ),
+        (
+            lambda client: client.create_account(
+                request_id="r",
+                currency="EUR",
+                code="10",
+                account_type=ledger_pb2.ACCOUNT_TYPE_ASSET,
+                name="cash",
+                limits=limits(None, 500),
+                metadata={"k": "v"},
+            ),
+            ledger_pb2.CreateAccountResponse(account=ledger_pb2.Account(id=ACCOUNT)),
+            ledger_pb2.CreateAccountRequest(
+                request_id="r",
+                currency="EUR",
+                code="10",
+                type=ledger_pb2.ACCOUNT_TYPE_ASSET,
+                name="cash",
+                limits=ledger_pb2.Limits(maximum=500),
+                metadata={"k": "v"},
+            ),
+        ),
+        (
+            lambda client: client.get_account(ledger="books", name="cash"),
+            FOUND,
+            ledger_pb2.GetAccountRequest(ledger="books", name="cash", consistency=1),
+        ),
+        (
+            lambda client: client.update_account(
+                ACCOUNT, 4, name="", metadata={}, limits=limits(), request_id="u"
+            ),
+            ledger_pb2.UpdateAccountResponse(account=FOUND.account),
+            ledger_pb2.UpdateAccountRequest(
+                account_id=ACCOUNT,
+                revision=4,
+                name="",
+                metadata=ledger_pb2.Metadata(),
+                limits=ledger_pb2.Limits(),
+                request_id="u",
+            ),
+        ),
+        (
+            lambda client: client.update_account(ACCOUNT, 4, request_id="u"),
+            ledger_pb2.UpdateAccountResponse(account=FOUND.account),
+            ledger_pb2.UpdateAccountRequest(account_id=ACCOUNT, revision=4, request_id="u"),
+        ),
+        (
+            lambda client: client.freeze_account(ACCOUNT, request_id="f"),
+            ledger_pb2.FreezeAccountResponse(account=FOUND.account),
+            ledger_pb2.FreezeAccountRequest(account_id=ACCOUNT, request_id="f"),
+        ),
+        (
+            lambda client: client.unfreeze_account(ACCOUNT, request_id="f"),
+            ledger_pb2.UnfreezeAccountResponse(account=FOUND.account),
+            ledger_pb2.UnfreezeAccountRequest(account_id=ACCOUNT, request_id="f"),
+        ),
+        (
+            lambda client: client.close_account(ACCOUNT, request_id="c"),
+            ledger_pb2.CloseAccountResponse(account=FOUND.account),
+            ledger_pb2.CloseAccountRequest(account_id=ACCOUNT, request_id="c"),
+        ),
+        (
+            lambda client: client.create_transaction(
+                entries=[
+                    debit(ACCOUNT, 5, "USD", expected_version=0),
+                    credit("b", 5, minimum_balance=0, maximum_balance=9),
+                ],
+                description="split",
+                settled=False,
+                ledger="books",
+                external_reference="order",
+                effective_time=datetime(2026, 1, 31, tzinfo=UTC),
+                expire_time=datetime(2026, 2, 1, tzinfo=UTC),
+                metadata={"k": "v"},
+                actor="me",
+                dry_run=True,
+                request_id="r",
+            ),
+            CREATED,
+            ledger_pb2.CreateTransactionRequest(
+                entries=[
+                    ledger_pb2.Entry(
+                        account_id=ACCOUNT,
+                        direction=ledger_pb2.DIRECTION_DEBIT,
+                        amount=5,
+                        currency="USD",
+                        expected_version=0,
+                    ),
+                    ledger_pb2.Entry(
+                        account_id="b",
+                        direction=ledger_pb2.DIRECTION_CREDIT,
+                        amount=5,
+                        minimum_balance=0,
+                        maximum_balance=9,
+                    ),
+                ],
+                description="split",
+                ledger="books",
+                external_reference="order",
+                effective_time=Timestamp(seconds=1_769_817_600),
+                expire_time=Timestamp(seconds=1_769_904_000),
+                metadata={"k": "v"},
+                actor="me",
+                dry_run=True,
+                request_id="r",
+            ),
+        ),
+        (
+            lambda client: client.get_transaction(account_id=ACCOUNT, request_id="r"),
+            ledger_pb2.GetTransactionResponse(transaction=CREATED.transaction),
+            ledger_pb2.GetTransactionRequest(account_id=ACCOUNT, request_id="r", consistency=1),
+        ),
+        (
+            lambda client: client.settle_transaction(
+                TRANSACTION, amount=3, actor="me", request_id="s"
+            ),
+            ledger_pb2.SettleTransactionResponse(transaction=CREATED.transaction),
+            ledger_pb2.SettleTransactionRequest(
+                transaction_id=TRANSACTION, amount=3, actor="me", request_id="s"
+            ),
+        ),
+        (
+            lambda client: client.reverse_transaction(
+                TRANSACTION, [1, 0, 1], "back", actor="me", request_id="v"
+            ),
+            ledger_pb2.ReverseTransactionResponse(transaction=CREATED.transaction),
+            ledger_pb2.ReverseTransactionRequest(
+                transaction_id=TRANSACTION,
+                amounts=[1, 0, 1],
+                description="back",
+                actor="me",
+                request_id="v",
+            ),
+        ),
     ],
 )
 def test_each_method_sends_its_request(
@@ -137,6 +275,92 @@ def test_each_method_sends_its_request(
     with scripted_gateway(response) as gateway:
         assert run(gateway.target, call).id in (ACCOUNT, TRANSACTION)
         assert gateway.requests == [request_]
+
+
+BOOKS = ledger_pb2.Ledger(name="books")
+
+
+@pytest.mark.parametrize(
+    ("call", "response", "request_"),
+    [
+        (
+            lambda client: client.create_ledger(
+                "books",
+                [ledger_pb2.Currency(code="USD", exponent=2)],
+                [ledger_pb2.ChartLine(code="1")],
+                "Ours",
+                request_id="r",
+            ),
+            ledger_pb2.CreateLedgerResponse(ledger=BOOKS),
+            ledger_pb2.CreateLedgerRequest(
+                name="books",
+                currencies=[ledger_pb2.Currency(code="USD", exponent=2)],
+                chart=[ledger_pb2.ChartLine(code="1")],
+                description="Ours",
+                request_id="r",
+            ),
+        ),
+        (
+            lambda client: client.get_ledger("books", stale=True),
+            ledger_pb2.GetLedgerResponse(ledger=BOOKS),
+            ledger_pb2.GetLedgerRequest(ledger="books", consistency=2),
+        ),
+        (
+            lambda client: client.update_ledger("books", 3, description="", request_id="r"),
+            ledger_pb2.UpdateLedgerResponse(ledger=BOOKS),
+            ledger_pb2.UpdateLedgerRequest(
+                ledger="books", revision=3, description="", request_id="r"
+            ),
+        ),
+    ],
+)
+def test_each_method_of_ledgers_sends_its_request(
+    run: Callable[..., Any], call: Call, response: Any, request_: Any
+) -> None:
+    with scripted_gateway(response) as gateway:
+        assert run(gateway.target, call) == BOOKS
+        assert gateway.requests == [request_]
+
+
+def lists(client: Any) -> list[tuple[Any, str]]:
+    return [(client.list_accounts("books", page_size=2), "id"), (client.list_ledgers(), "name")]
+
+
+LISTED = [
+    ledger_pb2.ListAccountsResponse(accounts=[ledger_pb2.Account(id="a")], next_page_token="t"),
+    ledger_pb2.ListAccountsResponse(next_page_token="u"),
+    ledger_pb2.ListAccountsResponse(accounts=[ledger_pb2.Account(id="b")]),
+    ledger_pb2.ListLedgersResponse(ledgers=[ledger_pb2.Ledger(name="c")], next_page_token="v"),
+    ledger_pb2.ListLedgersResponse(ledgers=[ledger_pb2.Ledger(name="d")]),
+]
+
+
+async def test_accounts_and_ledgers_page_by_page(run: Callable[..., Any]) -> None:
+    with scripted_gateway(*LISTED) as gateway, LedgerClient(gateway.target) as client:
+        found = [getattr(item, name) for items, name in lists(client) for item in items]
+        requests = gateway.requests
+    with scripted_gateway(*LISTED) as gateway:
+        async with AsyncLedgerClient(gateway.target) as client:
+            found += [getattr(item, name) for items, name in lists(client) async for item in items]
+        assert gateway.requests == requests
+    assert found == ["a", "b", "c", "d"] * 2
+    assert [item.page_token for item in requests] == ["", "t", "u", "", "v"]
+    assert requests[0] == ledger_pb2.ListAccountsRequest(ledger="books", page_size=2, consistency=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "fields"),
+    [
+        (lambda: debit(5, "x", None), ["account_id", "amount", "currency"]),  # type: ignore[arg-type]
+        (lambda: credit("a", 2**63), ["amount"]),
+        (lambda: credit("a", 1, expected_version=-1), ["expected_version"]),
+        (lambda: limits(2**63, "5"), ["minimum", "maximum"]),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_that_no_message_can_hold(make: Callable[[], Any], fields: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        make()
+    assert [item.field for item in caught.value.violations] == fields
 
 
 def test_all_pages_one_after_the_other() -> None:
@@ -237,6 +461,11 @@ def test_unreadable_details_do_not_hide_the_error(run: Callable[..., Any]) -> No
         ({"description": None}, ["description"]),
         ({"account_id": 1, "amount": 2**64, "description": 3}, 3 * [""]),
         ({"request_id": 5}, ["request_id"]),
+        ({"metadata": {"k": 5}}, ["metadata"]),
+        ({"entries": ["debit"]}, ["entries"]),
+        ({"entries": [None]}, ["entries"]),
+        ({"expire_time": datetime(2026, 1, 1)}, ["expire_time"]),
+        ({"expire_time": 5}, ["expire_time"]),
     ],
 )
 def test_values_that_no_message_can_hold(

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger_gateway.pagination import START, Cursor, decode_page_token, encode_page_token
+from ledger.v1 import ledger_pb2
+from ledger_gateway.pagination import (
+    START,
+    AccountCursor,
+    Cursor,
+    decode_account_token,
+    decode_ledger_token,
+    decode_page_token,
+    encode_account_token,
+    encode_ledger_token,
+    encode_page_token,
+)
 
 u64 = st.integers(0, 2**64 - 1)
 positive = st.integers(1, 2**64 - 1)
@@ -61,3 +72,62 @@ def test_tokens_of_another_version_are_told_apart(monkeypatch: pytest.MonkeyPatc
 def test_half_a_start_is_refused(cursor: Cursor) -> None:
     with pytest.raises(ValueError, match="is not a page token"):
         decode_page_token(encode_page_token(1, cursor), 1)
+
+
+accounts = st.builds(AccountCursor, st.integers(0, 2**32 - 1), st.integers(-1, 2**63 - 1))
+requests = st.builds(
+    ledger_pb2.ListAccountsRequest,
+    ledger=st.sampled_from(["", "main", "books"]),
+    code_prefix=st.sampled_from(["", "1", "10"]),
+    type=st.integers(0, 5),
+    state=st.integers(0, 3),
+    metadata_key=st.sampled_from(["", "a"]),
+)
+
+
+@given(accounts, requests, requests)
+def test_account_tokens_are_for_their_filters(
+    cursor: AccountCursor,
+    request: ledger_pb2.ListAccountsRequest,
+    other: ledger_pb2.ListAccountsRequest,
+) -> None:
+    token = encode_account_token(cursor, request)
+    request.page_token, request.page_size = token, 7
+    assert decode_account_token(token, request) == cursor
+    if other != ledger_pb2.ListAccountsRequest(
+        ledger=request.ledger,
+        code_prefix=request.code_prefix,
+        type=request.type,
+        state=request.state,
+        metadata_key=request.metadata_key,
+    ):
+        with pytest.raises(ValueError, match="other filters"):
+            decode_account_token(token, other)
+
+
+@given(st.from_regex(r"[a-z][a-z0-9_-]{0,62}", fullmatch=True))
+def test_ledger_tokens(name: str) -> None:
+    token = encode_ledger_token(name)
+    assert decode_ledger_token(token) == name
+    assert len(token) <= 120
+
+
+@given(accounts, cursors, u64, st.text(alphabet=ALPHABET, max_size=60))
+def test_tokens_of_one_list_are_not_for_another(
+    account: AccountCursor, cursor: Cursor, account_id: int, text: str
+) -> None:
+    request = ledger_pb2.ListAccountsRequest()
+    account_token = encode_account_token(account, request)
+    transaction_token = encode_page_token(account_id, cursor)
+    ledger_token = encode_ledger_token("books")
+    for token in (transaction_token, ledger_token, text):
+        if token:
+            with pytest.raises(ValueError, match="is not a page token"):
+                decode_account_token(token, request)
+    for token in (account_token, transaction_token, text):
+        if token:
+            with pytest.raises(ValueError, match="is not a page token"):
+                decode_ledger_token(token)
+    for token in (account_token, ledger_token):
+        with pytest.raises(ValueError, match="is not a page token"):
+            decode_page_token(token, None)
