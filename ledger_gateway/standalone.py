@@ -95,7 +95,8 @@ class StandaloneShards:
         *,
         stale: bool = False,  # noqa: ARG002
     ) -> Answer:
-        """Answer from the last committed state."""
+        """Answer from the last committed state, in which nothing is past its time."""
+        self._expire()
         with self._store.read() as view:
             tables = view.shard(_SHARD_ID)
             return Answer(
@@ -126,16 +127,30 @@ class StandaloneShards:
             return
         began_at = time.monotonic()
         batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
-        try:
-            index = self._store.shard(_SHARD_ID).meta().applied_index + 1
-            payload = encode_batch(time.time_ns() // 1_000, [item.command for item in batch])
-            results = self._state_machine.apply(index, payload)
-            self._store.commit()
-        except BaseException as error:
-            die("the standalone ledger stops: a write could not be applied or stored", error)
+        results = self._apply([item.command for item in batch])
         self._ready_at = rested_at(began_at, time.monotonic())
         if self._queue:
             self._schedule_turn()
         for item, result in zip(batch, results, strict=True):
             if not item.result.done():
                 item.result.set_result(result)
+
+    def _expire(self) -> None:
+        """Let pending transactions expire whose time is over: every log entry does so."""
+        with self._store.read() as view:
+            due = any(view.shard(_SHARD_ID).expirations_until(_now_us()))
+        if due and not self._store.full():
+            self._apply([])
+
+    def _apply(self, batch: list[bytes]) -> list[Result]:
+        try:
+            index = self._store.shard(_SHARD_ID).meta().applied_index + 1
+            results = self._state_machine.apply(index, encode_batch(_now_us(), batch))
+            self._store.commit()
+        except BaseException as error:
+            die("the standalone ledger stops: a write could not be applied or stored", error)
+        return results
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000

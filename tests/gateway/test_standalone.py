@@ -1,7 +1,9 @@
 """The real thing in one process: the standalone gateway, through the SDK."""
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -261,6 +263,26 @@ def test_amounts_at_the_edge_of_int64(client: LedgerClient) -> None:
     assert overflow.value.reason == "BALANCE_OVERFLOW"
     client.cancel_transaction(held.id)
     assert balances(client, account_id) == (0, 0)
+
+
+def test_what_is_past_its_time_has_expired_for_whoever_looks(
+    client: LedgerClient, account: str
+) -> None:
+    in_a_moment = datetime.now(UTC) + timedelta(seconds=0.3)
+    held = client.create_transaction(
+        account, -10_00, "hold", settled=False, expire_time=in_a_moment, request_id="hold"
+    )
+    assert held.status == PENDING
+    assert balances(client, account) == (10_00, 0)
+    time.sleep(0.5)
+    assert balances(client, account) == (10_00, 10_00)
+    assert client.get_transaction(held.id).status == ledger_pb2.TRANSACTION_STATUS_EXPIRED
+    with pytest.raises(FailedPreconditionError):
+        client.settle_transaction(held.id)
+    again = client.create_transaction(
+        account, -10_00, "hold", settled=False, expire_time=in_a_moment, request_id="hold"
+    )
+    assert again == held
 
 
 def test_nobody_moves_the_external_account(client: LedgerClient, account: str) -> None:
