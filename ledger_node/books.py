@@ -94,6 +94,10 @@ class Books:
             balance = self._balances[slot] = self.tables.balance(slot)
         return balance
 
+    def book_of(self, account_id: int) -> Book:
+        """Return the book of an account that exists."""
+        return self.meta.books[self.balance(self.slot(account_id)).book]
+
     def info(self, slot: int) -> AccountRecord:
         """Return what seldom changes of the account in a slot."""
         return self._infos.get(slot) or self.tables.account_info(slot)

@@ -7,7 +7,7 @@ currency makes the reserved money balance ("due to", "due from"). How it goes on
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -44,11 +44,6 @@ from ledger_node.views import account_failure, account_not_found, transaction_no
 EXPIRED_PER_BATCH_MAX = 1_000
 
 _NO_LIMITS = Limits(minimum=None)
-
-_STATE_REFUSALS = {
-    AccountState.FROZEN: RefusalReason.ACCOUNT_FROZEN,
-    AccountState.CLOSED: RefusalReason.ACCOUNT_CLOSED,
-}
 
 
 # Beginning
@@ -318,7 +313,7 @@ def book_new(books: Books, number: int, record: TransactionRecord, kind: EntryKi
         books.book_entries(number, known, kind)
         return
     books.book_entries(number, record.booked, kind)
-    _check_floors(books, record.booked)
+    _check_floors(books, record.booked, nets=kind is EntryKind.POSTED)
 
 
 # Ending
@@ -441,13 +436,14 @@ def refusal(
     shards), the account must have all that it pays, for pending inflows are not available.
     ``own_accounts`` lets the shard's own accounts take part.
     """
-    ledger, entries = command.ledger, command.entries
+    entries = command.entries
     nets = command.settled and all(entry.shard_id == books.shard_id for entry in entries)
     local = [(i, entry) for i, entry in enumerate(entries) if entry.shard_id == books.shard_id]
-    for check in (_not_usable, _of_other_books, _not_open, _precondition_fails):
+    for reason, holds in _CHECKS:
+        if own_accounts and reason is RefusalReason.SYSTEM_ACCOUNT:
+            continue
         for index, entry in local:
-            reason = check(books, ledger, entries, entry)
-            if reason is not None and not (own_accounts and reason is RefusalReason.SYSTEM_ACCOUNT):
+            if holds(books, command, entry):
                 return Refused(index, reason=reason)
     moved = _Moved(books, [entry for _, entry in local], nets=nets)
     for limit in (_overdraft, _overfull):
@@ -463,57 +459,74 @@ def refusal(
     return None
 
 
-def _not_usable(
-    books: Books, _ledger: str, _entries: Sequence[Entry], entry: Entry
-) -> RefusalReason | None:
-    if books.find_slot(entry.account_id) is None:
-        return RefusalReason.ACCOUNT_NOT_FOUND
-    if is_system_account_id(books.meta.lower_bound, entry.account_id):
-        return RefusalReason.SYSTEM_ACCOUNT
-    return None
+def _is_missing(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    return books.find_slot(entry.account_id) is None
 
 
-def _of_other_books(
-    books: Books, ledger: str, _entries: Sequence[Entry], entry: Entry
-) -> RefusalReason | None:
-    book = books.meta.books[books.balance(books.slot(entry.account_id)).book]
-    if book.ledger != ledger:
-        return RefusalReason.LEDGER_MISMATCH
-    if book.currency != entry.currency.code:
-        return RefusalReason.CURRENCY_MISMATCH
-    return None
+def _is_own(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    return is_system_account_id(books.meta.lower_bound, entry.account_id)
 
 
-def _not_open(
-    books: Books, _ledger: str, _entries: Sequence[Entry], entry: Entry
-) -> RefusalReason | None:
-    return _STATE_REFUSALS.get(books.balance(books.slot(entry.account_id)).state)
+def _is_of_other_ledger(books: Books, command: CreateTransaction, entry: Entry) -> bool:
+    return books.book_of(entry.account_id).ledger != command.ledger
 
 
-def _precondition_fails(
-    books: Books, _ledger: str, entries: Sequence[Entry], entry: Entry
-) -> RefusalReason | None:
+def _has_other_currency(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    return books.book_of(entry.account_id).currency != entry.currency.code
+
+
+def _is_closed(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    return books.balance(books.slot(entry.account_id)).state is AccountState.CLOSED
+
+
+def _is_frozen(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    return books.balance(books.slot(entry.account_id)).state is AccountState.FROZEN
+
+
+def _is_at_other_version(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+    version = books.balance(books.slot(entry.account_id)).sequence
+    return entry.expected_version not in (None, version)
+
+
+def _falls_below(books: Books, command: CreateTransaction, entry: Entry) -> bool:
+    minimum = entry.minimum_balance
+    return minimum is not None and _settled_after(books, command, entry) < minimum
+
+
+def _rises_above(books: Books, command: CreateTransaction, entry: Entry) -> bool:
+    maximum = entry.maximum_balance
+    return maximum is not None and _settled_after(books, command, entry) > maximum
+
+
+def _settled_after(books: Books, command: CreateTransaction, entry: Entry) -> int:
+    """Return an account's settled balance as it would be with the whole transaction settled."""
     slot = books.slot(entry.account_id)
     balance = books.balance(slot)
-    if entry.expected_version not in (None, balance.sequence):
-        return RefusalReason.VERSION_MISMATCH
-    if entry.minimum_balance is None and entry.maximum_balance is None:
-        return None
-    local = [item for item in entries if item.shard_id == books.shard_id]
+    local = [item for item in command.entries if item.shard_id == books.shard_id]
     moved = _Moved(books, local, nets=False)
     settled = balance.settled_balance(balance.type.normal_side)
-    after = settled + moved.inflow[slot] - moved.outflow[slot]
-    if entry.minimum_balance is not None and after < entry.minimum_balance:
-        return RefusalReason.BALANCE_BELOW_MINIMUM
-    if entry.maximum_balance is not None and after > entry.maximum_balance:
-        return RefusalReason.BALANCE_ABOVE_MAXIMUM
-    return None
+    return settled + moved.inflow[slot] - moved.outflow[slot]
+
+
+_CHECKS: tuple[tuple[RefusalReason, Callable[[Books, CreateTransaction, Entry], bool]], ...] = (
+    (RefusalReason.ACCOUNT_NOT_FOUND, _is_missing),
+    (RefusalReason.SYSTEM_ACCOUNT, _is_own),
+    (RefusalReason.LEDGER_MISMATCH, _is_of_other_ledger),
+    (RefusalReason.CURRENCY_MISMATCH, _has_other_currency),
+    (RefusalReason.ACCOUNT_CLOSED, _is_closed),
+    (RefusalReason.ACCOUNT_FROZEN, _is_frozen),
+    (RefusalReason.VERSION_MISMATCH, _is_at_other_version),
+    (RefusalReason.BALANCE_BELOW_MINIMUM, _falls_below),
+    (RefusalReason.BALANCE_ABOVE_MAXIMUM, _rises_above),
+)
 
 
 class _Moved:
     """By slot: what goes out, what comes in, and the difference."""
 
-    def __init__(self, books: Books, entries: Iterable[Entry], *, nets: bool) -> None:
+    def __init__(
+        self, books: Books, entries: Iterable[Entry] | Iterable[EntryRecord], *, nets: bool
+    ) -> None:
         self.outflow: defaultdict[int, int] = defaultdict(int)
         self.inflow: defaultdict[int, int] = defaultdict(int)
         for entry in entries:
@@ -584,16 +597,11 @@ def _overflow_failure(entry: Entry, refused: Refused) -> Failure:
     )
 
 
-def _check_floors(books: Books, entries: Iterable[EntryRecord]) -> None:
+def _check_floors(books: Books, entries: Iterable[EntryRecord], *, nets: bool) -> None:
     """Assert what `_overdraft` promised: no outflow took an account below its minimum."""
-    for entry in entries:
-        slot = books.slot(entry.account_id)
+    for slot, outflow in _Moved(books, entries, nets=nets).outflow.items():
         balance = books.balance(slot)
-        normal_side = balance.type.normal_side
         minimum = limits_of(books, slot, balance).minimum
-        if (
-            minimum is not None
-            and entry.direction is not normal_side
-            and balance.available_balance(normal_side) < minimum
-        ):
+        available = balance.available_balance(balance.type.normal_side)
+        if outflow and minimum is not None and available < minimum:
             raise InvariantError(f"account {format_account_id(balance.account_id)} is overdrawn")

@@ -103,22 +103,34 @@ class BooksModel:
     ) -> RefusalReason | None:
         if any(e.account_id not in self.accounts for e in entries):
             return R.ACCOUNT_NOT_FOUND
-        for entry in entries:
-            state = self.accounts[entry.account_id].state
-            if state != "OPEN":
-                return R.ACCOUNT_FROZEN if state == "FROZEN" else R.ACCOUNT_CLOSED
+        states = {self.accounts[entry.account_id].state for entry in entries}
+        if "CLOSED" in states:
+            return R.ACCOUNT_CLOSED
+        if "FROZEN" in states:
+            return R.ACCOUNT_FROZEN
         out: dict[int, int] = {}
         into: dict[int, int] = {}
         for entry in entries:
             side = self.accounts[entry.account_id].type.normal_side
             flow = into if entry.direction is side else out
             flow[entry.account_id] = flow.get(entry.account_id, 0) + entry.amount
-        for asked, entry in zip(command.entries, entries, strict=True):
-            account_id = entry.account_id
-            after = self.settled(account_id) + into.get(account_id, 0) - out.get(account_id, 0)
-            if asked.minimum_balance is not None and after < asked.minimum_balance:
+        after = {
+            entry.account_id: self.settled(entry.account_id)
+            + into.get(entry.account_id, 0)
+            - out.get(entry.account_id, 0)
+            for entry in entries
+        }
+        for asked in command.entries:
+            if (
+                asked.minimum_balance is not None
+                and after[asked.account_id] < asked.minimum_balance
+            ):
                 return R.BALANCE_BELOW_MINIMUM
-            if asked.maximum_balance is not None and after > asked.maximum_balance:
+        for asked in command.entries:
+            if (
+                asked.maximum_balance is not None
+                and after[asked.account_id] > asked.maximum_balance
+            ):
                 return R.BALANCE_ABOVE_MAXIMUM
         if command.settled:
             for account_id in out.keys() & into.keys():
@@ -192,7 +204,7 @@ class BooksModel:
             if part
         ]
         asked = CreateTransaction(home, 0, "", True, "r")
-        reason = self._refusal(asked, mirror) if mirror else None
+        reason = self._refusal(asked, mirror)
         status = S.SETTLED if reason is None else S.REJECTED
         if reason is R.INSUFFICIENT_FUNDS:
             status = S.INSUFFICIENT_FUNDS

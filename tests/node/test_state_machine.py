@@ -10,12 +10,16 @@ from ledger_core.commands import (
     CancelTransaction,
     CreateAccount,
     CreateTransaction,
+    Entry,
+    Limits,
     SettleTransaction,
+    UpdateAccount,
     encode_batch,
     encode_command,
 )
 from ledger_core.errors import Reason
 from ledger_core.ids import derive_account_id, system_account_id
+from ledger_core.ledgers import USD
 from ledger_core.money import INT64_MAX
 from ledger_core.queries import GetAccount, GetTransaction, ListTransactions
 from ledger_core.results import AccountView, Failure, TransactionPage, TransactionView
@@ -358,3 +362,19 @@ def test_books_that_do_not_balance_stop_the_replica(
     with pytest.raises(InvariantError, match="unbalanced"):
         StateMachine(shard.store.shard(0), 0).apply(99, payload)
     shard.store.abort()
+
+
+def test_money_that_comes_and_goes_in_one_transaction_needs_no_funds_below_the_minimum(
+    shard: Shard,
+) -> None:
+    """The minimum was raised above the balance: what leaves the balance as it is still goes."""
+    shard.one(UpdateAccount(ACCOUNT, "u", 0, limits=Limits(500)))
+    entries = [
+        Entry(ACCOUNT, Direction.DEBIT, 9, USD, 0),
+        Entry(ACCOUNT, Direction.CREDIT, 9, USD, 0),
+    ]
+    settled = shard.transaction(CreateTransaction(ACCOUNT, 0, "", True, "t", entries))
+    assert settled.status is TransactionStatus.SETTLED
+    # Pending it would reserve what is not there.
+    pending = shard.transaction(CreateTransaction(ACCOUNT, 0, "", False, "p", entries))
+    assert pending.status is TransactionStatus.INSUFFICIENT_FUNDS
