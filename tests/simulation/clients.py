@@ -3,34 +3,45 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
 
 from ledger_cluster.config import ClusterConfig
 from ledger_cluster.shard_map import ShardMap
-from ledger_core.accounts import TransactionStatus
+from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
     CancelTransaction,
-    Command,
     CreateAccount,
     CreateTransaction,
+    Entry,
+    ReverseTransaction,
     SettleTransaction,
     encode_command,
 )
 from ledger_core.errors import Reason
 from ledger_core.ids import derive_account_id
+from ledger_core.ledgers import USD, Currency
 from ledger_core.queries import GetAccount, encode_query
 from ledger_core.results import AccountView, Failure, Result, TransactionView
 from tests.simulation.engine import Engine, require
 from tests.simulation.gateway import Answer, End, Gateway, Kind
+from tests.simulation.host import WALL_START_US
+from tests.simulation.model import Sent
 from tests.simulation.plan import Plan
 
 LEDGER = "main"
+EUR = Currency("EUR", 2)
+
+# How a write may fail that was sent with a reason to succeed: something else came first.
+_EXPECTED = (Reason.TRANSACTION_NOT_PENDING, Reason.REVERSAL_EXCEEDS)
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """A write under one request id, with all its repeats taken as one call."""
 
-    command: Command
+    command: Sent
     shard_id: int
     start_s: float
     end_s: float | None = None
@@ -84,6 +95,7 @@ class Clients:
         self._map = ShardMap(config)
         self._accounts = self._place_accounts(config)
         self._pending: list[TransactionView] = []
+        self._settled: list[TransactionView] = []
         self._sent = 0
         # What a caller does next, with the weights of the plan's workload.
         self._choices: list[Callable[[Callable[[], None]], None]] = [
@@ -94,6 +106,9 @@ class Clients:
             self._read,
             self._read_stale,
             self._repeat,
+            self._transfer,
+            self._hold,
+            self._reverse,
         ]
 
     def _place_accounts(self, config: ClusterConfig) -> list[Request]:
@@ -108,7 +123,10 @@ class Clients:
             shard_id = self._map.shard_of(account_id).id
             if wanted[shard_id]:
                 wanted[shard_id] -= 1
-                command = CreateAccount(account_id, LEDGER, request_id)
+                # Where a shard has several accounts, one of them is in another currency.
+                is_last = self._plan.accounts > 2 and not wanted[shard_id]
+                currency = EUR if is_last else USD
+                command = CreateAccount(account_id, LEDGER, request_id, currency=currency)
                 accounts.append(Request(command, shard_id, 0.0))
         return accounts
 
@@ -117,9 +135,17 @@ class Clients:
         for account in self._accounts:
             account.start_s = self._engine.now
             self.history.requests.append(account)
-            self._send(account, lambda: None)
+            self._send(account, partial(self._fund, account))
         for _ in range(self._plan.clients):
             self._engine.after(self._rng.random() * 0.2, self._next)
+
+    def _fund(self, account: Request) -> None:
+        """Give most accounts something to spend."""
+        if account.acknowledged and self._rng.random() < 0.8:
+            command = CreateTransaction(
+                account.command.account_id, 400, "", True, self._request_id()
+            )
+            self._new(command, account.shard_id, lambda: None)
 
     def _next(self) -> None:
         if self.stopped:
@@ -163,9 +189,92 @@ class Clients:
             self._reserve(then)
             return
         transaction = self._rng.choice(self._pending)
-        kind = self._rng.choice((SettleTransaction, CancelTransaction))
-        command = kind(transaction.account_id, transaction.number, self._request_id())
-        self._new(command, self._map.shard_of(transaction.account_id).id, then)
+        account_id, number = transaction.account_id, transaction.number
+        command: Sent
+        if self._rng.random() < 0.5:
+            command = CancelTransaction(account_id, number, self._request_id())
+        else:
+            amount = 0
+            # Parts of the one-account form are left to others: the search knows none.
+            if not transaction.amount and len(transaction.entries) == 2:
+                whole = transaction.entries[0].amount
+                amount = self._rng.choice((0, whole, self._rng.randint(1, whole)))
+            command = SettleTransaction(account_id, number, self._request_id(), amount)
+        self._new(command, self._map.shard_of(account_id).id, then)
+
+    def _transfer(self, then: Callable[[], None]) -> None:
+        self._create_entries(then, settled=True)
+
+    def _hold(self, then: Callable[[], None]) -> None:
+        self._create_entries(then, settled=False)
+
+    def _create_entries(self, then: Callable[[], None], *, settled: bool) -> None:
+        """Move money between accounts of any shards: one pays several, or several pay one."""
+        rng = self._rng
+        entries = self._entries_in(USD, rng.choice((2, 2, 2, 3, 4, 5)))
+        if rng.random() < 0.3:
+            entries = self._entries_in(USD, 2) + self._entries_in(EUR, 2)
+            rng.shuffle(entries)
+        if len(entries) < 2:
+            self._pay(then)
+            return
+        expire_time_us = 0
+        if not settled and rng.random() < 0.4:
+            in_s = self._engine.now + rng.random() * self._plan.expire_s
+            expire_time_us = WALL_START_US + round(in_s * 1e6)
+        home = entries[0]
+        command = CreateTransaction(
+            home.account_id,
+            0,
+            "",
+            settled,
+            self._request_id(),
+            entries,
+            expire_time_us=expire_time_us,
+        )
+        self._new(command, home.shard_id, self._then_read(entries, then))
+
+    def _entries_in(self, currency: Currency, count: int) -> list[Entry]:
+        """Draw entries that balance, in any order; none where there are too few accounts."""
+        rng = self._rng
+        accounts = [
+            account
+            for account in self._accounts
+            if isinstance(account.command, CreateAccount) and account.command.currency == currency
+        ]
+        if len(accounts) < 2:
+            return []
+        single, *others = rng.sample(accounts, min(count, len(accounts)))
+        amounts = [rng.choice((1, 3, 10, 25, 80)) for _ in others]
+        pays = rng.random() < 0.5
+        one = Direction.DEBIT if pays else Direction.CREDIT
+        sides = [(single, one, sum(amounts))]
+        sides += [(o, one.opposite, amount) for o, amount in zip(others, amounts, strict=True)]
+        rng.shuffle(sides)
+        return [
+            Entry(account.command.account_id, direction, amount, currency, account.shard_id)
+            for account, direction, amount in sides
+        ]
+
+    def _then_read(self, entries: list[Entry], then: Callable[[], None]) -> Callable[[], None]:
+        """Often look at one of the accounts as soon as there is an answer."""
+        if self._rng.random() < 0.5:
+            return then
+        entry = self._rng.choice(entries)
+        return lambda: self._look(entry.account_id, entry.shard_id, then, stale=False)
+
+    def _reverse(self, then: Callable[[], None]) -> None:
+        """Take back a transaction with entries, or a part of it, maybe more than is left."""
+        if not self._settled:
+            self._transfer(then)
+            return
+        transaction = self._rng.choice(self._settled)
+        amounts: list[int] = []
+        if len(transaction.entries) == 2 and self._rng.random() < 0.6:
+            amounts = [self._rng.randint(1, transaction.entries[0].amount)] * 2
+        account_id = transaction.account_id
+        command = ReverseTransaction(account_id, transaction.number, self._request_id(), amounts)
+        self._new(command, self._map.shard_of(account_id).id, then)
 
     def _read(self, then: Callable[[], None]) -> None:
         self._ask(then, stale=False)
@@ -185,7 +294,7 @@ class Clients:
         self._sent += 1
         return f"request {self._sent}"
 
-    def _new(self, command: Command, shard_id: int, then: Callable[[], None]) -> None:
+    def _new(self, command: Sent, shard_id: int, then: Callable[[], None]) -> None:
         request = Request(command, shard_id, self._engine.now)
         self.history.requests.append(request)
         self._send(request, then)
@@ -213,24 +322,48 @@ class Clients:
         gateway = self._rng.choice(self._gateways)
         data = encode_command(request.command)
         timeout_s = timeout_s or self._plan.call_s
-        gateway.call(request.shard_id, Kind.EXECUTE, data, timeout_s, done)
+        gateway.execute(request.shard_id, data, timeout_s, done)
 
     def _told(self, request: Request, answer: Answer) -> None:
         result = answer.result
         if isinstance(result, Failure):
-            expected = (Reason.TRANSACTION_NOT_PENDING,)
-            require(result.reason in expected, f"unexpected: {result.reason} {result.message}")
-        if request.result is not None:
+            require(result.reason in _EXPECTED, f"unexpected: {result.reason} {result.message}")
+        if isinstance(result, TransactionView):
+            require(
+                result.status is not TransactionStatus.UNDECIDED, "answered before it was decided"
+            )
+            # What repeats may show as it is now.
+            result = msgspec.structs.replace(result, in_flight=None, reversed_amounts=[])
+        if request.result is not None and not self._may_differ(request.result, result):
             require(result == request.result, f"a repeat was answered differently: {result}")
             return
         request.result, request.end_s, request.index = result, self._engine.now, answer.index
-        if isinstance(result, TransactionView) and result.status is TransactionStatus.PENDING:
+        if not isinstance(result, TransactionView):
+            return
+        self._engine.counts[f"told {result.status.name}"] += 1
+        if result.status is TransactionStatus.PENDING:
             self._pending.append(result)
             del self._pending[:-12]
+        elif result.status is TransactionStatus.SETTLED and not result.amount:
+            self._settled.append(result)
+            del self._settled[:-12]
+
+    @staticmethod
+    def _may_differ(first: Result, now: Result | None) -> bool:
+        """Failures are not kept: what another reversal had taken may have been given back."""
+        return any(
+            isinstance(result, Failure) and result.reason is Reason.REVERSAL_EXCEEDS
+            for result in (first, now)
+        ) and isinstance(first, Failure)
 
     def _ask(self, then: Callable[[], None], *, stale: bool) -> None:
         account = self._account()
-        account_id, start_s = account.command.account_id, self._engine.now
+        self._look(account.command.account_id, account.shard_id, then, stale=stale)
+
+    def _look(
+        self, account_id: int, shard_id: int, then: Callable[[], None], *, stale: bool
+    ) -> None:
+        start_s = self._engine.now
         self.calls_open += 1
 
         def done(answer: Answer) -> None:
@@ -246,7 +379,7 @@ class Clients:
                 self.history.reads.append(
                     Read(
                         account_id,
-                        account.shard_id,
+                        shard_id,
                         start_s,
                         self._engine.now,
                         answer.result,
@@ -259,4 +392,4 @@ class Clients:
         kind = Kind.STALE_QUERY if stale else Kind.QUERY
         gateway = self._rng.choice(self._gateways)
         data = encode_query(GetAccount(account_id))
-        gateway.call(account.shard_id, kind, data, self._plan.call_s, done)
+        gateway.call(shard_id, kind, data, self._plan.call_s, done)

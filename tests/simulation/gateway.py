@@ -2,21 +2,26 @@
 
 Leader cache, batches per shard and kind, redirects, retries of the same bytes until a deadline,
 and the same three ways to end: a result, an unknown outcome, or the promise that nothing was done.
+Hosts have one, too, for the calls of their coordinators; it ends with their process.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from ledger.internal.v1 import shard_pb2
 from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_core.accounts import TransactionStatus
 from ledger_core.queries import decode_query
-from ledger_core.results import Result, decode_result
+from ledger_core.results import Result, TransactionView, decode_result
 from ledger_node.node import ExecuteReply, QueryReply
 from tests.simulation.engine import Engine, require
-from tests.simulation.host import Host
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan
+
+if TYPE_CHECKING:
+    from tests.simulation.host import Host
 
 BATCHES_IN_FLIGHT_MAX = 4
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.02, 0.25
@@ -67,10 +72,11 @@ class Gateway:
         plan: Plan,
         config: ClusterConfig,
         network: Network,
-        hosts: dict[str, Host],
+        hosts: "dict[str, Host]",
         gateway_id: str,
     ) -> None:
         self.id = gateway_id
+        self.stopped = False
         leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
         self._lanes = {
             (shard.id, kind): _Lane(engine, plan, network, hosts, gateway_id, shard, kind, leaders)
@@ -87,7 +93,34 @@ class Gateway:
         done: Callable[[Answer], None],
     ) -> None:
         """Run a command or query; ``done`` is called once, by the deadline."""
-        self._lanes[shard_id, kind].call(data, timeout_s, done)
+
+        def ended(answer: Answer) -> None:
+            if not self.stopped:
+                done(answer)
+
+        self._lanes[shard_id, kind].call(data, timeout_s, ended)
+
+    def execute(
+        self, shard_id: int, data: bytes, timeout_s: float, done: Callable[[Answer], None]
+    ) -> None:
+        """Run a command; one across shards is answered when all its shards have applied it."""
+        lane = self._lanes[shard_id, Kind.EXECUTE]
+        deadline = lane._engine.now + timeout_s
+
+        def executed(answer: Answer) -> None:
+            result = answer.result
+            if isinstance(result, TransactionView) and result.in_flight is not None:
+                _Delivery(lane, answer, result, deadline, done).attempt()
+            else:
+                done(answer)
+
+        self.call(shard_id, Kind.EXECUTE, data, timeout_s, executed)
+
+    def stop(self) -> None:
+        """End as a process does: nothing more is sent, and nobody is told anything."""
+        self.stopped = True
+        for lane in self._lanes.values():
+            lane.stopped = True
 
 
 class _Lane:
@@ -96,7 +129,7 @@ class _Lane:
         engine: Engine,
         plan: Plan,
         network: Network,
-        hosts: dict[str, Host],
+        hosts: "dict[str, Host]",
         gateway_id: str,
         shard: ShardConfig,
         kind: Kind,
@@ -114,6 +147,7 @@ class _Lane:
         self._waiting: list[_Call] = []
         self._in_flight = 0
         self._flush_due = False
+        self.stopped = False
 
     def call(self, data: bytes, timeout_s: float, done: Callable[[Answer], None]) -> None:
         call = _Call(data, self._engine.now + timeout_s, done)
@@ -173,6 +207,8 @@ class _Batch:
         """Send what has not ended to one node, once."""
         lane, engine = self._lane, self._lane._engine
         calls = self._calls = [call for call in self._calls if not call.ended]
+        if lane.stopped:
+            return
         if not calls:
             lane.batch_ended()
             return
@@ -185,7 +221,7 @@ class _Batch:
 
         def once(action: Callable[[], None]) -> None:
             nonlocal answered
-            if not answered:
+            if not answered and not lane.stopped:
                 answered = True
                 action()
 
@@ -245,6 +281,83 @@ class _Batch:
         self._redirects = 0
         node_ids = shard.node_ids
         self._node_id = node_ids[(node_ids.index(self._node_id) + 1) % len(node_ids)]
+        wait_s = self._backoff_s * lane._engine.rng.uniform(0.5, 1.0)
+        self._backoff_s = min(self._backoff_s * 2, BACKOFF_S_MAX)
+        lane._engine.after(wait_s, self.attempt)
+
+
+class _Delivery:
+    """Waits at a transaction's home until all its shards have applied what is in flight."""
+
+    def __init__(
+        self,
+        lane: _Lane,
+        begun: Answer,
+        transaction: TransactionView,
+        deadline: float,
+        done: Callable[[Answer], None],
+    ) -> None:
+        self._lane = lane
+        self._begun = begun
+        self._transaction = transaction
+        self._deadline = deadline
+        self._done = done
+        self._backoff_s = BACKOFF_S_MIN
+        self._ended = False
+        lane._engine.at(deadline, lambda: self._end(Answer(End.UNKNOWN)))
+
+    def _end(self, answer: Answer) -> None:
+        if not self._ended:
+            self._ended = True
+            self._done(answer)
+
+    def attempt(self) -> None:
+        """Ask the node that is believed to lead the home, once."""
+        lane = self._lane
+        if self._ended:
+            return
+        node_id = lane._leaders[lane._shard.id]
+        answered = False
+
+        def once(action: Callable[[], None]) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                action()
+
+        def reply(result: QueryReply) -> None:
+            lane._network.carry(
+                node_id, lane._id, lambda: once(lambda: self._replied(node_id, result))
+            )
+
+        def arrive() -> None:
+            host = lane._hosts[node_id]
+            if not host.alive:
+                lane._network.carry(node_id, lane._id, lambda: once(lambda: self._next(node_id)))
+                return
+            state = max(self._transaction.in_flight or 0, 1)
+            host.await_transaction(lane._shard.id, self._transaction.number, state, reply)
+
+        lane._network.carry(lane._id, node_id, arrive)
+        remaining_s = self._deadline - lane._engine.now
+        lane._engine.after(
+            min(max(remaining_s, 0.001), lane.attempt_s), lambda: once(lambda: self._next(node_id))
+        )
+
+    def _replied(self, node_id: str, reply: QueryReply) -> None:
+        if reply.outcome != shard_pb2.OUTCOME_OK:
+            self._next(node_id, reply.leader_id)
+            return
+        if self._transaction.status is not TransactionStatus.UNDECIDED:
+            self._end(self._begun)
+            return
+        self._end(Answer(End.OK, decode_result(reply.results[0]), reply.applied_index))
+
+    def _next(self, node_id: str, leader_id: str = "") -> None:
+        lane = self._lane
+        node_ids = lane._shard.node_ids
+        following = node_ids[(node_ids.index(node_id) + 1) % len(node_ids)]
+        lane._leaders[lane._shard.id] = leader_id or following
         wait_s = self._backoff_s * lane._engine.rng.uniform(0.5, 1.0)
         self._backoff_s = min(self._backoff_s * 2, BACKOFF_S_MAX)
         lane._engine.after(wait_s, self.attempt)

@@ -1,7 +1,8 @@
 """What must hold of a whole run: the log, replayed on an independent model, explains every answer.
 
-Two checks that share nothing: the order of the log indexes against real time, with every result
-held against the model; and the search for a linearization, which knows no log.
+Checks that share nothing: the order of the log indexes against real time, with every result held
+against the model; bounds of what a read may have seen, and the search for a linearization, which
+know no log. What must hold between shards in the end is in `across`.
 """
 
 from collections import defaultdict
@@ -10,157 +11,171 @@ from dataclasses import dataclass
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     CancelTransaction,
-    Command,
     CreateAccount,
     CreateTransaction,
+    ReverseTransaction,
     SettleTransaction,
     decode_batch,
 )
 from ledger_core.results import AccountView, Failure, Result, TransactionView
 from ledger_node.raft.library import Kind
-from tests.node.model import Model
 from tests.simulation import linearizability as lin
 from tests.simulation.clients import History, Read, Request
 from tests.simulation.engine import Engine, require
+from tests.simulation.model import Position, Sent, ShardModel, key_of
 
-# Where a write took effect, or what a read saw the end of: log index, place in the entry.
-Position = tuple[int, float]
 _NOWHERE: Position = (0, 0)
 _NEVER: Position = (1 << 62, 0)
-Effects = dict[tuple[object, ...], Position]
+Effects = dict[bytes, Position]
+Models = dict[int, ShardModel]
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
+    """Something that took effect on a shard, from one position to another."""
+
     start_s: float
     end_s: float | None
-    position: Position
+    first: Position
+    last: Position
     floor: bool
     """Whether later calls must not fall behind it, nor it behind earlier ones."""
 
 
-def check_history(engine: Engine, history: History, payloads: dict[int, list[bytes]]) -> None:
+def check_history(engine: Engine, history: History, payloads: dict[int, list[bytes]]) -> Models:
     """Check the answers of a run against the committed log of every shard, and each other."""
+    models: Models = {}
     effects: Effects = {}
     for shard_id, shard_payloads in payloads.items():
-        requests = [r for r in history.requests if r.shard_id == shard_id]
-        reads = [r for r in history.reads if r.shard_id == shard_id]
-        replay = _Replay(requests, reads)
-        replay.run(shard_payloads)
-        effects |= replay.effects
+        models[shard_id] = ShardModel(shard_id)
+        reads = [read for read in history.reads if read.shard_id == shard_id]
+        _replay(models[shard_id], shard_payloads, reads)
+        effects |= models[shard_id].places
+    sent = {key_of(request.command) for request in history.requests}
+    require(effects.keys() <= sent, "a command that nobody sent")
+    _check_answers(history, models)
+    for shard_id in models:
+        _check_order(_timed(history, models, shard_id))
     check_linearizable(engine, history, effects)
+    return models
 
 
-class _Replay:
-    """The committed log of a shard, applied to the model, with every answer looked up in it."""
+def _replay(model: ShardModel, payloads: list[bytes], reads: list[Read]) -> None:
+    """Apply a log to the model, and look every read up in it."""
+    reads = sorted(reads, key=lambda read: read.index, reverse=True)
 
-    def __init__(self, requests: list[Request], reads: list[Read]) -> None:
-        self._requests = {_key(request.command): request for request in requests}
-        self._reads = sorted(reads, key=lambda read: read.index)
-        self._model = Model()
-        self.effects: Effects = {}
-        self._balances: dict[int, tuple[int, int]] = {}
-
-    def run(self, payloads: list[bytes]) -> None:
-        read_at = 0
-        for index, payload in enumerate(payloads, start=1):
-            read_at = self._check_reads(read_at, before=index)
-            if payload[0] == Kind.REGULAR:
-                for place, command in enumerate(decode_batch(payload[1:]).commands):
-                    self._apply(command, (index, place))
-        self._check_reads(read_at, before=len(payloads) + 1)
-        self._check_effects()
-        self._check_order()
-
-    def _apply(self, command: Command, position: Position) -> None:
-        key = _key(command)
-        require(key in self._requests, f"a command that nobody sent: {command}")
-        if key in self.effects:
-            return
-        request, model = self._requests[key], self._model
-        account_id = command.account_id
-        outcome: object
-        if isinstance(command, CreateAccount):
-            model.accounts.add(account_id)
-            outcome = account_id
-        elif isinstance(command, CreateTransaction):
-            outcome = model.create_transaction(command)
-        else:
-            outcome = model.end_transaction(command)
-        if isinstance(outcome, tuple) or isinstance(command, CreateAccount):
-            # From here on every repeat finds this result.
-            self.effects[key] = position
-        if request.acknowledged and key in self.effects:
-            told = _outcome(request.result)
-            require(told == outcome, f"{command}: told {told}, but it was {outcome}")
-            require(position[0] <= request.index, f"{command}: told before it was done")
-        self._balances[account_id] = (model.settled(account_id), model.available(account_id))
-        require(self._balances[account_id][1] >= 0, f"the model overdraws at {position}")
-
-    def _check_reads(self, read_at: int, before: int) -> int:
-        while read_at < len(self._reads) and self._reads[read_at].index < before:
-            read = self._reads[read_at]
-            seen = _balances(read.result)
-            was = self._balances.get(read.account_id)
+    def check_reads(before: int) -> None:
+        while reads and reads[-1].index < before:
+            read = reads.pop()
+            seen, was = _balances(read.result), model.balances(read.account_id)
             require(seen == was, f"a read at index {read.index} saw {seen}, but it was {was}")
-            read_at += 1
-        return read_at
 
-    def _check_effects(self) -> None:
-        for key, request in self._requests.items():
-            if request.acknowledged:
-                require(key in self.effects, f"an acknowledged write is lost: {request.command}")
-            elif request.result is None and not request.maybe_done and not request.under_way:
-                require(
-                    key not in self.effects,
-                    f"a write happened of which the caller heard that it did not: "
-                    f"{request.command}",
-                )
+    for index, payload in enumerate(payloads, start=1):
+        check_reads(index)
+        if payload[0] == Kind.REGULAR:
+            model.apply(index, decode_batch(payload[1:]))
+    check_reads(len(payloads) + 1)
 
-    def _check_order(self) -> None:
-        """What ended before something else began, comes before it in the log."""
-        timed = [
-            _Timed(
-                request.start_s,
-                request.end_s if request.acknowledged else None,
-                self.effects[key],
-                floor=True,
+
+def _check_answers(history: History, models: Models) -> None:
+    """What callers were told is what happened, and what was promised not to happen did not."""
+    for request in history.requests:
+        command, key, model = request.command, key_of(request.command), models[request.shard_id]
+        if request.acknowledged:
+            require(key in model.outcomes, f"an acknowledged write is lost: {command}")
+            require(model.places[key][0] <= request.index, f"{command}: told before it was done")
+            told = _told(request.result)
+            number, state = model.outcomes[key]
+            if number:
+                states = model.parts[number - 1].states
+                state += states[state] is TransactionStatus.UNDECIDED
+                was = number, states[state]
+                require(told == was, f"{command}: told {told}, but it was {was}")
+        elif request.result is None and not request.maybe_done and not request.under_way:
+            require(
+                key not in model.outcomes,
+                f"a write happened of which the caller heard that it did not: {command}",
             )
-            for key, request in self._requests.items()
-            if key in self.effects
-        ]
-        timed += [
-            _Timed(read.start_s, read.end_s, (read.index, float("inf")), floor=not read.stale)
-            for read in self._reads
-        ]
-        ends = sorted((t for t in timed if t.end_s is not None), key=lambda t: t.end_s or 0.0)
-        latest, ended = _NOWHERE, 0
-        for one in sorted(timed, key=lambda t: t.start_s):
-            while ended < len(ends) and (ends[ended].end_s or 0.0) < one.start_s:
-                if ends[ended].floor:
-                    latest = max(latest, ends[ended].position)
-                ended += 1
-            if one.floor:
-                is_read = one.position[1] == float("inf")
-                behind = one.position < latest if is_read else one.position <= latest
-                if latest[1] == float("inf") and is_read:
-                    behind = one.position[0] < latest[0]
-                require(not behind, f"order: {one} began after something at {latest} had ended")
 
 
-def _key(command: Command) -> tuple[object, ...]:
-    if isinstance(command, SettleTransaction | CancelTransaction):
-        return (command.account_id, command.request_id, command.number)
-    return (command.account_id, command.request_id)
+def _timed(history: History, models: Models, shard_id: int) -> list[_Timed]:
+    """Return when and where all that callers did took effect on a shard."""
+    model = models[shard_id]
+    timed = [
+        _Timed(read.start_s, read.end_s, _end_of(read.index), _end_of(read.index), not read.stale)
+        for read in history.reads
+        if read.shard_id == shard_id
+    ]
+    for request in history.requests:
+        home = models[request.shard_id]
+        outcome = home.outcomes.get(key_of(request.command))
+        if outcome is None:
+            continue
+        end_s = request.end_s if request.acknowledged else None
+        if request.shard_id != shard_id:
+            if (one := _at_participant(request, end_s, home, model, outcome)) is not None:
+                timed.append(one)
+            continue
+        first = last = home.places[key_of(request.command)]
+        if outcome[0] and isinstance(request.command, CreateTransaction | ReverseTransaction):
+            last = home.parts[outcome[0] - 1].decided_at or first
+        timed.append(_Timed(request.start_s, end_s, first, last, floor=True))
+    return timed
 
 
-def _outcome(result: Result | None) -> object:
-    match result:
-        case TransactionView():
-            return result.number, result.status
-        case AccountView():
-            return result.account_id
-    return result
+def _at_participant(
+    request: Request,
+    end_s: float | None,
+    home: ShardModel,
+    model: ShardModel,
+    outcome: tuple[int, int],
+) -> _Timed | None:
+    """A transaction's answer is given when its participants have applied it."""
+    number, _ = outcome
+    if not number:
+        return None
+    whole = home.parts[number - 1]
+    part = model.prepared.get(home.origins[number])
+    if model.shard_id not in whole.participants or part is None:
+        return None
+    begins = isinstance(request.command, CreateTransaction | ReverseTransaction)
+    if begins and whole.status.is_refusal:
+        # Whoever was asked is called off, but nobody waits for it; and it frees money only.
+        end_s = None if whole.states[0].is_refusal else end_s
+    reached = [
+        position
+        for status, position in zip(part.states, part.positions, strict=True)
+        if status is not TransactionStatus.UNDECIDED
+        and (begins or status is not TransactionStatus.PENDING)
+    ]
+    if not reached:
+        require(end_s is None, f"told before shard {model.shard_id} had it: {request.command}")
+        return None
+    first = part.positions[0] if begins else reached[0]
+    return _Timed(request.start_s, end_s, first, reached[0], floor=True)
+
+
+def _end_of(index: int) -> Position:
+    return index, float("inf")
+
+
+def _check_order(timed: list[_Timed]) -> None:
+    """What ended before something else began, comes before it in the log."""
+    ends = sorted((t for t in timed if t.end_s is not None), key=lambda t: t.end_s or 0.0)
+    latest, ended = _NOWHERE, 0
+    for one in sorted(timed, key=lambda t: t.start_s):
+        while ended < len(ends) and (ends[ended].end_s or 0.0) < one.start_s:
+            if ends[ended].floor:
+                latest = max(latest, ends[ended].last)
+            ended += 1
+        if one.floor:
+            is_read = one.first[1] == float("inf")
+            behind = one.first < latest if is_read else one.first <= latest
+            require(not behind, f"order: {one} began after something at {latest} had ended")
+
+
+def _told(result: Result | None) -> object:
+    return (result.number, result.status) if isinstance(result, TransactionView) else None
 
 
 def _balances(result: Result) -> tuple[int, int] | None:
@@ -173,11 +188,19 @@ def _balances(result: Result) -> tuple[int, int] | None:
 
 
 def check_linearizable(engine: Engine, history: History, effects: Effects) -> None:
-    """Search for a linearization of every account's history."""
+    """Search for a linearization of the history of every account without shared transactions."""
+    shared = {
+        entry.account_id
+        for request in history.requests
+        if isinstance(request.command, CreateTransaction)
+        for entry in request.command.entries
+    }
     by_account: defaultdict[object, list[lin.Call]] = defaultdict(list)
     for call in plain_calls(history, effects):
         by_account[call.account].append(call)
     for account, calls in by_account.items():
+        if account in shared:
+            continue
         try:
             require(lin.is_linearizable(calls), f"account {account:x} is not linearizable")
             engine.counts["accounts linearizable"] += 1
@@ -200,22 +223,27 @@ def plain_calls(history: History, effects: Effects) -> list[lin.Call]:
         if not read.stale
     ]
     for request in history.requests:
+        command = request.command
         if request.result is None and not (request.maybe_done or request.under_way):
+            continue
+        if isinstance(command, ReverseTransaction) or (
+            isinstance(command, CreateTransaction) and command.entries
+        ):
             continue
         calls.append(
             lin.Call(
-                request.command.account_id,
+                command.account_id,
                 request.start_s,
                 request.end_s,
-                _operation(request.command),
-                _plain_result(request.command, request.result),
-                effects.get(_key(request.command), (request.index, 0) if request.index else _NEVER),
+                _operation(command),
+                _plain_result(command, request.result),
+                effects.get(key_of(command), (request.index, 0) if request.index else _NEVER),
             )
         )
     return calls
 
 
-def _operation(command: Command) -> lin.Operation:
+def _operation(command: Sent) -> lin.Operation:
     match command:
         case CreateAccount():
             return lin.CreateAccount()
@@ -225,6 +253,8 @@ def _operation(command: Command) -> lin.Operation:
             return lin.EndTransaction(command.number, settle=True)
         case CancelTransaction():
             return lin.EndTransaction(command.number, settle=False)
+        case ReverseTransaction():
+            raise AssertionError("accounts with reversals are not searched")
 
 
 _STATUS = {
@@ -234,7 +264,7 @@ _STATUS = {
 }
 
 
-def _plain_result(command: Command, result: Result | None) -> object:
+def _plain_result(command: Sent, result: Result | None) -> object:
     if isinstance(command, CreateTransaction) and isinstance(result, TransactionView):
         return result.number, _STATUS[result.status]
     if isinstance(command, SettleTransaction | CancelTransaction):

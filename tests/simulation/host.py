@@ -6,19 +6,24 @@ from typing import Protocol, TypeVar
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
 from ledger_cluster.config import ClusterConfig
+from ledger_core.commands import encode_command
 from ledger_core.queries import Query
+from ledger_node.coordinator import ShardCall
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.raft import LogLimits, RaftGroup, RaftTiming, Role
 from ledger_node.raft.library import clock as library_clock
+from ledger_node.shard_service import _check_commands
 from ledger_node.store import Store
 from tests.simulation.disk import Disk, DiskError, SimulatedCrash, SimulatedStore
 from tests.simulation.engine import Engine, require
+from tests.simulation.gateway import Answer, End, Gateway, Kind
 from tests.simulation.plan import Plan
 
 T = TypeVar("T")
 Outbox = dict[str, list[RaftMessage]]
 
 DRAIN_S_MAX = 1.5
+WALL_START_US = 1_700_000_000_000_000
 
 
 class HostEvents(Protocol):
@@ -54,6 +59,9 @@ class Host:
         self.disk_slow_until = 0.0
         self.disk_slow_s = 0.0
         self.events: HostEvents
+        self.new_client: Callable[[str], Gateway]
+        """Makes what carries the calls of a process to other shards."""
+        self._client: Gateway | None = None
         self.strict = True
         self._engine = engine
         self._plan = plan
@@ -78,7 +86,7 @@ class Host:
 
     def wall_clock_us(self) -> int:
         """Return this machine's idea of the time of day."""
-        return 1_700_000_000_000_000 + round(self._engine.now * 1e6) + self.wall_offset_us
+        return WALL_START_US + round(self._engine.now * 1e6) + self.wall_offset_us
 
     def set_rate(self, rate: float) -> None:
         """Let the monotonic clock run faster or slower from now on."""
@@ -116,6 +124,7 @@ class Host:
             log_limits=LogLimits(keep_entries=self._plan.bounds.keep_entries),
             pre_vote=self._plan.pre_vote,
         )
+        self._client = self.new_client(self.id)
         self._busy_until = self._engine.now
         self._turn_at = None
         self.events.started(self)
@@ -131,6 +140,8 @@ class Host:
         Store.abort(self.store)
         self.store.close()
         self.node = self.store = None
+        if self._client is not None:
+            self._client.stop()
         self.events.crashed(self)
 
     def drain(self) -> None:
@@ -175,9 +186,19 @@ class Host:
     def execute(
         self, shard_id: int, commands: Sequence[bytes], reply: Callable[[ExecuteReply], None]
     ) -> None:
-        """Hand commands to the process."""
+        """Hand commands to the process, checked as its service does."""
         assert self.node is not None
-        self.node.execute(shard_id, commands, self._answering(reply))
+        shard = self.node.shard_config(shard_id)
+        begins = [] if shard is None else _check_commands(shard, commands)
+        self.node.execute(shard_id, commands, self._answering(reply), begins)
+        self.wake()
+
+    def await_transaction(
+        self, shard_id: int, number: int, state: int, reply: Callable[[QueryReply], None]
+    ) -> None:
+        """Have the process answer once all shards of a transaction have applied it."""
+        assert self.node is not None
+        self.node.await_transaction(shard_id, number, state, self._answering(reply))
         self.wake()
 
     def query(
@@ -260,16 +281,36 @@ class Host:
             require(not store.uncommitted, "a turn ended with something not committed")
         engine.counts["turns"] += 1
         self.events.turned(self, outbox)
-        if outbox:
+        calls = node.take_calls()
+        if outbox or calls:
             life = self.life
 
             def release() -> None:
                 if self.node is not None and self.life == life:
-                    self.events.released(self, outbox)
+                    if outbox:
+                        self.events.released(self, outbox)
+                    for call in calls:
+                        self._carry_out(call)
 
             engine.at(self._busy_until, release)
         due_at = engine.now + max(0.0, node.next_turn_at() - self.clock()) / self.rate
         self._turn_no_later_than(due_at)
+
+    def _carry_out(self, call: ShardCall) -> None:
+        """Send a command of the coordinator to another shard; its end reaches this life only."""
+        node, client = self.node, self._client
+        assert node is not None
+        assert client is not None
+        counts = self._engine.counts
+        counts[f"calls: {type(call.command).__name__}"] += 1
+
+        def done(answer: Answer) -> None:
+            counts["calls answered" if answer.end is End.OK else "calls in vain"] += 1
+            node.call_ended(call, answer.result if answer.end is End.OK else None)
+            self.wake()
+
+        data = encode_command(call.command)
+        client.call(call.shard_id, Kind.EXECUTE, data, self._plan.shard_call_s, done)
 
     # For checks and faults.
 

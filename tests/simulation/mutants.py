@@ -16,7 +16,7 @@ import msgspec
 
 from ledger.internal.v1 import peer_pb2
 from ledger_core import commands
-from ledger_node import state_machine
+from ledger_node import state_machine, transaction_rules
 from ledger_node.node import Node
 from ledger_node.raft import Role
 from ledger_node.raft.hardening import HardenedSyncObj
@@ -39,8 +39,8 @@ from tests.simulation.plan import (
 )
 from tests.simulation.runner import RunFailed, run_plan
 
-_Patch = tuple[Any, str, Any]
-_Mutator = TypeVar("_Mutator", bound=Callable[[], list[_Patch]])
+Patch = tuple[Any, str, Any]
+_Mutator = TypeVar("_Mutator", bound=Callable[[], list[Patch]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Mutant:
     """A breakage: what is patched, and in which words."""
 
     name: str
-    patches: Callable[[], list[_Patch]]
+    patches: Callable[[], list[Patch]]
 
     def __str__(self) -> str:
         return self.name
@@ -70,7 +70,7 @@ def find(mutant: Mutant, plans: Iterable[Plan], *, strict: bool = True) -> tuple
     return None
 
 
-def _mutant(name: str) -> Callable[[_Mutator], _Mutator]:
+def mutant(name: str) -> Callable[[_Mutator], _Mutator]:
     def register(patches: _Mutator) -> _Mutator:
         MUTANTS.append(Mutant(name, patches))
         return patches
@@ -81,8 +81,8 @@ def _mutant(name: str) -> Callable[[_Mutator], _Mutator]:
 # Votes and terms.
 
 
-@_mutant("the vote is not stored")
-def _forget_vote() -> list[_Patch]:
+@mutant("the vote is not stored")
+def _forget_vote() -> list[Patch]:
     def set_term(self: GroupJournal, term: int, vote: str | None) -> None:
         self.term, self.voted_for = term, vote
         self._log.save_hard_state(term, None)
@@ -90,16 +90,16 @@ def _forget_vote() -> list[_Patch]:
     return [(GroupJournal, "setCurrentTerm", set_term)]
 
 
-@_mutant("the term is not stored")
-def _forget_term() -> list[_Patch]:
+@mutant("the term is not stored")
+def _forget_term() -> list[Patch]:
     def set_term(self: GroupJournal, term: int, vote: str | None) -> None:
         self.term, self.voted_for = term, vote
 
     return [(GroupJournal, "setCurrentTerm", set_term)]
 
 
-@_mutant("votes for everyone in a term")
-def _vote_for_all() -> list[_Patch]:
+@mutant("votes for everyone in a term")
+def _vote_for_all() -> list[Patch]:
     def on_request_vote(self: Any, now: float, peer: Progress, message: Any) -> None:
         ok = self._log_is_current(message)
         self._reply(peer, peer_pb2.RAFT_MESSAGE_TYPE_REQUEST_VOTE_REPLY, message.term, ok)
@@ -107,13 +107,13 @@ def _vote_for_all() -> list[_Patch]:
     return [(Replica, "_on_request_vote", on_request_vote)]
 
 
-@_mutant("votes for candidates with older logs")
-def _vote_for_old_logs() -> list[_Patch]:
+@mutant("votes for candidates with older logs")
+def _vote_for_old_logs() -> list[Patch]:
     return [(Replica, "_log_is_current", lambda _self, _message: True)]
 
 
-@_mutant("votes are counted, not tracked")
-def _count_votes() -> list[_Patch]:
+@mutant("votes are counted, not tracked")
+def _count_votes() -> list[Patch]:
     serial = itertools.count()
 
     def on_reply(self: Any, _now: float, _peer: Progress, message: Any) -> None:
@@ -128,8 +128,8 @@ def _count_votes() -> list[_Patch]:
 # The turn.
 
 
-@_mutant("messages and replies leave before the commit of their turn")
-def _persist_after_send() -> list[_Patch]:
+@mutant("messages and replies leave before the commit of their turn")
+def _persist_after_send() -> list[Patch]:
     turn = Node.turn
 
     def late(self: Any) -> Any:
@@ -144,8 +144,8 @@ def _persist_after_send() -> list[_Patch]:
     return [(Node, "turn", late)]
 
 
-@_mutant("replies leave before the commit of their turn")
-def _acknowledge_before_commit() -> list[_Patch]:
+@mutant("replies leave before the commit of their turn")
+def _acknowledge_before_commit() -> list[Patch]:
     turn = Node.turn
 
     def early(self: Any) -> Any:
@@ -166,8 +166,8 @@ def _acknowledge_before_commit() -> list[_Patch]:
     return [(Node, "turn", early)]
 
 
-@_mutant("a failed commit is ignored")
-def _ignore_failed_commit() -> list[_Patch]:
+@mutant("a failed commit is ignored")
+def _ignore_failed_commit() -> list[Patch]:
     commit = SimulatedStore.commit
 
     def forgiving(self: SimulatedStore) -> None:
@@ -180,8 +180,8 @@ def _ignore_failed_commit() -> list[_Patch]:
     return [(SimulatedStore, "commit", forgiving)]
 
 
-@_mutant("an entry is applied again after a restart")
-def _apply_twice() -> list[_Patch]:
+@mutant("an entry is applied again after a restart")
+def _apply_twice() -> list[Patch]:
     apply = StateMachine.apply
 
     def unchecked(self: Any, index: int, payload: bytes) -> Any:
@@ -204,8 +204,8 @@ def _apply_twice() -> list[_Patch]:
 # The log.
 
 
-@_mutant("a confirmation of an earlier term is counted")
-def _old_confirmations() -> list[_Patch]:
+@mutant("a confirmation of an earlier term is counted")
+def _old_confirmations() -> list[Patch]:
     handle = Replica.handle
 
     def lenient(self: Any, now: float, peer_id: str, message: Any) -> None:
@@ -218,8 +218,8 @@ def _old_confirmations() -> list[_Patch]:
     return [(Replica, "handle", lenient)]
 
 
-@_mutant("entries that match are truncated")
-def _truncate_matching() -> list[_Patch]:
+@mutant("entries that match are truncated")
+def _truncate_matching() -> list[Patch]:
     append = Replica._append
 
     def eager(self: Any, message: Any) -> int:
@@ -232,8 +232,8 @@ def _truncate_matching() -> list[_Patch]:
     return [(Replica, "_append", eager)]
 
 
-@_mutant("the commit index is believed beyond what was verified")
-def _commit_unverified() -> list[_Patch]:
+@mutant("the commit index is believed beyond what was verified")
+def _commit_unverified() -> list[Patch]:
     append = Replica._append
 
     def trusting(self: Any, message: Any) -> int:
@@ -245,8 +245,8 @@ def _commit_unverified() -> list[_Patch]:
     return [(Replica, "_append", trusting)]
 
 
-@_mutant("what was sent counts as stored")
-def _count_sent() -> list[_Patch]:
+@mutant("what was sent counts as stored")
+def _count_sent() -> list[Patch]:
     propose = Replica.propose
 
     def hasty(self: Any, payload: bytes, done: Any) -> None:
@@ -258,8 +258,8 @@ def _count_sent() -> list[_Patch]:
     return [(Replica, "propose", hasty)]
 
 
-@_mutant("entries of earlier terms are committed by counting")
-def _commit_old_terms() -> list[_Patch]:
+@mutant("entries of earlier terms are committed by counting")
+def _commit_old_terms() -> list[Patch]:
     tick = SyncObj.doTick
 
     def counting(self: Any, time_to_wait: float = 0.0) -> None:
@@ -273,8 +273,8 @@ def _commit_old_terms() -> list[_Patch]:
     return [(HardenedSyncObj, "doTick", counting)]
 
 
-@_mutant("a follower that refuses is asked the same again")
-def _ask_the_same() -> list[_Patch]:
+@mutant("a follower that refuses is asked the same again")
+def _ask_the_same() -> list[Patch]:
     return [(Progress, "refused", lambda _self, *_arguments: False)]
 
 
@@ -285,8 +285,8 @@ class _AnyTerm(int):
     __hash__ = int.__hash__
 
 
-@_mutant("a proposal is answered by whatever is applied at its index")
-def _answer_by_index() -> list[_Patch]:
+@mutant("a proposal is answered by whatever is applied at its index")
+def _answer_by_index() -> list[Patch]:
     propose, abandon = Replica.propose, Replica._abandon_leadership
 
     def forgetful(self: Any, payload: bytes, done: Any) -> None:
@@ -305,8 +305,8 @@ def _answer_by_index() -> list[_Patch]:
 # Reads.
 
 
-@_mutant("a read asks nobody whether this node still leads")
-def _read_without_round() -> list[_Patch]:
+@mutant("a read asks nobody whether this node still leads")
+def _read_without_round() -> list[Patch]:
     read_index = Replica.read_index
 
     def at_once(self: Any, done: Any) -> None:
@@ -317,8 +317,8 @@ def _read_without_round() -> list[_Patch]:
     return [(Replica, "read_index", at_once)]
 
 
-@_mutant("a read does not wait for the first commit of its leader's term")
-def _read_before_no_op() -> list[_Patch]:
+@mutant("a read does not wait for the first commit of its leader's term")
+def _read_before_no_op() -> list[Patch]:
     read_index = Replica.read_index
 
     def hasty(self: Any, done: Any) -> None:
@@ -333,8 +333,8 @@ def _read_before_no_op() -> list[_Patch]:
 # The state machine.
 
 
-@_mutant("request ids are not looked up")
-def _skip_request_ids() -> list[_Patch]:
+@mutant("request ids are not looked up")
+def _skip_request_ids() -> list[Patch]:
     def add(self: Any, key: bytes, row: Any) -> None:
         self._source.txn.put(key, row.pack(), db=self._requests)
 
@@ -344,36 +344,34 @@ def _skip_request_ids() -> list[_Patch]:
     ]
 
 
-@_mutant("funds are not checked")
-def _skip_funds() -> list[_Patch]:
-    run = state_machine._Run
+@mutant("funds are not checked")
+def _skip_funds() -> list[Patch]:
     return [
-        (run, "_insufficient_funds", lambda _self, _entries: None),
-        (run, "_check_floor", lambda _self, _balance, _entry, _kind: None),
+        (transaction_rules, "_overdraft", lambda *_arguments: None),
+        (transaction_rules, "_check_floors", lambda *_arguments: None),
     ]
 
 
-@_mutant("reserved money can be spent")
-def _spend_reserved() -> list[_Patch]:
-    run = state_machine._Run
-    insufficient = run._insufficient_funds
+@mutant("reserved money can be spent")
+def _spend_reserved() -> list[Patch]:
+    overdraft = transaction_rules._overdraft
 
-    def generous(self: Any, entries: Any) -> Any:
-        refusal = insufficient(self, entries)
-        if refusal and refusal.required_amount <= (
-            refusal.available_amount + refusal.reserved_amount
+    def generous(*arguments: Any) -> Any:
+        refused = overdraft(*arguments)
+        if refused and refused.required_amount <= (
+            refused.available_amount + refused.reserved_amount
         ):
             return None
-        return refusal
+        return refused
 
     return [
-        (run, "_insufficient_funds", generous),
-        (run, "_check_floor", lambda _self, _balance, _entry, _kind: None),
+        (transaction_rules, "_overdraft", generous),
+        (transaction_rules, "_check_floors", lambda *_arguments: None),
     ]
 
 
-@_mutant("replicas book with times of their own")
-def _own_time() -> list[_Patch]:
+@mutant("replicas book with times of their own")
+def _own_time() -> list[Patch]:
     serial, decode = itertools.count(), commands.decode_batch
 
     def decoded(payload: bytes) -> Any:
@@ -386,7 +384,7 @@ def _own_time() -> list[_Patch]:
 # Plans for what the general mix finds too seldom: the same machinery, with the faults that matter.
 
 
-def _often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) -> tuple[Fault, ...]:
+def often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) -> tuple[Fault, ...]:
     """Repeat faults (kind, target) in turn, with amounts that vary."""
     cycle, count = itertools.cycle(kinds), int(5.5 / every_s)
     return tuple(
@@ -395,8 +393,8 @@ def _often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) ->
     )
 
 
-_FAST = Timing(0.04, 0.15, 0.25)
-_LEADER = LEADERS_FROM
+FAST = Timing(0.04, 0.15, 0.25)
+LEADER = LEADERS_FROM
 
 
 def _unaware_leaders(seed: int) -> Plan:
@@ -404,7 +402,7 @@ def _unaware_leaders(seed: int) -> Plan:
     return Plan(
         seed=seed,
         pre_vote=False,
-        timing=_FAST,
+        timing=FAST,
         gateways=2,
         clients=6,
         accounts=1,
@@ -413,7 +411,7 @@ def _unaware_leaders(seed: int) -> Plan:
         call_s=0.5,
         attempt_s=0.03,
         workload=(0, 4, 0, 0, 12, 0, 0),
-        faults=_often([(FaultKind.USURP, _LEADER)], 0.8, seed),
+        faults=often([(FaultKind.USURP, LEADER)], 0.8, seed),
     )
 
 
@@ -425,7 +423,7 @@ def _new_leaders(seed: int) -> Plan:
         workload=(0, 10, 0, 0, 10, 0, 0),
         bounds=Bounds(message_entries=1, flush_messages=1, window_entries=1),
         network=NetworkPlan(harsh=True, delay_s=0.002, jitter=2.0, loss=0.35),
-        faults=_often([(FaultKind.USURP, _LEADER)], 0.5, seed),
+        faults=often([(FaultKind.USURP, LEADER)], 0.5, seed),
     )
 
 
@@ -436,7 +434,7 @@ def _late_messages(seed: int) -> Plan:
         nodes=5,
         replicas=5,
         pre_vote=False,
-        timing=_FAST,
+        timing=FAST,
         network=NetworkPlan(harsh=True, delay_s=0.001, spike=0.06, spike_s=1.0, duplicate=0.3),
         clients=6,
         gateways=2,
@@ -446,9 +444,9 @@ def _late_messages(seed: int) -> Plan:
         call_s=0.5,
         attempt_s=0.03,
         workload=(0, 8, 0, 0, 0, 0, 0),
-        faults=_often(
+        faults=often(
             [
-                (FaultKind.PARTITION, _LEADER),
+                (FaultKind.PARTITION, LEADER),
                 *((FaultKind.CAMPAIGN, (seed + i) % 5) for i in range(3)),
             ],
             0.12,

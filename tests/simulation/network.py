@@ -9,11 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
 from tests.simulation.engine import Engine
-from tests.simulation.host import Host, Outbox
 from tests.simulation.plan import Plan
+
+if TYPE_CHECKING:
+    from tests.simulation.host import Host, Outbox
 
 DIAL_S_MIN, DIAL_S_MAX = 0.01, 0.3
 
@@ -30,7 +33,7 @@ class _Link:
 class Network:
     """Carries frames between hosts, and calls from gateways."""
 
-    def __init__(self, engine: Engine, plan: Plan, hosts: dict[str, Host]) -> None:
+    def __init__(self, engine: Engine, plan: Plan, hosts: "dict[str, Host]") -> None:
         self._engine = engine
         self._hosts = hosts
         self._plan = plan.network
@@ -45,13 +48,13 @@ class Network:
 
     # Connections.
 
-    def started(self, host: Host) -> None:
+    def started(self, host: "Host") -> None:
         """A process came up: it dials, and is dialled."""
         for peer_id in sorted(self._hosts):
             if peer_id != host.id and self._hosts[peer_id].alive:
                 self._dial(host.id, peer_id)
 
-    def crashed(self, host: Host) -> None:
+    def crashed(self, host: "Host") -> None:
         """A process is gone, and its connections with it."""
         for peer_id in sorted(self._hosts):
             if peer_id != host.id:
@@ -142,7 +145,7 @@ class Network:
 
     # Messages between hosts.
 
-    def send(self, host: Host, outbox: Outbox) -> None:
+    def send(self, host: "Host", outbox: "Outbox") -> None:
         """Carry what a turn released."""
         for peer_id in sorted(outbox):
             epoch = self._side.get((host.id, peer_id))

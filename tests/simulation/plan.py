@@ -112,6 +112,11 @@ class Bounds(msgspec.Struct, frozen=True):
     batch_commands: int = 2_000
     uncommitted_entries: int = 64
     messages_per_turn: int = 2_000
+    vote_s: float = 4.0
+    ask_after_s: float = 2.0
+    retry_s: float = 1.0
+    early_s: float = 10.0
+    early: int = 10_000
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -141,8 +146,12 @@ class Plan(msgspec.Struct, frozen=True):
     think_s: float = 0.05
     call_s: float = 2.0
     attempt_s: float = 1.5
+    shard_call_s: float = 2.0
+    """How long a call of a coordinator may take."""
+    expire_s: float = 1.0
+    """Within how long pending transactions expire, those that do."""
     # Weights of what clients do, in the order of `clients.Clients.choices`.
-    workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1)
+    workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1, 8, 4, 2)
     faults: tuple[Fault, ...] = ()
 
 
@@ -187,6 +196,8 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         think_s=timing.heartbeat_s * rng.choice((0.1, 0.5, 1.5)),
         call_s=timing.election_max_s * rng.choice((0.5, 2.0, 4.0)),
         attempt_s=timing.election_max_s * rng.choice((0.1, 0.3, 1.0)),
+        shard_call_s=rng.choice((2.0, 2.0, timing.election_max_s)),
+        expire_s=timing.election_max_s * rng.choice((0.5, 2.0, 6.0)),
         workload=_draw_workload(rng),
         faults=_draw_faults(rng, run_s, timing),
     )
@@ -214,6 +225,11 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         batch_commands=rng.choice((1, 2, 2_000)),
         uncommitted_entries=rng.choice((1, 3, 64)),
         messages_per_turn=rng.choice((20, 100, 2_000)),
+        vote_s=rng.choice((4.0, timing.election_max_s * 2, timing.election_max_s * 0.3)),
+        ask_after_s=rng.choice((2.0, timing.election_max_s, timing.election_max_s * 0.1)),
+        retry_s=rng.choice((1.0, 0.1)),
+        early_s=rng.choice((10.0, 0.5)),
+        early=rng.choice((10_000, 1)),
     )
 
 
@@ -233,6 +249,9 @@ def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:
 
 def _draw_workload(rng: random.Random) -> tuple[int, ...]:
     usual = Plan().workload
+    if rng.random() < 0.3:
+        # Without transactions between accounts: those histories can be searched without a log.
+        usual = (*usual[:7], 0, 0, 0)
     return tuple(
         weight * rng.choice((0, 1, 1, 2, 6)) or int(i == 1) for i, weight in enumerate(usual)
     )

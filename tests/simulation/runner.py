@@ -10,17 +10,19 @@ from pathlib import Path
 from unittest import mock
 
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
+from ledger_node import coordinator
 from ledger_node import node as node_module
+from ledger_node.books import InvariantError
 from ledger_node.raft import FatalRaftError, journal, progress, replica, snapshots
-from ledger_node.state_machine import InvariantError
 from ledger_node.store import StoreCorruptError
+from tests.simulation import across
 from tests.simulation.checks import Checks
 from tests.simulation.clients import Clients
 from tests.simulation.disk import Disk
 from tests.simulation.engine import Engine, Violation, require
 from tests.simulation.faults import Faults
 from tests.simulation.gateway import Gateway
-from tests.simulation.history import check_history
+from tests.simulation.history import Models, check_history
 from tests.simulation.host import Host, Outbox
 from tests.simulation.network import Network
 from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
@@ -101,6 +103,11 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (snapshots, "RESEND_S", bounds.resend_s),
             (snapshots, "IDLE_S_MAX", bounds.idle_s),
             (journal, "TAIL_ENTRIES_MAX", bounds.tail_entries),
+            (coordinator, "VOTE_S_MAX", bounds.vote_s),
+            (coordinator, "ASK_AFTER_S", bounds.ask_after_s),
+            (coordinator, "RETRY_S_MAX", bounds.retry_s),
+            (coordinator, "EARLY_S_MAX", bounds.early_s),
+            (coordinator, "EARLY_MAX", bounds.early),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
@@ -135,15 +142,16 @@ class Cluster:
         self.checks = Checks(engine, self.config, self.hosts, strict=strict)
         self.network = Network(engine, plan, self.hosts)
         gateway_ids = [f"g{number + 1}" for number in range(plan.gateways)]
-        gateways = [
-            Gateway(engine, plan, self.config, self.network, self.hosts, gateway_id)
-            for gateway_id in gateway_ids
-        ]
+        gateways = [self._new_gateway(gateway_id) for gateway_id in gateway_ids]
         self.clients = Clients(engine, plan, self.config, gateways)
         self.faults = Faults(engine, plan, self.hosts, self.network, gateway_ids)
         for host in self.hosts.values():
             host.events = self
             host.strict = strict
+            host.new_client = self._new_gateway
+
+    def _new_gateway(self, gateway_id: str) -> Gateway:
+        return Gateway(self.engine, self.plan, self.config, self.network, self.hosts, gateway_id)
 
     # What hosts tell.
 
@@ -183,10 +191,18 @@ class Cluster:
             engine.after(engine.rng.uniform(0, 0.1), host.start)
         engine.after(0.05, self.clients.start)
         engine.run_until(plan.run_s)
+        return self.finish()
+
+    def finish(self) -> Report:
+        """Heal, and demand that all comes right."""
+        plan, engine, history = self.plan, self.engine, self.clients.history
         self._recover()
         self._compare_replicas()
         payloads = {shard_id: facts.payloads for shard_id, facts in self.checks.shards.items()}
-        check_history(engine, self.clients.history, payloads)
+        models = check_history(engine, history, payloads)
+        across.check_shards_agree(models)
+        across.check_reads_after_replies(history)
+        self._compare_with(models)
         return Report(plan, engine.steps, engine.now, engine.counts, engine.trace_hash)
 
     def _recover(self) -> None:
@@ -201,6 +217,17 @@ class Cluster:
             engine.now + self.plan.call_s + 1.0, lambda: not self.clients.calls_open
         )
         require(ended, "a call did not end")
+        # Nothing outlives healing undecided, or untold, by more than asking and telling takes.
+        bounds = self.plan.bounds
+        within_s = (
+            bounds.vote_s
+            + bounds.ask_after_s
+            + 3 * (self.plan.shard_call_s + bounds.retry_s + unit_s)
+        )
+        idle_at = engine.now + within_s
+        while not self._idle() and engine.now < idle_at:
+            engine.run_until(engine.now + unit_s / 4)
+        require(self._idle(), f"something is in flight {within_s:.1f} s after healing")
         # Every acknowledged write is repeated, and unknown ones as well: each gets its answer.
         history = self.clients.history
         for request in history.requests:
@@ -208,6 +235,10 @@ class Cluster:
                 self.clients.send_again(request, CONVERGED_WITHIN * unit_s)
         converged = engine.run_until(engine.now + CONVERGED_WITHIN * unit_s, self._converged)
         require(converged, "the replicas do not converge")
+        idle_at = engine.now + within_s
+        while not (self._idle() and self._converged()) and engine.now < idle_at:
+            engine.run_until(engine.now + unit_s / 4)
+        require(self._idle() and self._converged(), "the cluster does not come to rest")
         for request in history.requests:
             told = request.result is not None or not request.maybe_done
             require(told, f"a write got no answer after healing: {request.command}")
@@ -222,6 +253,18 @@ class Cluster:
             )
             for shard in self.config.shards
         )
+
+    def _idle(self) -> bool:
+        """Whether no leader has anything to tell other shards, or waits for them."""
+        for shard in self.config.shards:
+            for name in shard.node_ids:
+                host = self.hosts[name]
+                if host.store is None or not host.leads(shard.id):
+                    continue
+                with host.store.read() as view:
+                    if not across.is_idle(view.shard(shard.id)):
+                        return False
+        return True
 
     def _converged(self) -> bool:
         if self.clients.calls_open or not all(host.alive for host in self.hosts.values()):
@@ -246,6 +289,19 @@ class Cluster:
                 hashes.add((meta.applied_index, meta.chain_hash))
                 self.checks.audit(host, [shard.id])
             require(len(hashes) == 1, f"the replicas of shard {shard.id} differ at the end")
+
+    def _compare_with(self, models: Models) -> None:
+        """Hold what is stored against the models of the logs, and shards against each other."""
+        bank = across.Bank()
+        for shard in self.config.shards:
+            store = self.hosts[shard.node_ids[0]].store
+            assert store is not None
+            with store.read() as view:
+                tables = view.shard(shard.id)
+                require(across.is_idle(tables), f"shard {shard.id} has not come to an end")
+                across.check_store(models[shard.id], tables)
+                bank.add(shard.id, tables)
+        bank.check()
 
     def close(self) -> None:
         """Close what a failed run left open."""
