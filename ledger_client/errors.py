@@ -3,7 +3,7 @@
     LedgerError                     status, reason, message, metadata, violations, retry_delay_s
     ├── InvalidArgumentError        INVALID_ARGUMENT: fields are wrong, see violations
     ├── NotFoundError               NOT_FOUND
-    ├── AlreadyExistsError          ALREADY_EXISTS: the request id was used with another body
+    ├── AlreadyExistsError          ALREADY_EXISTS: a request id with another body, a name taken, …
     ├── FailedPreconditionError     FAILED_PRECONDITION: no longer pending, …
     ├── ResourceExhaustedError      RESOURCE_EXHAUSTED: the service is full; nothing was done
     ├── UnavailableError            UNAVAILABLE: no leader, or the gateway cannot be reached
@@ -64,7 +64,7 @@ class NotFoundError(LedgerError):
 
 
 class AlreadyExistsError(LedgerError):
-    """The request id was already used for something else."""
+    """The request id was used for something else, or a name or ledger is there already."""
 
 
 class FailedPreconditionError(LedgerError):

@@ -239,6 +239,16 @@ async def test_the_refusal_of_the_lowest_entry_counts(stub: Any, shards: FakeSha
     assert shown.refusal.message == f"account {7:016x} is frozen"
 
 
+@pytest.mark.parametrize("reason", RefusalReason)
+async def test_every_refusal_has_a_sentence(
+    stub: Any, shards: FakeShards, reason: RefusalReason
+) -> None:
+    votes(shards, {2: Refused(0, 500, 120, 30, reason)})
+    shown = (await stub.CreateTransaction(transfer(dry_run=True))).transaction
+    assert shown.refusal.reason == reason
+    assert shown.refusal.message.startswith(f"account {2:016x} ")
+
+
 async def test_a_dry_run_of_the_one_account_form(stub: Any, shards: FakeShards) -> None:
     votes(shards, {3: Refused(0, 50, 10)})
     request = ledger_pb2.CreateTransactionRequest(account_id=ACCOUNT, amount=-50, dry_run=True)
