@@ -150,7 +150,8 @@ class Clients:
     def _next(self) -> None:
         if self.stopped:
             return
-        (choice,) = self._rng.choices(self._choices, self._plan.workload)
+        choices = self._choices[: len(self._plan.workload)]
+        (choice,) = self._rng.choices(choices, self._plan.workload)
         choice(self._think)
 
     def _think(self) -> None:

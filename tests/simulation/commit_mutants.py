@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from ledger_core.accounts import EntryKind, TransactionStatus
-from ledger_core.commands import ApplyDecision, Decide, Prepare, Resolve
+from ledger_core.commands import ApplyDecision, Decide, Prepare, Refused, Resolve
+from ledger_core.errors import RefusalReason
 from ledger_core.results import Done, VoteView
 from ledger_node import commit_rules, state_machine, transaction_rules
 from ledger_node.coordinator import Coordinator
@@ -94,9 +95,9 @@ def _no_presumed_abort() -> list[Patch]:
         prepared = command.prepared
         if books.tables.find_request(prepared.origin) is not None:
             return resolve(books, command)
-        refused = commit_rules.Refused(0, reason=commit_rules.RefusalReason.ABANDONED)
-        status = commit_rules.refused_status(refused)
-        record = commit_rules.new_record(books, prepared.transaction, status, refused)
+        refused = Refused(0, reason=RefusalReason.ABANDONED)
+        status = transaction_rules.refused_status(refused)
+        record = transaction_rules.new_record(books, prepared.transaction, status, refused)
         return commit_rules.show(books, 0, record)
 
     return [(state_machine, "resolve", forgetful)]
@@ -147,8 +148,8 @@ def _one_currency() -> list[Patch]:
     ]
 
 
-@mutant("votes from before a refusal are counted after it")
-def _count_refused() -> list[Patch]:
+@mutant("a home commits whatever the votes say")
+def _commit_anyway() -> list[Patch]:
     return [(commit_rules, "_first_refusal", lambda _record, _command: None)]
 
 

@@ -174,6 +174,10 @@ class ShardModel:
 
     # Transactions
 
+    def _part(self, number: int) -> Part:
+        require(0 < number <= len(self.parts), f"there is no transaction {number}")
+        return self.parts[number - 1]
+
     def _create(self, command: CreateTransaction, origin: bytes, at: Position) -> Part:
         shards = sorted({entry.shard_id for entry in command.entries} - {self.shard_id})
         part = self._new(command, command.settled and not shards, at)
@@ -239,7 +243,7 @@ class ShardModel:
             require(self.reserved[account_id] >= 0, f"the model frees too much at {at}")
 
     def _end(self, command: SettleTransaction | CancelTransaction, at: Position) -> Outcome:
-        part = self.parts[command.number - 1]
+        part = self._part(command.number)
         if part.status is not S.PENDING:
             return None
         if isinstance(command, CancelTransaction):
@@ -250,7 +254,7 @@ class ShardModel:
         return command.number, len(part.states) - 1
 
     def _reverse(self, command: ReverseTransaction, at: Position) -> Outcome:
-        original = self.parts[command.number - 1]
+        original = self._part(command.number)
         if original.status is not S.SETTLED:
             return None
         before = original.reversed or [0] * len(original.entries)
@@ -283,7 +287,7 @@ class ShardModel:
         self.prepared[command.origin] = part
 
     def _decide(self, command: Decide, at: Position) -> None:
-        part = self.parts[command.number - 1]
+        part = self._part(command.number)
         if part.status is not S.UNDECIDED:
             return
         votes = {vote.shard_id: vote.refused for vote in command.votes}
@@ -302,7 +306,7 @@ class ShardModel:
             return
         self._become(part, min(refusals)[1], at)
         if part.reversal_of:
-            original = self.parts[part.reversal_of - 1]
+            original = self._part(part.reversal_of)
             pairs = zip(original.reversed, part.reversal_amounts, strict=True)
             original.reversed = [done - amount for done, amount in pairs]
 

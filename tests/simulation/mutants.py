@@ -347,8 +347,8 @@ def _skip_request_ids() -> list[Patch]:
 @mutant("funds are not checked")
 def _skip_funds() -> list[Patch]:
     return [
-        (transaction_rules, "_overdraft", lambda *_arguments: None),
-        (transaction_rules, "_check_floors", lambda *_arguments: None),
+        (transaction_rules, "_overdraft", lambda *_arguments, **_named: None),
+        (transaction_rules, "_check_floors", lambda *_arguments, **_named: None),
     ]
 
 
@@ -356,8 +356,8 @@ def _skip_funds() -> list[Patch]:
 def _spend_reserved() -> list[Patch]:
     overdraft = transaction_rules._overdraft
 
-    def generous(*arguments: Any) -> Any:
-        refused = overdraft(*arguments)
+    def generous(*arguments: Any, **named: Any) -> Any:
+        refused = overdraft(*arguments, **named)
         if refused and refused.required_amount <= (
             refused.available_amount + refused.reserved_amount
         ):
@@ -366,7 +366,7 @@ def _spend_reserved() -> list[Patch]:
 
     return [
         (transaction_rules, "_overdraft", generous),
-        (transaction_rules, "_check_floors", lambda *_arguments: None),
+        (transaction_rules, "_check_floors", lambda *_arguments, **_named: None),
     ]
 
 
