@@ -37,8 +37,9 @@ class Currency(msgspec.Struct, array_like=True, frozen=True):
 class ChartCode(msgspec.Struct, array_like=True, frozen=True):
     """A line of a chart of accounts.
 
-    Its type is that of all accounts whose code begins with ``code``, unless a longer line fits
-    better. ``parent`` is the code of the line above it, of the same type; empty at the top.
+    Its type is that of all accounts whose code begins with ``code``; longer lines that begin so
+    have the same one. ``parent`` is the code of the line above it, of the same type; empty at the
+    top.
     """
 
     code: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
@@ -94,5 +95,14 @@ def chart_faults(known: list[ChartCode], added: list[ChartCode]) -> list[tuple[i
                         f"{parent.type.name}",
                     )
                 )
+        above = line_of(list(lines.values()), line.code)
+        if above is not None and above.type is not line.type:
+            faults.append(
+                (
+                    index,
+                    f"{line.code!r} is {line.type.name}, but {above.code!r}, which has ruled codes "
+                    f"that begin so, is {above.type.name}",
+                )
+            )
         lines[line.code] = line
     return faults

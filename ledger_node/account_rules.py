@@ -85,6 +85,8 @@ def change_account(books: Books, command: AccountChange) -> int | Failure:
                 for field in ("name", "metadata", "limits")
                 if (value := getattr(command, field)) is not None
             }
+            if command.name not in (None, record.name):
+                changes["previous_name"] = record.name
             if command.limits is not None:
                 _set_limits(balance, command.limits)
         case FreezeAccount():

@@ -24,6 +24,7 @@ class Audit:
     transactions: int = 0
     entries: int = 0
     sums: dict[tuple[str, str], Counters] = field(default_factory=lambda: defaultdict(Counters))
+    exponents: dict[tuple[str, str], int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
@@ -40,6 +41,7 @@ def audit(tables: ShardTables) -> Audit:
         result.accounts += 1
         book = meta.books[balance.book]
         sums = result.sums[book.ledger, book.currency]
+        result.exponents[book.ledger, book.currency] = book.currency_exponent
         sums.debits_posted += balance.debits_posted
         sums.credits_posted += balance.credits_posted
         sums.debits_pending += balance.debits_pending

@@ -25,6 +25,7 @@ from ledger_core.results import (
     Result,
     TransactionPage,
     TransactionView,
+    encode_result,
 )
 from ledger_node.books import Books
 from ledger_node.ledger_rules import find_ledger, ledger_not_found
@@ -43,6 +44,9 @@ from ledger_node.views import (
 # Settled and cancelled transactions have two entries, of which the first is shown: a page that
 # meets more of the others than this ends early, and the next one goes on.
 _ENTRIES_PER_SHOWN = 4
+
+# A page ends early when it has so many bytes: a gRPC message has its limit.
+_PAGE_BYTES_MAX = 4 << 20
 
 # How many accounts one page of a list may look at.
 ACCOUNTS_PER_PAGE_MAX = 5_000
@@ -169,8 +173,9 @@ def _list_transactions(tables: ShardTables, query: ListTransactions) -> Result:
         sequence, position = balance.sequence, balance.last_position
     books = tables.meta().books
     shown: list[TransactionView] = []
+    shown_bytes = 0
     for _ in range(query.page_size * _ENTRIES_PER_SHOWN):
-        if position == 0 or len(shown) == query.page_size:
+        if position == 0 or len(shown) == query.page_size or shown_bytes > _PAGE_BYTES_MAX:
             break
         entry = tables.find_entry(position)
         if entry is None or (entry.account_id, entry.sequence) != (query.account_id, sequence):
@@ -183,6 +188,7 @@ def _list_transactions(tables: ShardTables, query: ListTransactions) -> Result:
             record = tables.find_transaction(entry.transaction)
             assert record is not None, "every entry has its transaction"
             shown.append(transaction_view(entry.transaction, record, books[record.book]))
+            shown_bytes += len(encode_result(shown[-1]))
         sequence, position = sequence - 1, entry.previous
     if position == 0:
         return TransactionPage(shown, 0, 0)

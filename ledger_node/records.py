@@ -198,6 +198,8 @@ class AccountRecord(msgspec.Struct, array_like=True, frozen=True):
     revision: int = 0
     update_time_us: int = 0
     """Of the last change to this record; 0 before the first."""
+    previous_name: str = ""
+    """The name before the last change of it: its claim may have to be released yet."""
 
 
 class LedgerRecord(msgspec.Struct, array_like=True, frozen=True):

@@ -135,6 +135,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     credits_posted=str(sums.credits_posted),
                     debits_pending=str(sums.debits_pending),
                     credits_pending=str(sums.credits_pending),
+                    currency_exponent=result.exponents[ledger, currency],
                 )
                 for (ledger, currency), sums in sorted(result.sums.items())
             ],

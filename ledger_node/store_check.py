@@ -272,9 +272,9 @@ class _ShardCheck:
         return (
             record is not None
             and any(
-                (entry.account_id, entry.direction, entry.amount)
-                == (row.account_id, row.direction, row.amount)
-                for entry in record.entries
+                (entry.account_id, entry.direction) == (row.account_id, row.direction)
+                and row.amount <= entry.amount
+                for entry in record.booked
             )
             and any(state.time_us == row.time_us for state in record.states)
         )
@@ -309,8 +309,8 @@ class _ShardCheck:
             if record is None:
                 yield f"{self._name}: transaction {number} is missing"
                 return
-            if record.status is TransactionStatus.PENDING:
-                pending.update(entry.account_id for entry in record.entries)
+            if record.status in (TransactionStatus.PENDING, TransactionStatus.UNDECIDED):
+                pending.update(entry.account_id for entry in record.booked)
         for slot, balance in self._tables.balances():
             if balance.pending_transactions != pending[balance.account_id]:
                 yield f"{self._name}: the account in slot {slot} miscounts what is pending"

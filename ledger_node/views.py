@@ -1,10 +1,11 @@
 """From stored rows to what commands and queries return, and the failures both have."""
 
 from ledger_core.accounts import AccountState
-from ledger_core.commands import CreateAccount, Refused
-from ledger_core.errors import Reason, RefusalReason
+from ledger_core.commands import CreateAccount
+from ledger_core.errors import Reason
 from ledger_core.ids import format_account_id, format_transaction_id
-from ledger_core.money import format_amount
+from ledger_core.ledgers import Currency
+from ledger_core.refusals import refusal_message
 from ledger_core.results import (
     AccountView,
     EntryView,
@@ -49,6 +50,7 @@ def account_view(
         limits=record.limits,
         metadata=record.metadata,
         revision=record.revision,
+        previous_name=record.previous_name,
     )
 
 
@@ -171,52 +173,12 @@ def _refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
         return None
 
     account_id = record.entries[refusal.entry_index].account_id
+    currency = Currency(book.currency, book.currency_exponent)
     return RefusalView(
         reason=refusal.reason,
         entry_index=refusal.entry_index,
         account_id=account_id,
         required_amount=refusal.required_amount,
         available_amount=refusal.available_amount,
-        message=f"account {format_account_id(account_id)} {_why(refusal, book)}",
+        message=refusal_message(refusal, account_id, currency),
     )
-
-
-def _why(refusal: Refused, book: Book) -> str:
-    """Say the reason as the predicate of a sentence about the account."""
-
-    def money(amount: int) -> str:
-        return format_amount(amount, book.currency, book.currency_exponent)
-
-    required, available = money(refusal.required_amount), money(refusal.available_amount)
-    match refusal.reason:
-        case RefusalReason.INSUFFICIENT_FUNDS:
-            text = f"has {available} available, needs {required}"
-            if refusal.reserved_amount:
-                held = money(refusal.reserved_amount)
-                text += f" ({held} reserved by pending transactions)"
-            return text
-        case RefusalReason.LIMIT_EXCEEDED:
-            text = f"has room for {available} below its maximum balance, got {required}"
-            if refusal.reserved_amount:
-                held = money(refusal.reserved_amount)
-                text += f" ({held} on their way by pending transactions)"
-            return text
-        case RefusalReason.BALANCE_OVERFLOW:
-            return f"has room for {available} below 2**63 - 1, got {required}"
-        case reason:
-            return _PREDICATES[reason]
-
-
-_PREDICATES = {
-    RefusalReason.ACCOUNT_NOT_FOUND: "does not exist",
-    RefusalReason.SYSTEM_ACCOUNT: "belongs to the ledger itself",
-    RefusalReason.LEDGER_MISMATCH: "belongs to another ledger",
-    RefusalReason.CURRENCY_MISMATCH: "has another currency",
-    RefusalReason.ACCOUNT_CLOSED: "is closed",
-    RefusalReason.ACCOUNT_FROZEN: "is frozen",
-    RefusalReason.VERSION_MISMATCH: "is not at the expected version",
-    RefusalReason.BALANCE_BELOW_MINIMUM: "would be below the minimum that the entry demands",
-    RefusalReason.BALANCE_ABOVE_MAXIMUM: "would be above the maximum that the entry demands",
-    RefusalReason.SHARD_UNREACHABLE: "is on a shard that could not be reached in time",
-    RefusalReason.ABANDONED: "took part, but the transaction was given up before it was decided",
-}

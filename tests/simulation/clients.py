@@ -93,7 +93,7 @@ class Clients:
         self.calls_open = 0
         self.stopped = False
         self._map = ShardMap(config)
-        self._accounts = self._place_accounts(config)
+        self.accounts = self._place_accounts(config)
         self._pending: list[TransactionView] = []
         self._settled: list[TransactionView] = []
         self._sent = 0
@@ -132,7 +132,7 @@ class Clients:
 
     def start(self) -> None:
         """Let the callers begin."""
-        for account in self._accounts:
+        for account in self.accounts:
             account.start_s = self._engine.now
             self.history.requests.append(account)
             self._send(account, partial(self._fund, account))
@@ -145,7 +145,7 @@ class Clients:
             command = CreateTransaction(
                 account.command.account_id, 400, "", True, self._request_id()
             )
-            self._new(command, account.shard_id, lambda: None)
+            self.submit(command, account.shard_id, lambda: None)
 
     def _next(self) -> None:
         if self.stopped:
@@ -161,7 +161,7 @@ class Clients:
 
     def _account(self) -> Request:
         # The first accounts of a shard see most of the traffic.
-        return self._accounts[int(len(self._accounts) * self._rng.random() ** 2)]
+        return self.accounts[int(len(self.accounts) * self._rng.random() ** 2)]
 
     def _create_account(self, then: Callable[[], None]) -> None:
         self._send(self._account(), then)
@@ -179,7 +179,7 @@ class Clients:
             return
         amount = self._rng.choice((1, 5, 40, 100, -1, -7, -30, -60, -200))
         account_id = account.command.account_id
-        self._new(
+        self.submit(
             CreateTransaction(account_id, amount, "", settled, self._request_id()),
             account.shard_id,
             then,
@@ -201,7 +201,7 @@ class Clients:
                 whole = transaction.entries[0].amount
                 amount = self._rng.choice((0, whole, self._rng.randint(1, whole)))
             command = SettleTransaction(account_id, number, self._request_id(), amount)
-        self._new(command, self._map.shard_of(account_id).id, then)
+        self.submit(command, self._map.shard_of(account_id).id, then)
 
     def _transfer(self, then: Callable[[], None]) -> None:
         self._create_entries(then, settled=True)
@@ -233,14 +233,14 @@ class Clients:
             entries,
             expire_time_us=expire_time_us,
         )
-        self._new(command, home.shard_id, self._then_read(entries, then))
+        self.submit(command, home.shard_id, self._then_read(entries, then))
 
     def _entries_in(self, currency: Currency, count: int) -> list[Entry]:
         """Draw entries that balance, in any order; none where there are too few accounts."""
         rng = self._rng
         accounts = [
             account
-            for account in self._accounts
+            for account in self.accounts
             if isinstance(account.command, CreateAccount) and account.command.currency == currency
         ]
         if len(accounts) < 2:
@@ -275,7 +275,7 @@ class Clients:
             amounts = [self._rng.randint(1, transaction.entries[0].amount)] * 2
         account_id = transaction.account_id
         command = ReverseTransaction(account_id, transaction.number, self._request_id(), amounts)
-        self._new(command, self._map.shard_of(account_id).id, then)
+        self.submit(command, self._map.shard_of(account_id).id, then)
 
     def _read(self, then: Callable[[], None]) -> None:
         self._ask(then, stale=False)
@@ -295,7 +295,8 @@ class Clients:
         self._sent += 1
         return f"request {self._sent}"
 
-    def _new(self, command: Sent, shard_id: int, then: Callable[[], None]) -> None:
+    def submit(self, command: Sent, shard_id: int, then: Callable[[], None]) -> None:
+        """Send a new request; ``then`` is called at its end, whatever that is."""
         request = Request(command, shard_id, self._engine.now)
         self.history.requests.append(request)
         self._send(request, then)

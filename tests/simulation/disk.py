@@ -133,6 +133,8 @@ class SimulatedStore(Store):
     """Crash at this many accesses to the write transaction from now."""
     fail_next_commit = False
     crash_after_commit = False
+    crash_at: tuple[int, bool] | None = None
+    """Crash at this many commits from now, right after it (True) or right before."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -156,6 +158,12 @@ class SimulatedStore(Store):
         """Commit, unless the disk or the process fails first."""
         if self._write_txn is None:
             return
+        if self.crash_at is not None:
+            left, after = self.crash_at
+            self.crash_at = (left - 1, after)
+            if left == 1 and not after:
+                raise SimulatedCrash
+            self.crash_after_commit |= left == 1
         if self.fuse is not None:
             raise SimulatedCrash
         if self.fail_next_commit:
