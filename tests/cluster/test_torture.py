@@ -99,7 +99,8 @@ def _fill(store: Path) -> None:
     """Fill the store of a node that is down, beyond the share from which it refuses writes."""
     env = lmdb.open(str(store), map_size=STORE_MAX_MIB << 20, max_dbs=1_000)
     with env.begin(write=True) as txn:
-        ballast = env.open_db(b"ballast", txn=txn)
+        # A table that is in use only while a snapshot comes in.
+        ballast = env.open_db(b"00000.b.entries", txn=txn)
         for number in range(BALLAST_MIB):
             txn.put(number.to_bytes(4), bytes((1 << 20) - 64), db=ballast)
     env.close()
