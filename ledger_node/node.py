@@ -149,6 +149,7 @@ class Node:
         self._inbox: deque[tuple[str, peer_pb2.RaftMessage]] = deque()
         self._touched: set[int] = set()
         self._draining = False
+        self._full = False
         self._view: ReadView | None = None
         self._coordinator = Coordinator(self._propose_own, self._committed_tables)
         self._coordination: list[Callable[[], None]] = []
@@ -245,10 +246,8 @@ class Node:
             return
 
         def delivered(led: bool) -> None:
-            if led:
-                done(self._transaction_reply(replica, number, state))
-            else:
-                done(QueryReply(shard_pb2.OUTCOME_NOT_LEADER))
+            reply = self._transaction_reply(replica, number, state) if led else None
+            done(reply or QueryReply(shard_pb2.OUTCOME_NOT_LEADER))
 
         self._coordinate(partial(self._coordinator.await_delivery, shard_id, number, delivered))
 
@@ -303,13 +302,18 @@ class Node:
         if ticks:
             self._next_tick = now + self._tick_s
             touched = set(self._replicas)
+            # Another node may have room: writes go on there.
+            self._full = self._store.full() is not None
         else:
             touched = set(self._touched)
+        hands_over = ticks and (self._draining or self._full)
         self._touched.clear()
         for _ in range(min(len(self._inbox), MESSAGES_PER_TURN_MAX)):
             peer_id, message = self._inbox.popleft()
-            if self._draining and message.type == peer_pb2.RAFT_MESSAGE_TYPE_TIMEOUT_NOW:
-                # Nodes that stop together must not hand leadership to each other in turn.
+            if (
+                self._draining or self._full
+            ) and message.type == peer_pb2.RAFT_MESSAGE_TYPE_TIMEOUT_NOW:
+                # Nodes that stop, or that are full, must not hand leadership to each other in turn.
                 continue
             if (replica := self._replicas.get(message.shard_id)) is not None:
                 replica.group.receive(now, peer_id, message)
@@ -319,7 +323,7 @@ class Node:
             self._propose_waiting(replica, now)
             self._confirm_reads(replica, now)
             replica.group.tick(now)
-            if self._draining and ticks and replica.group.role is Role.LEADER:
+            if hands_over and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
         self._store.commit()
@@ -466,11 +470,15 @@ class Node:
 
         self.execute(shard_id, [encode_command(command)], done)
 
-    def _transaction_reply(self, replica: _Replica, number: int, state: int) -> QueryReply:
+    def _transaction_reply(self, replica: _Replica, number: int, state: int) -> QueryReply | None:
+        """Show a state of a transaction; None where this node has not heard of it.
+
+        Who asks was told of it, so another node leads the shard by now.
+        """
         tables = self._committed_tables(replica.config.id)
         record = tables.find_transaction(number)
-        assert record is not None, "who waits for a transaction was told its number"
-        state = min(state, len(record.states) - 1)
+        if record is None or state >= len(record.states):
+            return None
         view = transaction_view(number, record, tables.meta().books[record.book], state)
         return QueryReply(shard_pb2.OUTCOME_OK, [encode_result(view)], replica.group.applied_index)
 

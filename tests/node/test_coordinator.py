@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.internal.v1 import shard_pb2
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
@@ -271,3 +272,15 @@ def test_no_decision_is_made_twice(bank: Bank) -> None:
     assert bank.submit(command).number == number
     assert bank.balances()[:2] == [(70, 70), (130, 130)]
     assert not any(isinstance(call.command, Decide) for call in bank.hosts.calls)
+
+
+def test_a_leader_does_not_answer_for_what_it_has_not_heard_of(bank: Bank) -> None:
+    """Another node has replaced it, and told the caller of a transaction, or of a later state."""
+    command = bank.transfer({0: -30, 1: 30}, settled=False)
+    begun = bank.submit(command)
+    bank.finish(command, begun.number)
+    leader = bank.hosts.leader(0)
+    for number, state in ((begun.number, 2), (begun.number + 100, 1)):
+        replies: list = []
+        bank.hosts.nodes[leader].await_transaction(0, number, state, replies.append)
+        assert bank.hosts.settle(replies).outcome == shard_pb2.OUTCOME_NOT_LEADER

@@ -56,6 +56,8 @@ class Part:
     reversal_of: int = 0
     reversal_amounts: list[int] = field(default_factory=list)
     home_shard_id: int | None = None
+    abandoned: bool = False
+    """Refused for good by a home that had never heard of it, when a participant asked."""
 
     @property
     def status(self) -> TransactionStatus:
@@ -329,6 +331,7 @@ class ShardModel:
             len(self.parts) + 1, entries, [], prepared.transaction.settled, [S.REJECTED], [at], []
         )
         part.participants = sorted({entry.shard_id for entry in entries} - {self.shard_id})
+        part.abandoned = True
         self.parts.append(part)
         self.origins[part.number] = prepared.origin
         self.outcomes[prepared.origin] = (part.number, 0)

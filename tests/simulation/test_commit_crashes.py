@@ -24,6 +24,7 @@ from ledger_core.ledgers import USD
 from ledger_core.results import TransactionView
 from tests.simulation.engine import Engine
 from tests.simulation.host import Host
+from tests.simulation.model import Sent
 from tests.simulation.plan import Bounds, Plan, Timing
 from tests.simulation.runner import Cluster, bounds_of
 
@@ -62,7 +63,7 @@ class _Scene:
         engine: Engine = cluster.engine
         for host in cluster.hosts.values():
             host.start()
-        engine.run_until(5.0, lambda: cluster._all_serve())
+        engine.run_until(5.0, cluster._all_serve)
         cluster.clients.start()
         assert engine.run_until(10.0, self._is_quiet)
         self._fund()
@@ -106,7 +107,7 @@ class _Scene:
         if not self._end or not isinstance(begun, TransactionView) or begun.status.is_refusal:
             return
         account_id, number = begun.account_id, begun.number
-        ends = {
+        ends: dict[str, Sent] = {
             "settle": SettleTransaction(account_id, number, "e"),
             "part": SettleTransaction(account_id, number, "e", 12),
             "cancel": CancelTransaction(account_id, number, "e"),
@@ -133,7 +134,7 @@ def _crash_at(path: Path, story: Story, victim: int, step: int, *, after: bool, 
                     if one is host and one.life == life:
                         other.crash("crashed")
 
-            cluster.faults.crashed = take_others_along  # type: ignore[method-assign]
+            cluster.faults.crashed = take_others_along  # type: ignore[method-assign, assignment]
         scene.play()
         happened = host.node is None or host.life != life
         cluster.finish()
