@@ -18,11 +18,14 @@ from ledger_core.money import format_amount
 
 ATTEMPTS = 10
 PAUSE_S = 0.3
+# A transaction across shards ends within seconds while its shards can reach each other.
+UNFINISHED_S_MAX = 30.0
 
 # The sums of a shard that has no account yet.
 _NOTHING = shard_pb2.LedgerSums(
     ledger=MAIN_NAME,
     currency=USD.code,
+    currency_exponent=USD.exponent,
     debits_posted="0",
     credits_posted="0",
     debits_pending="0",
@@ -64,6 +67,22 @@ class ShardProof:
         return max(self.answers.values(), key=lambda audit: audit.applied_index, default=None)
 
     @property
+    def in_flight(self) -> int:
+        """How many transactions' participants the shard has still to ask or to tell."""
+        return self.latest.in_flight if self.latest else 0
+
+    @property
+    def undecided(self) -> int:
+        """For how many transactions' decisions the shard waits."""
+        return self.latest.undecided if self.latest else 0
+
+    @property
+    def unfinished_s(self) -> float:
+        """For how long the oldest of these has been so."""
+        since_us = self.latest.unfinished_since_us if self.latest else 0
+        return max(0.0, time.time() - since_us / 1e6) if since_us else 0.0
+
+    @property
     def compared(self) -> set[str]:
         """The largest set of nodes that are linked by having been seen at one index."""
         groups: list[set[str]] = []
@@ -97,6 +116,11 @@ class ShardProof:
                     for kind, difference in _differences(sums).items()
                     if difference
                 ]
+        if self.unfinished_s > UNFINISHED_S_MAX:
+            found.append(
+                f"{name}: a transaction across shards is unfinished for {self.unfinished_s:.0f} s: "
+                f"{self.in_flight} in flight, {self.undecided} undecided"
+            )
         for index, by_node in sorted(self.hashes.items()):
             if len(set(by_node.values())) > 1:
                 shown = ", ".join(f"{node}: {value.hex()}" for node, value in by_node.items())
@@ -174,6 +198,8 @@ def _records(proof: ShardProof) -> list[dict[str, Any]]:
             "accounts": latest.accounts,
             "transactions": latest.transactions,
             "entries": latest.entries,
+            "in_flight": latest.in_flight,
+            "undecided": latest.undecided,
             "ledger": sums.ledger,
             "currency": sums.currency,
             "debits_posted": sums.debits_posted,
@@ -233,6 +259,15 @@ def _print_conclusion(proofs: list[ShardProof]) -> None:
         entries = sum(proof.latest.entries for proof in proofs if proof.latest)
         line = f"✓ sum of all balances = 0 on every shard ({len(proofs)} shards, {entries} entries)"
         screen.print(Text(line, style="bold green"))
+    unfinished = sum(proof.in_flight + proof.undecided for proof in proofs)
+    longest_s = max((proof.unfinished_s for proof in proofs), default=0.0)
+    if longest_s > UNFINISHED_S_MAX:
+        line = f"✗ {unfinished} transactions across shards unfinished, for up to {longest_s:.0f} s"
+        screen.print(Text(line, style="bold red"))
+    elif unfinished:
+        screen.print(f"  {unfinished} transactions across shards are on their way")
+    else:
+        screen.print(Text("✓ no transaction is undecided or in flight", style="bold green"))
     unequal = [p.shard.id for p in proofs if len(p.compared) < len(p.shard.replicas) or _differ(p)]
     if unequal:
         shards = ", ".join(map(str, unequal))
@@ -255,7 +290,4 @@ def _differences(sums: shard_pb2.LedgerSums) -> dict[str, int]:
 
 
 def _money(amount: int | str, sums: shard_pb2.LedgerSums) -> str:
-    """Write an amount in its currency; in minor units where the exponent is not known here."""
-    if (sums.ledger, sums.currency) == (MAIN_NAME, USD.code):
-        return format_amount(int(amount), USD.code, USD.exponent)
-    return f"{int(amount)} {sums.currency} (minor units)"
+    return format_amount(int(amount), sums.currency, sums.currency_exponent)

@@ -72,21 +72,10 @@ def change_account(books: Books, command: AccountChange) -> int | Failure:
     changes: dict[str, object] = {}
     match command:
         case UpdateAccount():
-            if command.revision != record.revision:
-                return Failure(
-                    Reason.REVISION_MISMATCH,
-                    f"account {format_account_id(account_id)} is at revision {record.revision}, "
-                    f"not {command.revision}: read it again, and decide again",
-                    field="revision",
-                    metadata={"revision": str(record.revision)},
-                )
-            changes = {
-                field: value
-                for field in ("name", "metadata", "limits")
-                if (value := getattr(command, field)) is not None
-            }
-            if command.name not in (None, record.name):
-                changes["previous_name"] = record.name
+            updated = _updated(record, command)
+            if isinstance(updated, Failure):
+                return updated
+            changes = updated
             if command.limits is not None:
                 _set_limits(balance, command.limits)
         case FreezeAccount():
@@ -108,6 +97,26 @@ def change_account(books: Books, command: AccountChange) -> int | Failure:
         ),
     )
     return slot
+
+
+def _updated(record: AccountRecord, command: UpdateAccount) -> dict[str, object] | Failure:
+    """Return the fields of the record that change."""
+    if command.revision != record.revision:
+        return Failure(
+            Reason.REVISION_MISMATCH,
+            f"account {format_account_id(record.account_id)} is at revision {record.revision}, "
+            f"not {command.revision}: read it again, and decide again",
+            field="revision",
+            metadata={"revision": str(record.revision)},
+        )
+    changes = {
+        field: value
+        for field in ("name", "metadata", "limits")
+        if (value := getattr(command, field)) is not None
+    }
+    if command.name not in (None, record.name):
+        changes["previous_name"] = record.name
+    return changes
 
 
 def claim_name(books: Books, command: ClaimName) -> NameView | Failure:

@@ -26,6 +26,12 @@ class Audit:
     sums: dict[tuple[str, str], Counters] = field(default_factory=lambda: defaultdict(Counters))
     exponents: dict[tuple[str, str], int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    in_flight: int = 0
+    """Transactions whose participants this shard, their home, has still to ask or to tell."""
+    undecided: int = 0
+    """Transactions for whose decision this shard waits."""
+    unfinished_since_us: int = 0
+    """Since when the oldest of these two kinds is so; 0 if there is none."""
 
 
 def audit(tables: ShardTables) -> Audit:
@@ -36,6 +42,11 @@ def audit(tables: ShardTables) -> Audit:
         chain_hash=meta.chain_hash,
         transactions=meta.next_transaction - 1,
         entries=meta.next_position - 1,
+    )
+    in_flight, undecided = tables.in_flight_numbers(), tables.undecided_numbers()
+    result.in_flight, result.undecided = len(in_flight), len(undecided)
+    result.unfinished_since_us = min(
+        (_changed_us(tables, number) for number in (*in_flight, *undecided)), default=0
     )
     for _slot, balance in tables.balances():
         result.accounts += 1
@@ -69,3 +80,10 @@ def audit(tables: ShardTables) -> Audit:
                 f"{posted} posted and {pending} pending"
             )
     return result
+
+
+def _changed_us(tables: ShardTables, number: int) -> int:
+    """Return when a transaction got the state that it has."""
+    record = tables.find_transaction(number)
+    assert record is not None, "what is unfinished is recorded"
+    return record.states[-1].time_us

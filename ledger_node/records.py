@@ -1,10 +1,11 @@
 """Rows of the store: fixed rows as structs, variable rows as msgpack arrays.
 
 Fixed rows are little-endian; variable rows may only ever get further fields at their end, with a
-default. `FORMAT_VERSION` in `ledger_node.store` changes with anything else.
+default. `FORMAT_VERSION` in `ledger_node.store_files` changes with anything else.
 """
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import msgspec
@@ -20,16 +21,18 @@ from ledger_core.accounts import (
 from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
+from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 
 _BALANCE = struct.Struct("<qqqqQQQIHBB")
-_ENTRY = struct.Struct("<QQqqQQqqqqBB6x")
+_ENTRY = struct.Struct("<QQqqQQqqqqBB2x")
+_CRC = struct.Struct("<I")
 _REQUEST = struct.Struct("<16sQI4x")
 
 # The last byte of a balance row.
 _FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
 
 BALANCE_ROW_BYTES = _BALANCE.size
-ENTRY_ROW_BYTES = _ENTRY.size
+ENTRY_ROW_BYTES = _ENTRY.size + _CRC.size
 
 
 @dataclass(slots=True)
@@ -134,8 +137,8 @@ class EntryRow:
     kind: EntryKind
 
     def pack(self) -> bytes:
-        """Encode."""
-        return _ENTRY.pack(
+        """Encode, with a checksum: rows lie in blocks, and are read one by one."""
+        row = _ENTRY.pack(
             self.account_id,
             self.transaction,
             self.amount,
@@ -149,11 +152,15 @@ class EntryRow:
             self.direction,
             self.kind,
         )
+        return row + _CRC.pack(zlib.crc32(row))
 
     @classmethod
     def unpack(cls, data: bytes) -> "EntryRow":
-        """Decode."""
-        account_id, transaction, amount, time_us, sequence, previous, *rest = _ENTRY.unpack(data)
+        """Decode; StoreCorruptError if the disk or memory changed the row."""
+        row = data[: _ENTRY.size]
+        if data[_ENTRY.size :] != _CRC.pack(zlib.crc32(row)):
+            raise StoreCorruptError(f"an entry fails its checksum. {DAMAGE_ADVICE}")
+        account_id, transaction, amount, time_us, sequence, previous, *rest = _ENTRY.unpack(row)
         return cls(
             account_id,
             transaction,

@@ -140,6 +140,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 for (ledger, currency), sums in sorted(result.sums.items())
             ],
             faults=result.faults,
+            in_flight=result.in_flight,
+            undecided=result.undecided,
+            unfinished_since_us=result.unfinished_since_us,
         )
 
     def _audit(self, shard_id: int) -> Audit:

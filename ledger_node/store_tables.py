@@ -52,6 +52,7 @@ GENERATIONS = 2
 _U64 = struct.Struct(">Q")
 _U32 = struct.Struct(">I")
 _EXPIRATION_KEY = struct.Struct(">QQ")
+_CRC = struct.Struct("<I")
 _MARK_KEY = struct.Struct(">IQ")
 _MARK = struct.Struct("<Qq")
 _LOG_HEADER = struct.Struct("<IQ")
@@ -129,11 +130,11 @@ class ShardTables:
 
     def find_meta_row(self, key: bytes) -> bytes | None:
         """Return a row of the meta table."""
-        return self._get(self._meta, key)
+        return self._get_row(self._meta, key)
 
     def save_meta_row(self, key: bytes, row: bytes) -> None:
         """Store a row of the meta table."""
-        self._source.txn.put(key, row, db=self._meta)
+        self._put_row(self._meta, key, row)
 
     def delete_meta_row(self, key: bytes) -> None:
         """Remove a row of the meta table."""
@@ -143,7 +144,7 @@ class ShardTables:
 
     def find_meta(self) -> ShardMeta | None:
         """Return the shard's running numbers, or None in a fresh store."""
-        data = self._get(self._meta, b"state")
+        data = self._get_row(self._meta, b"state")
         return None if data is None else _decode_meta(data)
 
     def meta(self) -> ShardMeta:
@@ -154,58 +155,55 @@ class ShardTables:
 
     def save_meta(self, meta: ShardMeta) -> None:
         """Store the shard's running numbers."""
-        self._source.txn.put(b"state", _encode(meta), db=self._meta)
+        self._put_row(self._meta, b"state", _encode(meta))
 
     def find_slot(self, account_id: int) -> int | None:
         """Return the slot of an account."""
-        data = self._get(self._accounts, _U64.pack(account_id))
+        data = self._get_row(self._accounts, _U64.pack(account_id))
         return None if data is None else _U32.unpack(data)[0]
 
     def add_account(self, slot: int, record: AccountRecord, balance: BalanceRow) -> None:
         """Store a new account under a free slot."""
-        txn = self._source.txn
         key = _U32.pack(slot)
-        added = txn.put(_U64.pack(record.account_id), key, db=self._accounts, overwrite=False)
-        assert added, "an account id is never reused"
-        txn.put(key, _encode(record), db=self._account_info)
-        txn.put(key, balance.pack(), db=self._balances)
+        self._add_row(self._accounts, _U64.pack(record.account_id), key)
+        self._put_row(self._account_info, key, _encode(record))
+        self._put_row(self._balances, key, balance.pack())
 
     def account_info(self, slot: int) -> AccountRecord:
         """Return what seldom changes of the account in a slot."""
-        return _decode_account(self._must(self._account_info, _U32.pack(slot)))
+        return _decode_account(self._must_row(self._account_info, _U32.pack(slot)))
 
     def balance(self, slot: int) -> BalanceRow:
         """Return the hot row of the account in a slot."""
-        return BalanceRow.unpack(self._must(self._balances, _U32.pack(slot)))
+        return BalanceRow.unpack(self._must_row(self._balances, _U32.pack(slot)))
 
     def save_balance(self, slot: int, row: BalanceRow) -> None:
         """Store the hot row of the account in a slot."""
-        self._source.txn.put(_U32.pack(slot), row.pack(), db=self._balances)
+        self._put_row(self._balances, _U32.pack(slot), row.pack())
 
     def balances(self) -> Iterator[tuple[int, BalanceRow]]:
         """Yield (slot, row) of every account."""
         with self._source.txn.cursor(self._balances) as cursor:
             for key, value in cursor:
-                yield _U32.unpack(key)[0], BalanceRow.unpack(bytes(value))
+                yield _U32.unpack(key)[0], BalanceRow.unpack(unseal(key, value))
 
     def find_transaction(self, number: int) -> TransactionRecord | None:
         """Return a transaction."""
-        data = self._get(self._transactions, _U64.pack(number))
+        data = self._get_row(self._transactions, _U64.pack(number))
         return None if data is None else _decode_transaction(data)
 
     def save_transaction(self, number: int, record: TransactionRecord) -> None:
         """Store a transaction, new or changed."""
-        self._source.txn.put(_U64.pack(number), _encode(record), db=self._transactions)
+        self._put_row(self._transactions, _U64.pack(number), _encode(record))
 
     def find_request(self, key: bytes) -> RequestRow | None:
         """Return the first result of a request."""
-        data = self._get(self._requests, key)
+        data = self._get_row(self._requests, key)
         return None if data is None else RequestRow.unpack(data)
 
     def add_request(self, key: bytes, row: RequestRow) -> None:
         """Store the first result of a request."""
-        added = self._source.txn.put(key, row.pack(), db=self._requests, overwrite=False)
-        assert added, "a request has one first result"
+        self._add_row(self._requests, key, row.pack())
 
     def append_entries(self, position: int, rows: Sequence[bytes]) -> None:
         """Append the packed entry rows of one log entry; the first gets ``position``."""
@@ -233,47 +231,44 @@ class ShardTables:
 
     def add_entry_mark(self, slot: int, sequence: int, position: int, time_us: int) -> None:
         """Note where an account's entry number ``sequence`` (a multiple of 64) lies."""
-        self._source.txn.put(
-            _MARK_KEY.pack(slot, sequence // ENTRIES_PER_MARK),
-            _MARK.pack(position, time_us),
-            db=self._entry_marks,
-        )
+        key = _MARK_KEY.pack(slot, sequence // ENTRIES_PER_MARK)
+        self._put_row(self._entry_marks, key, _MARK.pack(position, time_us))
 
     def save_account_info(self, slot: int, record: AccountRecord) -> None:
         """Store what seldom changes of the account in a slot."""
-        self._source.txn.put(_U32.pack(slot), _encode(record), db=self._account_info)
+        self._put_row(self._account_info, _U32.pack(slot), _encode(record))
 
     def accounts_after(self, slot: int) -> Iterator[tuple[int, AccountRecord]]:
         """Yield (slot, record) of the accounts behind a slot, in the order of their opening."""
         with self._source.txn.cursor(self._account_info) as cursor:
             if cursor.set_range(_U32.pack(slot + 1)):
                 for key, value in cursor:
-                    yield _U32.unpack(key)[0], _decode_account(value)
+                    yield _U32.unpack(key)[0], _decode_account(unseal(key, value))
 
     def find_ledger(self, name: str) -> LedgerRecord | None:
         """Return a ledger that this shard keeps."""
-        data = self._get(self._ledgers, name.encode())
+        data = self._get_row(self._ledgers, name.encode())
         return None if data is None else _decode_ledger(data)
 
     def save_ledger(self, record: LedgerRecord) -> None:
         """Store a ledger, new or changed."""
-        self._source.txn.put(record.name.encode(), _encode(record), db=self._ledgers)
+        self._put_row(self._ledgers, record.name.encode(), _encode(record))
 
     def ledgers_after(self, name: str) -> Iterator[LedgerRecord]:
         """Yield the ledgers that this shard keeps and that come after a name, by name."""
         with self._source.txn.cursor(self._ledgers) as cursor:
             if cursor.set_range(name.encode() + b"\0"):
-                for _key, value in cursor:
-                    yield _decode_ledger(value)
+                for key, value in cursor:
+                    yield _decode_ledger(unseal(key, value))
 
     def find_name(self, ledger: str, name: str) -> NameRecord | None:
         """Return who has a name."""
-        data = self._get(self._names, _name_row_key(ledger, name))
+        data = self._get_row(self._names, _name_row_key(ledger, name))
         return None if data is None else _decode_name(data)
 
     def save_name(self, ledger: str, name: str, record: NameRecord) -> None:
         """Store who has a name."""
-        self._source.txn.put(_name_row_key(ledger, name), _encode(record), db=self._names)
+        self._put_row(self._names, _name_row_key(ledger, name), _encode(record))
 
     def drop_name(self, ledger: str, name: str) -> None:
         """Store that nobody has a name."""
@@ -283,12 +278,12 @@ class ShardTables:
 
     def find_in_flight(self, number: int) -> InFlightRecord | None:
         """Return what the participants of a transaction have yet to be told."""
-        data = self._get(self._in_flight, _U64.pack(number))
+        data = self._get_row(self._in_flight, _U64.pack(number))
         return None if data is None else _decode_in_flight(data)
 
     def save_in_flight(self, number: int, record: InFlightRecord) -> None:
         """Note that participants have to be told."""
-        self._source.txn.put(_U64.pack(number), _encode(record), db=self._in_flight)
+        self._put_row(self._in_flight, _U64.pack(number), _encode(record))
 
     def drop_in_flight(self, number: int) -> None:
         """Note that all participants have been told."""
@@ -301,12 +296,12 @@ class ShardTables:
 
     def find_undecided(self, number: int) -> Prepare | None:
         """Return what this shard prepared, while it waits for the decision."""
-        data = self._get(self._undecided, _U64.pack(number))
+        data = self._get_row(self._undecided, _U64.pack(number))
         return None if data is None else _decode_prepare(data)
 
     def save_undecided(self, number: int, prepare: Prepare) -> None:
         """Note that this shard waits for a decision."""
-        self._source.txn.put(_U64.pack(number), _encode(prepare), db=self._undecided)
+        self._put_row(self._undecided, _U64.pack(number), _encode(prepare))
 
     def drop_undecided(self, number: int) -> None:
         """Note that this shard has the decision."""
@@ -338,12 +333,12 @@ class ShardTables:
 
     def hard_state(self) -> tuple[int, str | None]:
         """Return the current term and the vote in it; (0, None) in a fresh store."""
-        data = self._get(self._meta, b"raft")
+        data = self._get_row(self._meta, b"raft")
         return (0, None) if data is None else _decode_hard_state(data)
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         """Store the current term and the vote in it."""
-        self._source.txn.put(b"raft", _encode((term, voted_for)), db=self._meta)
+        self._put_row(self._meta, b"raft", _encode((term, voted_for)))
 
     def log_bounds(self) -> tuple[int, int]:
         """Return the first and the last index of the log; (1, 0) when it is empty."""
@@ -398,11 +393,41 @@ class ShardTables:
         # bytes: the environment is not opened for memoryviews (buffers=True).
         return cast("bytes | None", self._source.txn.get(key, db=table))
 
+    def _get_row(self, table: lmdb._Database, key: bytes) -> bytes | None:
+        sealed = self._get(table, key)
+        return None if sealed is None else unseal(key, sealed)
+
+    def _must_row(self, table: lmdb._Database, key: bytes) -> bytes:
+        return unseal(key, self._must(table, key))
+
+    def _put_row(self, table: lmdb._Database, key: bytes, row: bytes) -> None:
+        self._source.txn.put(key, seal(key, row), db=table)
+
+    def _add_row(self, table: lmdb._Database, key: bytes, row: bytes) -> None:
+        added = self._source.txn.put(key, seal(key, row), db=table, overwrite=False)
+        assert added, "what has its key for good is stored once"
+
     def _must(self, table: lmdb._Database, key: bytes) -> bytes:
         data = self._get(table, key)
         if data is None:
             raise StoreCorruptError(f"the row {key.hex()} is missing")
         return data
+
+
+def seal(key: bytes, row: bytes) -> bytes:
+    """Return a row with its CRC-32 and that of its key: LMDB 0.9 has no checksums of its own."""
+    return row + _CRC.pack(zlib.crc32(row, zlib.crc32(key)))
+
+
+def unseal(key: bytes | memoryview, sealed: bytes | memoryview) -> bytes:
+    """Return a row as it was stored; StoreCorruptError if the disk or memory changed it."""
+    row, crc = bytes(sealed[: -_CRC.size]), bytes(sealed[-_CRC.size :])
+    if crc != _CRC.pack(zlib.crc32(row, zlib.crc32(key))):
+        raise StoreCorruptError(
+            f"the row {bytes(key).hex()} fails its checksum: the disk or memory changed it. "
+            f"{DAMAGE_ADVICE}"
+        )
+    return row
 
 
 def table_bytes(txn: lmdb.Transaction, table: lmdb._Database) -> int:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -263,6 +264,23 @@ def test_verify_reports_faults_of_accounts(run: Run, cluster: FakeCluster) -> No
     shown = run("verify")
     assert shown.exit_code == 1
     assert shown.stderr == "shard 0: n2: account 1: counters differ from its history\n"
+
+
+def test_verify_tells_what_is_on_its_way(run: Run, cluster: FakeCluster) -> None:
+    assert "✓ no transaction is undecided or in flight" in run("verify").stdout
+    now_us = time.time_ns() // 1_000
+    for node in cluster.nodes.values():
+        node.audits[1][0].undecided, node.audits[1][0].unfinished_since_us = 2, now_us
+    shown = run("verify")
+    assert shown.exit_code == 0
+    assert "2 transactions across shards are on their way" in shown.stdout
+    assert json.loads(run("verify", "-o", "json").stdout)["shards"][1]["undecided"] == 2
+    for node in cluster.nodes.values():
+        node.audits[1][0].unfinished_since_us = now_us - 60_000_000
+    shown = run("verify")
+    assert shown.exit_code == 1
+    assert "shard 1: a transaction across shards is unfinished for 60 s" in shown.stderr
+    assert "✗ 2 transactions across shards unfinished, for up to 60 s" in shown.stdout
 
 
 def test_verify_without_a_node_is_no_proof(run: Run, cluster: FakeCluster) -> None:

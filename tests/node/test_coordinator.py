@@ -110,6 +110,7 @@ class Bank:
                 for shard_id in self.accounts:
                     assert view.shard(shard_id).in_flight_numbers() == []
                     assert view.shard(shard_id).undecided_numbers() == []
+                    assert audit(view.shard(shard_id)).unfinished_since_us == 0
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.simulation.plan import (
 )
 from tests.simulation.runner import run_plan
 
-SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "200"))
+SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "120"))
 BATCHES = 8
 
 FAST = Timing(0.04, 0.15, 0.25)
@@ -45,6 +45,10 @@ def test_seeds(batch: int) -> None:
     assert counts["leaders"] > seeds
     assert counts["crashed in a turn"] > 0
     assert counts["snapshots installed"] > 0
+    assert counts["told SETTLED"] + counts["told PENDING"] > 10 * seeds
+    assert counts["calls: Prepare"] > 10 * seeds
+    assert counts["calls: Resolve"] > 0
+    assert counts["calls in vain"] > 0
     assert counts["accounts undecided"] * 50 <= counts["accounts linearizable"]
 
 

@@ -6,8 +6,6 @@ without an answer is repeated under it, by some clients at once, for the rest by
 """
 
 import asyncio
-import bisect
-import itertools
 import random
 import time
 from collections import Counter, defaultdict
@@ -19,6 +17,7 @@ from ledger_client import AsyncLedgerClient, LedgerError
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.ids import derive_account_id, format_account_id, new_request_id
 from ledger_core.ledgers import MAIN
+from tests.torture.progress import Progress
 from tests.torture.report import Violation
 
 OPERATIONS_PER_ACCOUNT: Final = 36
@@ -37,8 +36,8 @@ INSUFFICIENT_FUNDS = ledger_pb2.TRANSACTION_STATUS_INSUFFICIENT_FUNDS
 
 # The ledger itself says that nothing was done. Without a reason of the ledger's own the answer came
 # from somewhere in between, and the outcome is unknown.
-_REFUSED = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
-_UNKNOWN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN"}
+REFUSED = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+UNKNOWN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN"}
 
 
 @dataclass(slots=True)
@@ -98,6 +97,7 @@ class Workload:
         shard_map: ShardMap,
         shard_ids: list[int],
         seed: int,
+        progress: Progress,
     ) -> None:
         self.accounts: list[Account] = []
         """All accounts since `take_accounts`."""
@@ -109,7 +109,7 @@ class Workload:
         self._map = shard_map
         self._shard_ids = shard_ids
         self._rng = random.Random(seed)
-        self._acknowledged_at: dict[int, list[float]] = {shard_id: [] for shard_id in shard_ids}
+        self._progress = progress
         self._active: dict[int, Account] = {}
         self._opening: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running = False
@@ -149,34 +149,6 @@ class Workload:
         """Return all accounts since the last call; the clients must have stopped."""
         accounts, self.accounts = self.accounts, []
         return accounts
-
-    def written_since(self, moment: float) -> bool:
-        """Whether every shard has acknowledged a write since then."""
-        return not self.silent_since(moment)
-
-    def silent_since(self, moment: float) -> list[int]:
-        """Return the shards that have acknowledged no write since then."""
-        return [
-            shard_id
-            for shard_id, times in self._acknowledged_at.items()
-            if not times or times[-1] <= moment
-        ]
-
-    def longest_pause(self, since: float, until: float) -> tuple[float, int]:
-        """Return the longest time without an acknowledged write on a shard, and the shard.
-
-        A pause counts whole if a part of it falls between the two moments.
-        """
-        longest = (0.0, -1)
-        for shard_id, times in self._acknowledged_at.items():
-            first = max(0, bisect.bisect_left(times, since) - 1)
-            last = bisect.bisect_right(times, until) + 1
-            seen = [*times[first:last]] if times[first:last] else [since]
-            if seen[-1] < until:
-                seen.append(until)
-            pause = max((b - a for a, b in itertools.pairwise(seen)), default=0.0)
-            longest = max(longest, (pause, shard_id))
-        return longest
 
     async def resolve(self, account: Account) -> None:
         """Repeat every write whose outcome is not known until it is."""
@@ -221,7 +193,7 @@ class Workload:
             if account is not None and len(account.operations) < OPERATIONS_PER_ACCOUNT:
                 return account
             self._active.pop(shard_id, None)
-            request_id, account_id = self._place(shard_id)
+            request_id, account_id = place(self._map, shard_id)
             account = Account(account_id, shard_id)
             self.accounts.append(account)
             opening = Operation("open", time.monotonic(), request_id)
@@ -233,14 +205,6 @@ class Workload:
                 return None
             self._active[shard_id] = account
             return account
-
-    def _place(self, shard_id: int) -> tuple[str, str]:
-        """Return a request id for an account that falls on the shard, and the account's id."""
-        while True:
-            request_id = new_request_id()
-            account_id = derive_account_id(MAIN.name, request_id)
-            if self._map.shard_of(account_id).id == shard_id:
-                return request_id, format_account_id(account_id)
 
     async def _step(self, account: Account, rng: random.Random) -> None:
         operation = self._choose(account, rng)
@@ -284,11 +248,11 @@ class Workload:
         try:
             answer = await self._call(account, operation, hasty=hasty)
         except LedgerError as error:
-            if error.status in _REFUSED and error.reason:
+            if error.status in REFUSED and error.reason:
                 operation.refused = error.status
                 self.counts["refused"] += 1
                 self.refusals[error.status] += 1
-            elif error.status in _UNKNOWN:
+            elif error.status in UNKNOWN:
                 self.counts["unknown"] += 1
             elif operation.kind == "stale read" and error.status == "NOT_FOUND":
                 operation.refused = "that replica does not know the account yet"
@@ -301,7 +265,7 @@ class Workload:
         self.counts["acknowledged"] += 1
         if operation.is_write:
             self.counts["acknowledged writes"] += 1
-            self._acknowledged_at[account.shard_id].append(operation.end_s)
+            self._progress.add(account.shard_id, operation.end_s)
         self._look_at(account, operation, floor, acknowledged)
 
     async def _call(self, account: Account, operation: Operation, *, hasty: bool = False) -> Any:
@@ -372,3 +336,12 @@ class Workload:
         self.violations.append(
             Violation(f"account {account.id} (shard {account.shard_id}): {what}")
         )
+
+
+def place(shard_map: ShardMap, shard_id: int) -> tuple[str, str]:
+    """Return a request id for an account that falls on the shard, and the account's id."""
+    while True:
+        request_id = new_request_id()
+        account_id = derive_account_id(MAIN.name, request_id)
+        if shard_map.shard_of(account_id).id == shard_id:
+            return request_id, format_account_id(account_id)
