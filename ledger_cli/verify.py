@@ -252,13 +252,6 @@ def _print_conclusion(proofs: list[ShardProof]) -> None:
     ]
     screen = console()
     screen.print()
-    if unbalanced:
-        shards = ", ".join(map(str, unbalanced))
-        screen.print(Text(f"✗ not proven to balance: shards {shards}", style="bold red"))
-    else:
-        entries = sum(proof.latest.entries for proof in proofs if proof.latest)
-        line = f"✓ sum of all balances = 0 on every shard ({len(proofs)} shards, {entries} entries)"
-        screen.print(Text(line, style="bold green"))
     unfinished = sum(proof.in_flight + proof.undecided for proof in proofs)
     longest_s = max((proof.unfinished_s for proof in proofs), default=0.0)
     if longest_s > UNFINISHED_S_MAX:
@@ -268,6 +261,13 @@ def _print_conclusion(proofs: list[ShardProof]) -> None:
         screen.print(f"  {unfinished} transactions across shards are on their way")
     else:
         screen.print(Text("✓ no transaction is undecided or in flight", style="bold green"))
+    if unbalanced:
+        shards = ", ".join(map(str, unbalanced))
+        screen.print(Text(f"✗ not proven to balance: shards {shards}", style="bold red"))
+    else:
+        entries = sum(proof.latest.entries for proof in proofs if proof.latest)
+        line = f"✓ sum of all balances = 0 on every shard ({len(proofs)} shards, {entries} entries)"
+        screen.print(Text(line, style="bold green"))
     unequal = [p.shard.id for p in proofs if len(p.compared) < len(p.shard.replicas) or _differ(p)]
     if unequal:
         shards = ", ".join(map(str, unequal))

@@ -1,5 +1,6 @@
 """What a node refuses to start with, and peers it refuses to talk to: each says why."""
 
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,13 +97,13 @@ def test_a_port_in_use(config: ClusterConfig, tmp_path: Path) -> None:
 
 
 class _OddNode(LocalCluster):
-    """A cluster whose third node was given another configuration."""
+    """A cluster whose third node can be given another configuration."""
 
-    other_config: ClusterConfig
+    other_config: ClusterConfig | None = None
 
     def command(self, name: str) -> list[str]:
         command = super().command(name)
-        if name == "n3":
+        if name == "n3" and self.other_config is not None:
             path = self.data_dir / "other.json"
             path.write_text(self.other_config.dump())
             command[-1] = str(path)
@@ -132,8 +133,13 @@ def odd_cluster(
     base_port = free_base_port(4)
     config = generate_cluster_config(3, 3, cluster_id="mine", base_port=base_port)
     cluster = _OddNode(config, tmp_path / "data", base_port + 3)
-    cluster.other_config = change(config)
     with cluster:
+        # All members have to meet once; then one comes back empty, and wrongly configured.
+        cluster.wait_until_serving(PATIENCE_S)
+        cluster.kill("n3")
+        shutil.rmtree(cluster.data_dir / "n3")
+        cluster.other_config = change(config)
+        cluster.restart("n3")
         yield cluster, reason
 
 
