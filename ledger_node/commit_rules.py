@@ -32,14 +32,13 @@ from ledger_node.records import (
     StateRecord,
     TransactionRecord,
 )
+from ledger_node.refusal_rules import refusal, refused_status
 from ledger_node.transaction_rules import (
     book_end,
     book_new,
     clearing_entries,
     clearing_overflow,
     new_record,
-    refusal,
-    refused_status,
 )
 from ledger_node.views import transaction_view
 
