@@ -10,8 +10,9 @@ around them is simulated, so a run is a function of its plan:
 - `faults`: what the schedule of a plan does to all of these
 - `gateway`, `clients`: callers that behave as the real gateway's shard client does
 - `checks`: what must hold after every turn; `history`: what must hold of the whole run
+- `model`: what the log of a shard must lead to; `across`: what must hold between shards
 - `linearizability`: Wing and Gong's search, also for histories of real processes
-- `runner`: runs a plan; `mutants`: deliberate breakages that runs must catch
+- `runner`: runs a plan; `mutants`, `commit_mutants`: deliberate breakages that runs must catch
 
 `python -m tests.simulation --seed 123` runs one seed again, exactly.
 """

@@ -218,7 +218,7 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         keep_entries=rng.choice((1, 3, 10, 40, 10_000)),
         compact_entries=rng.choice((1, 5, 256)),
         pinned=rng.choice((1, 4)),
-        chunk_bytes=rng.choice((40, 300, 2_000, 256 << 10)),
+        chunk_bytes=rng.choice((400, 2_000, 8_000, 256 << 10)),
         window_chunks=rng.choice((1, 2, 4)),
         resend_s=timing.heartbeat_s * rng.choice((2, 4)),
         idle_s=timing.election_max_s * rng.choice((1, 5)),

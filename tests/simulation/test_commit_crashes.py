@@ -147,8 +147,14 @@ def _crash_at(path: Path, story: Story, victim: int, step: int, *, after: bool, 
         cluster.close()
 
 
-@pytest.mark.parametrize("all_", [False, True], ids=["alone", "with all others"])
-@pytest.mark.parametrize("victim", [HOME, PARTICIPANT], ids=["home", "participant"])
+@pytest.mark.parametrize(
+    ("victim", "all_"),
+    [
+        pytest.param(HOME, False, id="home"),
+        pytest.param(PARTICIPANT, False, id="participant"),
+        pytest.param(HOME, True, id="home, with all others"),
+    ],
+)
 @pytest.mark.parametrize("story", STORIES)
 def test_a_leader_crashes_at_every_step(story: str, victim: int, all_: bool) -> None:
     folder = Path("/dev/shm")

@@ -27,7 +27,7 @@ from tests.simulation.plan import (
 )
 from tests.simulation.runner import run_plan
 
-SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "120"))
+SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "104"))
 BATCHES = 8
 
 FAST = Timing(0.04, 0.15, 0.25)
