@@ -80,6 +80,7 @@ class _Homed:
     """A transaction whose home is led here."""
 
     since: float
+    origin: bytes = b""
     state: int = -1
     errands: dict[int, _Errand] = field(default_factory=dict)
     votes: dict[int, Vote] = field(default_factory=dict)
@@ -117,6 +118,7 @@ class Coordinator:
         self._homed: dict[tuple[int, int], _Homed] = {}
         self._prepared: dict[tuple[int, int], _Prepared] = {}
         self._early: dict[bytes, _Early] = {}
+        self._by_origin: dict[bytes, tuple[int, int]] = {}
 
     def take_calls(self) -> list[ShardCall]:
         """Return the commands for other shards that are to be sent now."""
@@ -137,8 +139,7 @@ class Coordinator:
             return
         self._led.discard(shard_id)
         for key in [key for key in self._homed if key[0] == shard_id]:
-            for done in self._homed.pop(key).waiting:
-                done(False)
+            self._forget(*key, led=False)
         for key in [key for key in self._prepared if key[0] == shard_id]:
             del self._prepared[key]
 
@@ -204,12 +205,8 @@ class Coordinator:
 
     def _drive_origin(self, origin: bytes) -> None:
         """A vote came in: go on with its transaction, if its Begin is applied."""
-        for shard_id, number in list(self._homed):
-            if shard_id in self._led:
-                in_flight = self._tables(shard_id).find_in_flight(number)
-                if in_flight and in_flight.prepare and in_flight.prepare.origin == origin:
-                    self._drive(shard_id, number)
-                    return
+        if (key := self._by_origin.get(origin)) is not None:
+            self._drive(*key)
 
     def _drive(self, shard_id: int, number: int) -> None:
         """Do what is to be done next for a transaction, as its home's tables say."""
@@ -223,8 +220,10 @@ class Coordinator:
         if in_flight is None:
             if record.status.is_refusal:
                 self._call_off(record)
-            self._finish(shard_id, number)
+            self._forget(shard_id, number, led=True)
         elif in_flight.prepare is not None:
+            homed.origin = in_flight.prepare.origin
+            self._by_origin[homed.origin] = (shard_id, number)
             self._collect_votes(shard_id, number, homed, record, in_flight.prepare)
         else:
             if homed.state != in_flight.state:
@@ -325,11 +324,13 @@ class Coordinator:
             )
             self._call(participant.shard_id, command, lambda _result: None)
 
-    def _finish(self, shard_id: int, number: int) -> None:
+    def _forget(self, shard_id: int, number: int, *, led: bool) -> None:
+        """Let go of a transaction, and of who waits for it."""
         homed = self._homed.pop((shard_id, number), None)
         if homed is not None:
+            self._by_origin.pop(homed.origin, None)
             for waiting in homed.waiting:
-                waiting(True)
+                waiting(led)
 
     # At a participant
 

@@ -72,6 +72,7 @@ def audit(shard_id: int, *, index: int = 10, chain: bytes = b"\1", debits: int =
     sums = shard_pb2.LedgerSums(
         ledger="main",
         currency="USD",
+        currency_exponent=2,
         debits_posted=str(debits),
         credits_posted="500",
         debits_pending="20",
