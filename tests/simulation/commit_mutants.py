@@ -8,7 +8,7 @@ from ledger_core.accounts import EntryKind, TransactionStatus
 from ledger_core.commands import ApplyDecision, Decide, Prepare, Refused, Resolve
 from ledger_core.errors import RefusalReason
 from ledger_core.results import Done, VoteView
-from ledger_node import commit_rules, state_machine, transaction_rules
+from ledger_node import commit_rules, refusal_rules, state_machine, transaction_rules
 from ledger_node.coordinator import Coordinator
 from ledger_node.store import ShardTables
 from tests.simulation.mutants import DIRECTED, FAST, LEADER, Patch, mutant, often
@@ -36,7 +36,7 @@ def _forget_yes() -> list[Patch]:
     def forgetful(books: Any, command: Prepare) -> VoteView:
         if books.tables.find_request(commit_rules._participant_key(command.origin)) is not None:
             return prepare(books, command)
-        refused = transaction_rules.refusal(books, command.transaction)
+        refused = refusal_rules.refusal(books, command.transaction)
         return prepare(books, command) if refused else VoteView(None)
 
     return [(state_machine, "prepare", forgetful)]
@@ -80,7 +80,7 @@ def _reserve_again() -> list[Patch]:
 
     def overwrite(self: Any, key: bytes, row: Any) -> None:
         if key[:1] == b"p":
-            self._source.txn.put(key, row.pack(), db=self._requests)
+            self._put_row(self._requests, key, row.pack())
         else:
             add(self, key, row)
 
@@ -96,7 +96,7 @@ def _no_presumed_abort() -> list[Patch]:
         if books.tables.find_request(prepared.origin) is not None:
             return resolve(books, command)
         refused = Refused(0, reason=RefusalReason.ABANDONED)
-        status = transaction_rules.refused_status(refused)
+        status = refusal_rules.refused_status(refused)
         record = transaction_rules.new_record(books, prepared.transaction, status, refused)
         return commit_rules.show(books, 0, record)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from ledger.internal.v1 import peer_pb2
 from ledger_core import commands
-from ledger_node import state_machine, transaction_rules
+from ledger_node import refusal_rules, state_machine, transaction_rules
 from ledger_node.node import Node
 from ledger_node.raft import Role
 from ledger_node.raft.hardening import HardenedSyncObj
@@ -336,7 +336,7 @@ def _read_before_no_op() -> list[Patch]:
 @mutant("request ids are not looked up")
 def _skip_request_ids() -> list[Patch]:
     def add(self: Any, key: bytes, row: Any) -> None:
-        self._source.txn.put(key, row.pack(), db=self._requests)
+        self._put_row(self._requests, key, row.pack())
 
     return [
         (ShardTables, "find_request", lambda _self, _key: None),
@@ -347,14 +347,14 @@ def _skip_request_ids() -> list[Patch]:
 @mutant("funds are not checked")
 def _skip_funds() -> list[Patch]:
     return [
-        (transaction_rules, "_overdraft", lambda *_arguments, **_named: None),
-        (transaction_rules, "_check_floors", lambda *_arguments, **_named: None),
+        (refusal_rules, "_overdraft", lambda *_arguments, **_named: None),
+        (transaction_rules, "check_floors", lambda *_arguments, **_named: None),
     ]
 
 
 @mutant("reserved money can be spent")
 def _spend_reserved() -> list[Patch]:
-    overdraft = transaction_rules._overdraft
+    overdraft = refusal_rules._overdraft
 
     def generous(*arguments: Any, **named: Any) -> Any:
         refused = overdraft(*arguments, **named)
@@ -365,8 +365,8 @@ def _spend_reserved() -> list[Patch]:
         return refused
 
     return [
-        (transaction_rules, "_overdraft", generous),
-        (transaction_rules, "_check_floors", lambda *_arguments, **_named: None),
+        (refusal_rules, "_overdraft", generous),
+        (transaction_rules, "check_floors", lambda *_arguments, **_named: None),
     ]
 
 
