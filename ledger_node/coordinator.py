@@ -262,10 +262,11 @@ class Coordinator:
             homed.deciding = True
             command = Decide(record.account_id, number, list(homed.votes.values()))
 
-            def decided(_result: Result | None) -> None:
+            def decided(result: Result | None) -> None:
                 homed.deciding = False
-                self._early.pop(prepare.origin, None)
-                self._drive(shard_id, number)
+                if result is not None:  # else the next tick tries again
+                    self._early.pop(prepare.origin, None)
+                    self._drive(shard_id, number)
 
             self._propose(shard_id, command, decided)
 
@@ -299,9 +300,10 @@ class Coordinator:
             homed.waiting.clear()
             command = Delivered(record.account_id, number, homed.state)
 
-            def closed(_result: Result | None) -> None:
+            def closed(result: Result | None) -> None:
                 homed.closing = False
-                self._drive(shard_id, number)
+                if result is not None:  # else the next tick tries again
+                    self._drive(shard_id, number)
 
             self._propose(shard_id, command, closed)
 

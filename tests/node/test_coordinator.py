@@ -24,6 +24,7 @@ from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, TransactionView
 from ledger_node.audit import audit
 from ledger_node.coordinator import VOTE_S_MAX
+from ledger_node.store import Store
 from tests.node.hosts import Hosts, results
 
 S = TransactionStatus
@@ -285,3 +286,20 @@ def test_a_leader_does_not_answer_for_what_it_has_not_heard_of(bank: Bank) -> No
         replies: list = []
         bank.hosts.nodes[leader].await_transaction(0, number, state, replies.append)
         assert bank.hosts.settle(replies).outcome == shard_pb2.OUTCOME_NOT_LEADER
+
+
+def test_a_full_store_is_not_asked_again_without_a_rest(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the log does not take now is tried again at a tick, not turn after turn."""
+    command = bank.transfer({0: -30, 1: 30})
+    bank.hosts.unreachable_shards = {1}
+    begun = bank.submit(command)
+    monkeypatch.setattr(Store, "full", lambda _self: "no room")
+    bank.hosts.unreachable_shards = set()
+    bank.hosts.run(VOTE_S_MAX + 1.0)
+    for _ in range(20):
+        bank.hosts.turn_all()
+    assert all(node.next_turn_at() > bank.hosts.now for node in bank.hosts.nodes.values())
+    monkeypatch.undo()
+    bank.finish(command, begun.number)

@@ -94,6 +94,7 @@ class Disk:
             for shard in config.shards_on(node_id)
         ]
         self.shadows = {shard.id: ShadowLog() for shard in self._shards}
+        self.is_full = False
 
     def wipe(self) -> None:
         """Lose everything: the directory is empty from now on."""
@@ -112,7 +113,7 @@ class Disk:
             sync=False,
         )
         assert isinstance(store, SimulatedStore)
-        store.shadows = self.shadows
+        store.disk, store.shadows = self, self.shadows
         with store.read() as view:
             for shard_id, shadow in self.shadows.items():
                 tables = view.shard(shard_id)
@@ -128,6 +129,7 @@ class Disk:
 class SimulatedStore(Store):
     """The real store, with a fuse: it can fail at any access of a turn, or at the commit."""
 
+    disk: Disk
     shadows: dict[int, ShadowLog]
     fuse: int | None = None
     """Crash at this many accesses to the write transaction from now."""
@@ -174,6 +176,10 @@ class SimulatedStore(Store):
             method(*arguments)
         if self.crash_after_commit:
             raise SimulatedCrash
+
+    def full(self) -> str | None:
+        """Say so where the plan wants it; the disk of this machine has no part in a run."""
+        return "simulated: no room" if self.disk.is_full else None
 
     def abort(self) -> None:
         """Drop what is not committed."""

@@ -51,6 +51,7 @@ class Faults:
             FaultKind.USURP: self._usurp,
             FaultKind.WIPE: self._wipe,
             FaultKind.INTERRUPT_INSTALL: self._interrupt_install,
+            FaultKind.FILL: self._fill,
         }
         assert set(self._kinds) == set(FaultKind)
         for fault in plan.faults:
@@ -72,6 +73,7 @@ class Faults:
         self._network.heal()
         for host in self._hosts.values():
             host.disk_slow_until = 0.0
+            host.disk.is_full = False
             host.set_rate(1.0)
             if host.store is not None:
                 host.store.fuse = None
@@ -219,6 +221,16 @@ class Faults:
         host.crash("wiped")
         host.disk.wipe()
         host.events.wiped(host)
+
+    def _fill(self, host: Host, amount: float) -> None:
+        """Leave a disk no room for new writes, for a while."""
+        host.disk.is_full = True
+        life_s = amount * 6 * self._plan.timing.election_max_s
+
+        def make_room() -> None:
+            host.disk.is_full = False
+
+        self._engine.after(life_s, make_room)
 
     def _interrupt_install(self, _host: Host, amount: float) -> None:
         """Wait for the next install of a snapshot, and crash one end of it or cut the link."""

@@ -267,6 +267,13 @@ class _Batch:
                 lane._end(call, Answer(End.OK, decode_result(data), index, place))
             lane.batch_ended()
             return
+        if reply.outcome == shard_pb2.OUTCOME_RESOURCE_EXHAUSTED:
+            # Nothing was done now; an earlier attempt may have had its effect.
+            for call, reached in zip(self._calls, self._reached_before, strict=True):
+                known = not reached or lane._kind is not Kind.EXECUTE
+                lane._end(call, Answer(End.REFUSED if known else End.UNKNOWN))
+            lane.batch_ended()
+            return
         unknown = reply.outcome == shard_pb2.OUTCOME_UNKNOWN
         self._failed(reached=unknown, leader_id=reply.leader_id)
 

@@ -35,6 +35,7 @@ class FaultKind(StrEnum):
     USURP = "usurp"
     WIPE = "wipe a disk"
     INTERRUPT_INSTALL = "interrupt an install"
+    FILL = "fill a disk"
 
 
 # How often a kind is drawn, against the others, where a mix has it.
@@ -57,6 +58,7 @@ _WEIGHTS = {
     FaultKind.USURP: 3,
     FaultKind.WIPE: 2,
     FaultKind.INTERRUPT_INSTALL: 3,
+    FaultKind.FILL: 2,
 }
 
 # Targets from here on mean "whoever leads shard target - LEADERS_FROM".
