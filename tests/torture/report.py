@@ -32,7 +32,13 @@ class Report:
         """Count a fault in."""
         self.faults.append(record)
 
-    def table(self, counts: Counter[str], refusals: Counter[str], seconds: float) -> str:
+    def table(
+        self,
+        counts: Counter[str],
+        refusals: Counter[str],
+        transfers: Counter[str],
+        seconds: float,
+    ) -> str:
         """Return the whole as text."""
         by_kind: defaultdict[str, list[FaultRecord]] = defaultdict(list)
         for record in self.faults:
@@ -45,6 +51,9 @@ class Report:
             f"(of them writes: {counts['acknowledged writes']:,})",
             f"  refused      {counts['refused']:>10,}   ({refused or 'none'})",
             f"  unknown      {counts['unknown']:>10,}   (each resolved by repeating it)",
+            "",
+            "transfers, their ends and reversals, between accounts on any shards",
+            *(f"  {count:>10,}  {name}" for name, count in sorted(transfers.items())),
             "",
             "faults                  times   longest pause of a shard: median   worst",
         ]

@@ -16,7 +16,7 @@ from ledger.v1 import ledger_pb2
 from ledger_client import AsyncLedgerClient, LedgerError
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.ids import derive_account_id, format_account_id, new_request_id
-from ledger_core.ledgers import MAIN
+from ledger_core.ledgers import MAIN_NAME
 from tests.torture.progress import Progress
 from tests.torture.report import Violation
 
@@ -342,6 +342,6 @@ def place(shard_map: ShardMap, shard_id: int) -> tuple[str, str]:
     """Return a request id for an account that falls on the shard, and the account's id."""
     while True:
         request_id = new_request_id()
-        account_id = derive_account_id(MAIN.name, request_id)
+        account_id = derive_account_id(MAIN_NAME, request_id)
         if shard_map.shard_of(account_id).id == shard_id:
             return request_id, format_account_id(account_id)
