@@ -7,7 +7,7 @@ reads against what callers were told, without a log.
 from collections import Counter
 from dataclasses import dataclass
 
-from ledger_core.accounts import TransactionStatus
+from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
     CreateTransaction,
     Entry,
@@ -182,7 +182,8 @@ def _changes(history: History) -> dict[int, list[_Change]]:
             continue
         if isinstance(command, ReverseTransaction):
             money = [
-                (e.account_id, e.amount if e.direction == 2 else -e.amount) for e in view.entries
+                (e.account_id, e.amount if e.direction is Direction.CREDIT else -e.amount)
+                for e in view.entries
             ]
         elif isinstance(command, CreateTransaction):
             money = _money(command, 0)

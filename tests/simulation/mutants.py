@@ -1,8 +1,8 @@
 """Deliberate breakages of the product. A simulation that does not see them sees nothing.
 
 Each is a patch that takes one protection away, as a careless change might. `find` runs seeds until
-a run fails. Without the ``strict`` checks, which look into disks, only what the cluster does to
-its callers and its own alarms are left.
+a run fails. Without the ``strict`` checks, which look into disks and logs, only what the cluster
+does to its callers, its books and its own alarms are left.
 """
 
 import itertools
