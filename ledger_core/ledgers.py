@@ -81,22 +81,21 @@ def chart_faults(known: list[ChartCode], added: list[ChartCode]) -> list[tuple[i
         if line.code in lines:
             faults.append((index, f"code {line.code!r} is in the chart already"))
             continue
-        if line.parent:
-            parent = lines.get(line.parent)
-            if parent is None:
-                faults.append(
-                    (index, f"parent {line.parent!r} is not in the chart above {line.code!r}")
-                )
-            elif parent.type is not line.type:
-                faults.append(
-                    (
-                        index,
-                        f"{line.code!r} is {line.type.name}, but its parent {line.parent!r} is "
-                        f"{parent.type.name}",
-                    )
-                )
+        parent = lines.get(line.parent)
         above = line_of(list(lines.values()), line.code)
-        if above is not None and above.type is not line.type:
+        if line.parent and parent is None:
+            faults.append(
+                (index, f"parent {line.parent!r} is not in the chart above {line.code!r}")
+            )
+        elif parent is not None and parent.type is not line.type:
+            faults.append(
+                (
+                    index,
+                    f"{line.code!r} is {line.type.name}, but its parent {line.parent!r} is "
+                    f"{parent.type.name}",
+                )
+            )
+        elif above is not None and above.type is not line.type:
             faults.append(
                 (
                     index,
