@@ -15,6 +15,7 @@ from ledger_core.accounts import AccountType, Direction, EntryKind
 from ledger_core.ids import format_account_id, system_account_id
 from ledger_core.ledgers import Currency
 from ledger_node.records import (
+    ENTRY_EFFECT,
     AccountRecord,
     BalanceRow,
     Book,
@@ -26,16 +27,6 @@ from ledger_node.records import (
 from ledger_node.store import ENTRIES_PER_MARK, ShardTables
 
 _encode = msgspec.msgpack.Encoder().encode
-
-# What an entry of each kind adds to the posted and the pending counter of its side.
-_EFFECT = {
-    EntryKind.POSTED: (1, 0),
-    EntryKind.PENDING: (0, 1),
-    EntryKind.SETTLED: (1, -1),
-    EntryKind.CANCELLED: (0, -1),
-    EntryKind.EXPIRED: (0, -1),
-    EntryKind.REFUSED: (0, 0),
-}
 
 
 # The books of a shard are numbered below this many bits; see `Books.in_transit_account`.
@@ -168,7 +159,7 @@ class Books:
 
         ``ends=False``: pending money goes, but the transaction's end is counted elsewhere.
         """
-        posted, pending = _EFFECT[kind]
+        posted, pending = ENTRY_EFFECT[kind]
         for entry in entries:
             slot = self.slot(entry.account_id)
             balance = self.balance(slot)

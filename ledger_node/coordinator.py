@@ -125,6 +125,11 @@ class Coordinator:
         calls, self._calls = self._calls, []
         return calls
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing that time could change."""
+        return not (self._homed or self._prepared or self._early)
+
     # Events
 
     def lead(self, shard_id: int, now: float) -> None:

@@ -108,7 +108,6 @@ class _Replica:
     """When this replica last knew itself up to date with its leader."""
     coordinated: bool = False
     """Whether the coordinator carries on this shard's transactions: from when it serves, on."""
-    expiry_checked_at: float = 0.0
 
     @property
     def is_blocked(self) -> bool:
@@ -153,6 +152,7 @@ class Node:
         self._view: ReadView | None = None
         self._coordinator = Coordinator(self._propose_own, self._committed_tables)
         self._coordination: list[Callable[[], None]] = []
+        self._expiry_check_at = 0.0
         now = clock()
         self._next_tick = now
         self._tick_s = timing.heartbeat_s / 3
@@ -432,7 +432,11 @@ class Node:
                 gained.append(replica)
             elif replica.coordinated and (in_flight or undecided):
                 open_ended.append((replica, in_flight, undecided))
-        if not (open_ended or gained or self._coordination or ticks):
+        checks_expiry = ticks and now >= self._expiry_check_at
+        if checks_expiry:
+            self._expiry_check_at = now + EXPIRY_CHECK_S
+        ticks = ticks and not self._coordinator.idle
+        if not (open_ended or gained or self._coordination or ticks or checks_expiry):
             return
         with self._store.read() as view:
             self._view = view
@@ -445,8 +449,9 @@ class Node:
                 step()
             if ticks:
                 self._coordinator.tick(now)
+            if checks_expiry:
                 for replica in replicas:
-                    self._expire(replica, now)
+                    self._expire(replica)
             self._view = None
 
     def _coordinate(self, step: Callable[[], None]) -> None:
@@ -482,11 +487,10 @@ class Node:
         view = transaction_view(number, record, tables.meta().books[record.book], state)
         return QueryReply(shard_pb2.OUTCOME_OK, [encode_result(view)], replica.group.applied_index)
 
-    def _expire(self, replica: _Replica, now: float) -> None:
+    def _expire(self, replica: _Replica) -> None:
         """Give the state machine a time at which pending transactions expire, if some are due."""
-        if not replica.coordinated or now - replica.expiry_checked_at < EXPIRY_CHECK_S:
+        if not replica.coordinated:
             return
-        replica.expiry_checked_at = now
         tables = self._committed_tables(replica.config.id)
         if any(tables.expirations_until(self._wall_clock_us())):
             replica.proposals.append(_Proposal([], lambda _reply: None))

@@ -34,6 +34,16 @@ _FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
 BALANCE_ROW_BYTES = _BALANCE.size
 ENTRY_ROW_BYTES = _ENTRY.size + _CRC.size
 
+# What an entry of each kind adds to the posted and the pending counter of its side.
+ENTRY_EFFECT = {
+    EntryKind.POSTED: (1, 0),
+    EntryKind.PENDING: (0, 1),
+    EntryKind.SETTLED: (1, -1),
+    EntryKind.CANCELLED: (0, -1),
+    EntryKind.EXPIRED: (0, -1),
+    EntryKind.REFUSED: (0, 0),
+}
+
 
 @dataclass(slots=True)
 class BalanceRow(Counters):

@@ -26,8 +26,8 @@ from typing import Final
 import lmdb
 import msgspec
 
-from ledger_core.accounts import Counters, Direction, EntryKind, TransactionStatus
-from ledger_node.records import ENTRY_ROW_BYTES, EntryRow
+from ledger_core.accounts import Counters, Direction, TransactionStatus
+from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES, EntryRow
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
 
@@ -46,15 +46,6 @@ _LAST_PAGE_AT: Final = 136
 _PAGE_BYTES_AT: Final = 40
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct(">Q")
-
-# What an entry of each kind adds to the posted and the pending counter of its side.
-_EFFECT = {
-    EntryKind.POSTED: (1, 0),
-    EntryKind.PENDING: (0, 1),
-    EntryKind.SETTLED: (1, -1),
-    EntryKind.CANCELLED: (0, -1),
-    EntryKind.REFUSED: (0, 0),
-}
 
 
 def refuse_damaged(path: Path) -> None:
@@ -254,7 +245,7 @@ class _ShardCheck:
 
     def _follows(self, position: int, row: EntryRow) -> bool:
         ours = _counters(row.after)
-        posted, pending = _EFFECT[row.kind]
+        posted, pending = ENTRY_EFFECT[row.kind]
         side = 0 if row.direction is Direction.DEBIT else 1
         ours[side] -= posted * row.amount
         ours[side + 2] -= pending * row.amount
