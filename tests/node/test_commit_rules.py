@@ -26,6 +26,7 @@ from ledger_core.commands import (
 )
 from ledger_core.errors import Reason, RefusalReason
 from ledger_core.results import Failure, TransactionView, VoteView
+from ledger_node.store_check import check
 from tests.node.several_shards import SHARDS, World
 
 S = TransactionStatus
@@ -37,6 +38,9 @@ def world(tmp_path: Path) -> Iterator[World]:
     yield world
     world.check_every_shard_balances()
     world.close()
+    # What a node would find at its next start.
+    for shard in world.shards:
+        assert list(check(shard.path / "store")) == []
 
 
 def transfer(
