@@ -150,7 +150,9 @@ class Coordinator:
 
     def begin(self, home_shard_id: int, command: CreateTransaction, now: float) -> None:
         """Ask the participants of a transaction that is about to be proposed at its home."""
-        if len(self._early) >= EARLY_MAX:
+        if home_shard_id not in self._led or len(self._early) >= EARLY_MAX:
+            # Not led any more: nobody may be asked for what will not be proposed. Not yet, or too
+            # many: they are asked once the Begin is applied.
             return
         origin = transaction_request_key(command.account_id, command.request_id)
         if origin in self._early:

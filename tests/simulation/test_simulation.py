@@ -27,7 +27,7 @@ from tests.simulation.plan import (
 )
 from tests.simulation.runner import run_plan
 
-SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "104"))
+SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "96"))
 BATCHES = 8
 
 FAST = Timing(0.04, 0.15, 0.25)
@@ -121,7 +121,7 @@ plans = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plan=plans)
 def test_schedules_that_hypothesis_draws(plan: Plan) -> None:
     """On failure it shrinks the schedule, and the failure prints it as a command."""
