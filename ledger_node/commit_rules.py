@@ -68,6 +68,8 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     number = books.next_transaction_number()
     record = new_record(books, transaction, status, refused)
     record.origin, record.home_shard_id = command.origin, command.home_shard_id
+    # Like the number, that of the home: so its accounts show of what this is the reversal.
+    record.reversal_of = command.reversal_of
     record.clearing = clearing
     books.save_transaction(number, record)
     book_new(books, number, record, kind)

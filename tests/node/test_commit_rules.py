@@ -25,7 +25,8 @@ from ledger_core.commands import (
     Vote,
 )
 from ledger_core.errors import Reason, RefusalReason
-from ledger_core.results import Failure, TransactionView, VoteView
+from ledger_core.queries import ListTransactions
+from ledger_core.results import Failure, TransactionPage, TransactionView, VoteView
 from ledger_node.store_check import check
 from tests.node.several_shards import SHARDS, World
 
@@ -210,6 +211,9 @@ def test_a_reversal_across_shards_moves_the_money_back_once(world: World) -> Non
     assert part.reversal_of == begun.number
     world.drive()
     assert (world.balances()[0], world.balances()[2]) == ((75, 75), (125, 125))
+    listed = world.shards[1].ask(ListTransactions(world.accounts[1][0], 1))
+    assert isinstance(listed, TransactionPage)
+    assert listed.transactions[0].reversal_of == begun.number
     too_much = home.one(ReverseTransaction(account_id, begun.number, "r2", [26, 26]))
     assert isinstance(too_much, Failure)
     assert too_much.reason is Reason.REVERSAL_EXCEEDS
