@@ -29,6 +29,7 @@ ACCOUNTS = 320
 FUNDS = 10**9
 CONCURRENT = 64
 ROUNDS = 4
+PAUSE_S = 0.02
 
 Call = Callable[[], Awaitable[ledger_pb2.Transaction]]
 
@@ -81,12 +82,17 @@ async def timed(call: Call) -> float:
     return seconds
 
 
-async def lone(kinds: Kinds, calls: int) -> dict[str, list[float]]:
-    """Make one call at a time, the kinds in turns."""
+async def lone(kinds: Kinds, calls: int, rng: random.Random) -> dict[str, list[float]]:
+    """Make one call at a time, the kinds in turns, in another order each time.
+
+    What goes on after an answer (the home notes that the decision was delivered, followers apply)
+    has a moment to end before the next call.
+    """
     times: dict[str, list[float]] = {name: [] for name in kinds.all}
     for _ in range(calls):
-        for name, call in kinds.all.items():
+        for name, call in rng.sample(list(kinds.all.items()), len(kinds.all)):
             times[name].append(await timed(call))
+            await asyncio.sleep(PAUSE_S)
     return times
 
 
@@ -119,8 +125,9 @@ async def run(address: str, shard_map: ShardMap, options: argparse.Namespace) ->
                 *(client.create_transaction(item, FUNDS, settled=True) for item in account_ids)
             )
         kinds = Kinds(client, accounts, options.seed)
-        await lone(kinds, 20)
-        times = await lone(kinds, options.calls)
+        rng = random.Random(options.seed)
+        await lone(kinds, 20, rng)
+        times = await lone(kinds, options.calls, rng)
         base = statistics.median(times["one account"])
         print(f"one call at a time, {options.calls} of each kind, in turns")
         for name, seconds in times.items():
