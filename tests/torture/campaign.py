@@ -299,7 +299,8 @@ class Campaign:
         self._say(
             f"         checked {len(steps):,} writes of transfers in "
             f"{time.monotonic() - began:.1f} s; nothing undecided or in flight {finished_s:.1f} s "
-            f"after the last (at most {self._sampler.unfinished_max} at once on a shard before): "
+            f"after the last (at most {self._sampler.unfinished_max} at once on a shard before); "
+            f"together the accounts have {self._bank.total:,}: "
             + ("all as it must be" if not self.violations else f"{len(self.violations)} violations")
         )
         if self.violations:

@@ -44,13 +44,17 @@ class Report:
         for record in self.faults:
             by_kind[record.kind].append(record)
         refused = ", ".join(f"{name} {count:,}" for name, count in sorted(refusals.items()))
-        lines = [
-            "",
-            f"operations in {seconds:.0f} s",
-            f"  acknowledged {counts['acknowledged']:>10,}   "
-            f"(of them writes: {counts['acknowledged writes']:,})",
-            f"  refused      {counts['refused']:>10,}   ({refused or 'none'})",
-            f"  unknown      {counts['unknown']:>10,}   (each resolved by repeating it)",
+        lines = ["", f"{seconds:.0f} s under fire"]
+        if counts:
+            lines += [
+                "",
+                "operations of clients of single accounts",
+                f"  acknowledged {counts['acknowledged']:>10,}   "
+                f"(of them writes: {counts['acknowledged writes']:,})",
+                f"  refused      {counts['refused']:>10,}   ({refused or 'none'})",
+                f"  unknown      {counts['unknown']:>10,}   (each resolved by repeating it)",
+            ]
+        lines += [
             "",
             "transfers, their ends and reversals, between accounts on any shards",
             *(f"  {count:>10,}  {name}" for name, count in sorted(transfers.items())),

@@ -103,6 +103,8 @@ class Bank:
         self.steps: list[Step] = []
         self.counts: Counter[str] = Counter()
         self.violations: list[Violation] = []
+        self.total = 0
+        """What all accounts had together when they were last checked."""
         self._client, self._hasty = client, hasty
         self._map = shard_map
         self._shard_ids = shard_ids
