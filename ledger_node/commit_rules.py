@@ -172,6 +172,10 @@ def apply_decision(books: Books, command: ApplyDecision) -> Done:
         record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
         if command.status is not TransactionStatus.PENDING:
             book_end(books, known.number, record, command.status)
+    elif command.refused is not None and record.refusal not in (None, command.refused):
+        # This shard said no, and so did another: all histories show the reason that the home gives.
+        record.refusal = command.refused
+        record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
     books.save_transaction(known.number, record)
     return Done()
 

@@ -226,7 +226,7 @@ class Coordinator:
         in_flight = tables.find_in_flight(number)
         if in_flight is None:
             if record.status.is_refusal:
-                self._call_off(record)
+                self._call_off(number, record)
             self._forget(shard_id, number, led=True)
         elif in_flight.prepare is not None:
             homed.origin = in_flight.prepare.origin
@@ -314,7 +314,7 @@ class Coordinator:
 
             self._propose(shard_id, command, closed)
 
-    def _call_off(self, record: TransactionRecord) -> None:
+    def _call_off(self, number: int, record: TransactionRecord) -> None:
         """Tell participants that were asked early of a refusal by the home itself.
 
         Once and without regard to success: who misses it will ask.
@@ -325,7 +325,7 @@ class Coordinator:
             command = ApplyDecision(
                 participant.routing_id,
                 record.origin,
-                0,
+                number,
                 record.status,
                 record.states[-1].request_id,
                 0,

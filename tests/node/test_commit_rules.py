@@ -106,6 +106,23 @@ def test_a_participant_without_funds_makes_the_transaction_refused_everywhere(
     world.check_nothing_is_in_flight()
 
 
+def test_all_histories_show_the_reason_that_the_home_gives(world: World) -> None:
+    poor, frozen = world.accounts[1][0], world.accounts[2][0]
+    world.shards[2].one(FreezeAccount(frozen, "f"))
+    command = world.create(
+        [world.entry(0, 0, 102), world.entry(1, 0, -101), world.entry(2, 0, -1)], "t"
+    )
+    begun = view(world.begin(command))
+    world.drive()
+    for shard_id, account_id in ((0, command.account_id), (1, poor), (2, frozen)):
+        listed = world.shards[shard_id].ask(ListTransactions(account_id, 1))
+        assert isinstance(listed, TransactionPage)
+        (shown,) = listed.transactions
+        assert (shown.number, shown.status) == (begun.number, S.INSUFFICIENT_FUNDS)
+        assert shown.refusal is not None
+        assert shown.refusal.entry_index == 1
+
+
 @pytest.mark.parametrize("end", ["settle", "settle in part", "cancel", "expire"])
 def test_a_pending_transaction_ends_the_same_way_on_all_shards(world: World, end: str) -> None:
     command = transfer(world, 40, settled=False)

@@ -36,6 +36,7 @@ from tests.torture.workload import CALL_TIMEOUT_S, HASTY_TIMEOUT_S, Account, Wor
 
 CHECKPOINT_S = 90.0
 REPEATS_PER_CHECKPOINT = 8_000
+TRANSFERS_ASKED_MAX = 2_000
 # How many clients make transfers beside those that each use one account only.
 TRANSFER_CLIENTS = 16
 # A bank with more writes is given up at the next checkpoint, for new accounts: to check all of it
@@ -288,7 +289,7 @@ class Campaign:
         """Check all transfers between the accounts of the bank."""
         began = time.monotonic()
         steps = self._bank.steps
-        share = min(1.0, REPEATS_PER_CHECKPOINT / max(len(steps), 1))
+        share = min(1.0, TRANSFERS_ASKED_MAX / max(len(steps), 1))
         finished_s = await self._sampler.finished()
         self.violations += await check_transfers(
             client, self._bank, self.report.checks, lambda: self._rng.random() < share

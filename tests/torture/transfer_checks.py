@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from google.protobuf import text_format
+
 from ledger.v1 import ledger_pb2
 from ledger_client import AsyncLedgerClient, LedgerError
 from tests.torture.report import Violation
@@ -72,13 +74,13 @@ async def check_transfers(
                         account_id=step.account_id, request_id=step.request_id
                     )
                     if again != shown:
-                        found.append(f"by its request {again}, by its id {shown}")
+                        found.append(f"by its request {line(again)}, by its id {line(shown)}")
             except LedgerError as error:
                 found.append(f"the outcome of {step.request_id}: {error}")
                 return
             there = by_id.get(step.answer.id)
             if there is None or _plain(shown) != _plain(there):
-                found.append(f"GetTransaction shows {shown}, a list {there}")
+                found.append(f"GetTransaction shows {line(shown)}, a list {line(there)}")
         checks["transfers asked for by id and by request, and repeated: as answered"] += 1
 
     await asyncio.gather(*(ask_for(step) for step in bank.steps if step.answer and ask()))
@@ -116,7 +118,7 @@ def differences(steps: Iterable[Step], books: Books) -> list[str]:
         if step.answer is None or step.answer is False:
             if step.refused or step.answer is False:
                 found += [
-                    f"{step.request_id} was refused, but {account_id} shows {item}"
+                    f"{step.request_id} was refused, but {account_id} shows {line(item)}"
                     for account_id, item in there.items()
                     if item.status not in REFUSALS
                 ]
@@ -127,12 +129,15 @@ def differences(steps: Iterable[Step], books: Books) -> list[str]:
             brought_in += step.amount
         if step.kind == "reverse" and final == SETTLED:
             reversed_by[step.transaction_id] += sum(entry.amount for entry in step.answer.entries)
-    found += [f"request {key} was never made, but there is {item}" for key, item in seen.items()]
+    found += [
+        f"request {key} was never made, but there is {list(map(line, item.values()))}"
+        for key, item in seen.items()
+    ]
     for listed in books.histories.values():
         for item in listed:
             # Only the home keeps how much was reversed.
             if item.reversed_amounts and sum(item.reversed_amounts) != reversed_by[item.id]:
-                found.append(f"{item} was reversed by {reversed_by[item.id]}")
+                found.append(f"{line(item)} was reversed by {reversed_by[item.id]}")
     found += _wrong_balances(books)
     total = sum(account.settled_balance for account in books.accounts.values())
     if total != brought_in:
@@ -153,30 +158,30 @@ def _final_status(step: Step, ends: list[Step], at_home: ledger_pb2.Transaction 
 
 def _faults(step: Step, final: int, there: dict[str, ledger_pb2.Transaction]) -> list[str]:
     """Hold one transaction against how every account shows it."""
-    answer = step.answer
+    answer, shown = step.answer, line(step.answer)
     parties = {entry.account_id for entry in answer.entries} & (
         {step.account_id} if step.kind == "move" else {entry.account_id for entry in answer.entries}
     )
     found = []
     if step.kind == "reverse" and step.account_id not in parties:
-        found.append(f"the reversal {answer} is at another home")
+        found.append(f"the reversal {shown} is at another home")
     if final in REFUSALS:
         # A participant that was never asked, or only told not to, has nothing of it.
         parties = {step.account_id}
         found += [
-            f"{answer} was refused, but {account_id} shows {item}"
+            f"{shown} was refused, but {account_id} shows {line(item)}"
             for account_id, item in there.items()
             if item.status not in REFUSALS
         ]
     if missing := parties - there.keys():
-        found.append(f"{answer} is not in the histories of {sorted(missing)}")
+        found.append(f"{shown} is not in the histories of {sorted(missing)}")
     if final in REFUSALS:
         return found
     for account_id, item in there.items():
         if (item.id, item.status) != (answer.id, final) or item.entries != answer.entries:
-            found.append(f"{answer} (now {final}) is shown by {account_id} as {item}")
+            found.append(f"{shown} (now {final}) is shown by {account_id} as {line(item)}")
     if len({item.settled_amount for item in there.values()}) > 1:
-        found.append(f"{answer} was settled in different parts: {there}")
+        found.append(f"{shown} was settled in different parts: {list(map(line, there.values()))}")
     return found
 
 
@@ -209,11 +214,21 @@ def _wrong_balances(books: Books) -> list[str]:
     return found
 
 
+def line(transaction: ledger_pb2.Transaction | None) -> str:
+    """Write a transaction in a line."""
+    return text_format.MessageToString(transaction, as_one_line=True) if transaction else "nothing"
+
+
 def _plain(transaction: ledger_pb2.Transaction) -> tuple[object, ...]:
-    """Return what the home and every participant must show alike."""
+    """Return what the home and every participant must show alike.
+
+    A participant that said no may know its own reason only: a home that refuses by itself tells
+    the others once, and does not see to it that they hear.
+    """
+    refused = transaction.status in REFUSALS
     return (
         transaction.id,
-        transaction.status,
+        refused or transaction.status,
         list(transaction.entries),
         transaction.settled_amount,
         transaction.request_id,
