@@ -165,8 +165,9 @@ def verify(session: Session, cluster_config: str, audit_timeout: float) -> None:
     """Prove the books: every shard balances, and its replicas are equal.
 
     Sums debits and credits of every replica of every shard from its accounts, and compares the hash
-    chains of replicas at one applied index. Exits with 1 if anything is not as it must be, or could
-    not be proven.
+    chains of replicas at one applied index. Counts the transactions across shards that are on their
+    way; one that takes longer than 30 s is a fault. Exits with 1 if anything is not as it must be,
+    or could not be proven.
     """
     config = load_cluster_config(cluster_config)
     with NodeProbe(config) as probe:
