@@ -23,6 +23,7 @@ from tests.simulation.plan import Plan
 if TYPE_CHECKING:
     from tests.simulation.host import Host
 
+BATCH_MAX = 500
 BATCHES_IN_FLIGHT_MAX = 4
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.02, 0.25
 
@@ -172,8 +173,8 @@ class _Lane:
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._waiting:
-            batch, self._waiting = self._waiting, []
+        while self._waiting and self._in_flight < BATCHES_IN_FLIGHT_MAX:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
             self._in_flight += 1
             _Batch(self, batch).attempt()
 
