@@ -342,7 +342,8 @@ class Bank:
                         step.transaction_id, step.amounts, request_id=step.request_id
                     )
         except LedgerError as error:
-            if error.reason in _TOO_LATE:
+            # A transfer that never arrived may not be made any more once its expiry has passed.
+            if error.reason in _TOO_LATE or (step.expire_time and "expire_time" in error.message):
                 return False
             raise
 
