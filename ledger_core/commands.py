@@ -379,6 +379,11 @@ def unbalanced_currencies(entries: list[Entry]) -> dict[str, int]:
     return {code: difference for code, difference in sums.items() if difference}
 
 
+def is_across_shards(command: CreateTransaction) -> bool:
+    """Whether accounts on several shards take part."""
+    return len({entry.shard_id for entry in command.entries}) > 1
+
+
 def transaction_fault(command: CreateTransaction, home_shard_id: int) -> str | None:
     """Return what makes a transaction no transaction at all, which no gateway sends."""
     entries = command.entries

@@ -60,6 +60,7 @@ class RefusalView(msgspec.Struct, array_like=True, frozen=True):
     required_amount: int
     available_amount: int
     message: str
+    reserved_amount: int = 0
 
 
 class TransactionView(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):

@@ -403,5 +403,6 @@ def _refused(view: TransactionView) -> Refused | None:
         refusal.entry_index,
         refusal.required_amount,
         refusal.available_amount,
-        reason=RefusalReason(refusal.reason),
+        refusal.reserved_amount,
+        RefusalReason(refusal.reason),
     )

@@ -210,10 +210,13 @@ class Node:
         commands: Sequence[bytes],
         done: Callable[[ExecuteReply], None],
         begins: Sequence[CreateTransaction] = (),
+        *,
+        urgent: bool = False,
     ) -> None:
         """Queue encoded, valid commands; ``done`` is called once, maybe at once with a refusal.
 
-        ``begins`` are those among them that begin a transaction across shards.
+        ``begins`` are those among them that begin a transaction across shards. ``urgent`` commands
+        bring such ones to their end: they are taken although the store is nearly full.
         """
         replica = self._replicas.get(shard_id)
         if replica is None:
@@ -223,7 +226,7 @@ class Node:
         elif replica.waiting_commands + len(commands) > WAITING_COMMANDS_MAX:
             message = f"{replica.waiting_commands} writes wait for shard {shard_id}; slow down"
             done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
-        elif message := self._store.full() or "":
+        elif not urgent and (message := self._store.full() or ""):
             done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
         else:
             replica.proposals.append(_Proposal(commands, done))
@@ -473,7 +476,7 @@ class Node:
             result = decode_result(executed.results[0]) if known else None
             self._coordinate(partial(reply, result))
 
-        self.execute(shard_id, [encode_command(command)], done)
+        self.execute(shard_id, [encode_command(command)], done, urgent=True)
 
     def _transaction_reply(self, replica: _Replica, number: int, state: int) -> QueryReply | None:
         """Show a state of a transaction; None where this node has not heard of it.

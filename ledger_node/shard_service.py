@@ -14,9 +14,14 @@ from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ShardConfig
 from ledger_core.commands import (
+    ApplyDecision,
     Command,
     CreateTransaction,
+    Decide,
+    Delivered,
+    Resolve,
     decode_command,
+    is_across_shards,
     routing_id,
     transaction_fault,
 )
@@ -27,6 +32,8 @@ from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.store import Store
 
 COMMANDS_PER_CALL_MAX = 2_000
+# What brings a transaction across shards to its end, and so makes reserved money free.
+STEPS_TO_THE_END = (ApplyDecision, Decide, Delivered, Resolve)
 
 _Reply = TypeVar("_Reply", ExecuteReply, QueryReply)
 
@@ -47,14 +54,25 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.ExecuteResponse:
         """Run commands; they are checked before they may enter the log."""
         shard = self._node.shard_config(request.shard_id)
-        begins: list[CreateTransaction] = []
+        commands: list[Command] = []
         if shard is not None:
             try:
-                begins = _check_commands(shard, request.commands)
+                commands = _check_commands(shard, request.commands)
             except (ValueError, msgspec.MsgspecError) as error:
                 await _refuse(context, error)
         reply: asyncio.Future[ExecuteReply] = asyncio.get_running_loop().create_future()
-        self._node.execute(request.shard_id, request.commands, _resolve(reply), begins)
+        begins = [
+            command
+            for command in commands
+            if isinstance(command, CreateTransaction) and is_across_shards(command)
+        ]
+        self._node.execute(
+            request.shard_id,
+            request.commands,
+            _resolve(reply),
+            begins,
+            urgent=all(isinstance(command, STEPS_TO_THE_END) for command in commands),
+        )
         self._wake.set()
         result = await reply
         return shard_pb2.ExecuteResponse(
@@ -161,27 +179,24 @@ def _query_response(reply: QueryReply) -> shard_pb2.QueryResponse:
     )
 
 
-def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[CreateTransaction]:
-    """Raise where a command must not enter the log: every replica would have to apply it.
-
-    Return those that begin a transaction across shards.
-    """
+def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Command]:
+    """Decode commands; raise where one must not enter the log: every replica would apply it."""
     if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
         raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
     if (size := sum(map(len, commands))) > EXECUTE_BYTES_MAX:
         raise ValueError(f"{size} bytes of commands; at most {EXECUTE_BYTES_MAX} are taken")
-    begins = []
+    decoded = []
     for data in commands:
         command: Command = decode_command(data)
         routing = routing_id(command)
         if not shard.lower_bound <= shard_key(routing) <= shard.upper_bound:
             raise ValueError(f"{routing:016x} is not of shard {shard.id}")
-        if isinstance(command, CreateTransaction):
-            if fault := transaction_fault(command, shard.id):
-                raise ValueError(fault)
-            if any(entry.shard_id != shard.id for entry in command.entries):
-                begins.append(command)
-    return begins
+        if isinstance(command, CreateTransaction) and (
+            fault := transaction_fault(command, shard.id)
+        ):
+            raise ValueError(fault)
+        decoded.append(command)
+    return decoded
 
 
 async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:

@@ -181,4 +181,5 @@ def _refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
         required_amount=refusal.required_amount,
         available_amount=refusal.available_amount,
         message=refusal_message(refusal, account_id, currency),
+        reserved_amount=refusal.reserved_amount,
     )

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
-from ledger_core.commands import Command, CreateTransaction, encode_command
+from ledger_core.commands import Command, CreateTransaction, encode_command, is_across_shards
 from ledger_core.queries import Query
 from ledger_core.results import decode_result
 from ledger_node.coordinator import ShardCall
@@ -134,8 +134,7 @@ class Hosts:
         begins = [
             command
             for command in commands
-            if isinstance(command, CreateTransaction)
-            and any(entry.shard_id != shard_id for entry in command.entries)
+            if isinstance(command, CreateTransaction) and is_across_shards(command)
         ]
         self.nodes[node_id].execute(shard_id, encoded, replies.append, begins)
         return replies

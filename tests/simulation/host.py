@@ -6,13 +6,13 @@ from typing import Protocol, TypeVar
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
 from ledger_cluster.config import ClusterConfig
-from ledger_core.commands import encode_command
+from ledger_core.commands import CreateTransaction, encode_command, is_across_shards
 from ledger_core.queries import Query
 from ledger_node.coordinator import ShardCall
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.raft import LogLimits, RaftGroup, RaftTiming, Role
 from ledger_node.raft.library import clock as library_clock
-from ledger_node.shard_service import _check_commands
+from ledger_node.shard_service import STEPS_TO_THE_END, _check_commands
 from ledger_node.store import Store
 from tests.simulation.disk import Disk, DiskError, SimulatedCrash, SimulatedStore
 from tests.simulation.engine import Engine, require
@@ -189,8 +189,14 @@ class Host:
         """Hand commands to the process, checked as its service does."""
         assert self.node is not None
         shard = self.node.shard_config(shard_id)
-        begins = [] if shard is None else _check_commands(shard, commands)
-        self.node.execute(shard_id, commands, self._answering(reply), begins)
+        decoded = [] if shard is None else _check_commands(shard, commands)
+        begins = [
+            command
+            for command in decoded
+            if isinstance(command, CreateTransaction) and is_across_shards(command)
+        ]
+        urgent = all(isinstance(command, STEPS_TO_THE_END) for command in decoded)
+        self.node.execute(shard_id, commands, self._answering(reply), begins, urgent=urgent)
         self.wake()
 
     def await_transaction(
