@@ -138,7 +138,10 @@ def transaction_view(
         expire_time_us=record.expire_time_us,
         settled_amount=record.settled_amount if at_last else 0,
         reversal_of=record.reversal_of,
-        reversed_amounts=record.reversed_amounts if at_last else [],
+        # Reversals come after every state: they are shown of the transaction as it is now only.
+        reversed_amounts=record.reversed_amounts
+        if state == -1 and any(record.reversed_amounts)
+        else [],
         in_flight=in_flight,
     )
 

@@ -25,7 +25,7 @@ from ledger_core.commands import (
     Vote,
 )
 from ledger_core.errors import Reason, RefusalReason
-from ledger_core.queries import ListTransactions
+from ledger_core.queries import GetTransaction, ListTransactions
 from ledger_core.results import Failure, TransactionPage, TransactionView, VoteView
 from ledger_node.store_check import check
 from tests.node.several_shards import SHARDS, World
@@ -231,6 +231,10 @@ def test_a_reversal_across_shards_moves_the_money_back_once(world: World) -> Non
     listed = world.shards[1].ask(ListTransactions(world.accounts[1][0], 1))
     assert isinstance(listed, TransactionPage)
     assert listed.transactions[0].reversal_of == begun.number
+    shown = home.ask(GetTransaction(account_id, begun.number))
+    assert view(shown).reversed_amounts == [15, 15]
+    # A repeat is answered as at first.
+    assert view(world.begin(command)).reversed_amounts == []
     too_much = home.one(ReverseTransaction(account_id, begun.number, "r2", [26, 26]))
     assert isinstance(too_much, Failure)
     assert too_much.reason is Reason.REVERSAL_EXCEEDS
@@ -252,6 +256,8 @@ def test_a_refused_reversal_leaves_the_whole_to_be_reversed(world: World) -> Non
     world.drive()
     refused = view(world.shards[0].one(ReverseTransaction(command.account_id, begun.number, "r1")))
     assert refused.status is S.INSUFFICIENT_FUNDS
+    shown = world.shards[0].ask(GetTransaction(command.account_id, begun.number))
+    assert view(shown).reversed_amounts == []
     world.shards[1].one(CreateTransaction(receiver, 40, "", True, "refill"))
     view(world.shards[0].one(ReverseTransaction(command.account_id, begun.number, "r2")))
     world.drive()

@@ -133,11 +133,12 @@ def differences(steps: Iterable[Step], books: Books) -> list[str]:
         f"request {key} was never made, but there is {list(map(line, item.values()))}"
         for key, item in seen.items()
     ]
-    for listed in books.histories.values():
+    for account_id, listed in books.histories.items():
         for item in listed:
             # Only the home keeps how much was reversed.
-            if item.reversed_amounts and sum(item.reversed_amounts) != reversed_by[item.id]:
-                found.append(f"{line(item)} was reversed by {reversed_by[item.id]}")
+            kept = reversed_by[item.id] if item.account_id == account_id else 0
+            if sum(item.reversed_amounts) != kept:
+                found.append(f"{line(item)} was reversed by {kept}")
     found += _wrong_balances(books)
     total = sum(account.settled_balance for account in books.accounts.values())
     if total != brought_in:
