@@ -291,6 +291,9 @@ class Campaign:
         steps = self._bank.steps
         share = min(1.0, TRANSFERS_ASKED_MAX / max(len(steps), 1))
         finished_s = await self._sampler.finished()
+        # What expires while it is checked would be seen both ways.
+        await self._bank.outlive()
+        await self._sampler.finished()
         self.violations += await check_transfers(
             client, self._bank, self.report.checks, lambda: self._rng.random() < share
         )

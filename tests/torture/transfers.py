@@ -171,6 +171,13 @@ class Bank:
 
         await asyncio.gather(*map(ask, unknown))
 
+    async def outlive(self) -> None:
+        """Wait until everything that is to expire by itself has done so."""
+        times = [step.expire_time for step in self.steps if step.expire_time is not None]
+        if times:
+            left = max(times) - datetime.now(UTC) + timedelta(seconds=3)
+            await asyncio.sleep(max(0.0, left.total_seconds()))
+
     async def ask_again(self, step: Step) -> None:
         """Repeat an acknowledged write: the answer must be the first one."""
         try:
