@@ -57,7 +57,7 @@ class RaftTiming:
     steps down.
     """
 
-    heartbeat_s: float = 0.15
+    heartbeat_s: float = 0.2
     election_min_s: float = 0.7
     election_max_s: float = 1.4
 
