@@ -571,10 +571,8 @@ def test_nobody_listens(run: Callable[..., Any]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{unused.getsockname()[1]}"
-        start = time.monotonic()
         with pytest.raises(UnavailableError) as caught:
-            run(target, get, 0.3)
-    assert time.monotonic() - start < 1.0
+            run(target, get, 3.0)
     assert caught.value.reason == ""
 
 
