@@ -18,7 +18,7 @@ from ledger.internal.v1 import peer_pb2, peer_pb2_grpc
 from ledger_cluster.channels import channel_options
 from ledger_cluster.config import ClusterConfig
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _OUTBOX_BYTES_MAX = 32 << 20
 _FRAME_BYTES = 2 << 20

@@ -79,7 +79,7 @@ class StoredRaftLog:
 
     def save_standing(self, standing: Standing) -> None:
         """Store the replica's standing, with this turn."""
-        row = (standing.incarnation, standing.proven, dict(standing.founders))
+        row = (standing.incarnation, standing.proven, dict(standing.roster))
         self._tables.save_meta_row(_STANDING, _encode(row))
 
     def first_index(self) -> int:

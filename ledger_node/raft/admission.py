@@ -5,8 +5,12 @@ It has then forgotten its term, its vote, and entries that it had confirmed. If 
 elect a leader that lacks a committed entry. So it is *unproven*: it does not campaign and grants
 no votes or pre-votes, until either
 
-- every other member has told it that it is new as well. This founds a fresh group. A member that
-  has been founded so still vouches for the stores that it was founded with, and for no others; or
+- it was there when the group was founded. A *roster* names the store of every member. A group is
+  founded with a roster once each of its stores has said, unproven and empty, that this is what it
+  sees. Who hears all of them say so is proven, and so is who hears the roster from a proven member
+  and finds itself in it. A store that is lost meanwhile changes what the others see, and they found
+  the group without it; but a proven member says nothing new, so where a leader may have been
+  elected, no roster with a younger store is ever agreed on; or
 - it has caught up with a leader: its verified log reaches a commit index of that leader whose
   entry is of the leader's own term. So it holds all that was ever committed, also what it had
   confirmed in a former life. The leader must know which store it talks to: then no confirmation
@@ -19,8 +23,8 @@ commit entries with our help. This costs nothing where a leader lives without us
 (Compare the recovery protocol of Viewstamped Replication Revisited, section 4.3.)
 
 In a group of an even number two majorities share two members, so one that forgot does no harm:
-there an informed replica votes at once, though it does not campaign. Otherwise a group of two could
-not elect a leader again.
+there an informed replica that no roster names votes at once, though it does not campaign. Otherwise
+a group of two could not elect a leader again.
 
 All of this is about the loss of a minority of the stores. What a majority forgot is lost.
 
@@ -31,7 +35,7 @@ vote would have to wait in the candidate's own inbox, the candidate paused, thro
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ledger_node.raft.contract import RaftLog, Standing
 
@@ -40,15 +44,26 @@ class Admission:
     """What a replica knows about its own standing. Writes it down within the turn."""
 
     def __init__(
-        self, log: RaftLog, *, is_new: bool, peer_ids: Sequence[str], rng: random.Random
+        self,
+        log: RaftLog,
+        *,
+        is_new: bool,
+        self_id: str,
+        peer_ids: Sequence[str],
+        rng: random.Random,
     ) -> None:
         self._log = log
+        self._self_id = self_id
         self._peer_ids = frozenset(peer_ids)
         members = len(self._peer_ids) + 1
         # As many that every majority with us in it includes one of them.
         self._heard_min = members - (members // 2 + 1) + 1
-        self._heard: dict[str, bool] = {}
+        # What unproven peers last said: their stores, and the rosters that they see.
         self._incarnations: dict[str, int] = {}
+        self._seen_by: dict[str, dict[str, int]] = {}
+        # What a proven peer said that does not know this store.
+        self._left_out = False
+        self._roster_of_others: dict[str, int] = {}
         self.asked_at = float("-inf")
         standing = log.load_standing()
         if standing is None:
@@ -70,32 +85,49 @@ class Admission:
     @property
     def may_vote(self) -> bool:
         """Whether this replica may grant votes; to campaign it must be proven."""
-        return self.proven or (self.informed and len(self._peer_ids) % 2 == 1)
+        if self.proven:
+            return True
+        return self.informed and self._left_out and len(self._peer_ids) % 2 == 1
 
     @property
     def informed(self) -> bool:
         """Whether this replica may follow a leader."""
-        return self.proven or len(self._heard) >= self._heard_min
+        return self.proven or len(self._incarnations) >= self._heard_min
 
-    def vouches_for(self, peer_id: str, incarnation: int, *, holds_entries: bool) -> bool:
-        """Whether the store of a peer is as new as the group, as far as this replica can tell."""
-        if not self.proven:
-            return not holds_entries
-        return self._standing.founders.get(peer_id) == incarnation
+    def roster(self, *, holds_entries: bool) -> Mapping[str, int]:
+        """Return the roster to tell others: the group's, or what an empty store sees; or none."""
+        if self.proven:
+            return self._standing.roster
+        return {} if holds_entries else self._seen()
 
-    def hear(self, peer_id: str, incarnation: int, vouches: bool) -> None:
-        """Take the answer of a peer. If all vouch, the group is founded."""
+    def _seen(self) -> dict[str, int]:
+        """Every member's store, as last heard of; empty while one is missing."""
+        if self._incarnations.keys() != self._peer_ids:
+            return {}
+        return {**self._incarnations, self._self_id: self.incarnation}
+
+    def hear(
+        self, peer_id: str, incarnation: int, roster: Mapping[str, int], *, proven: bool
+    ) -> None:
+        """Take the answer of a peer: its store, and its roster."""
         if self.proven:
             return
-        self._heard[peer_id] = vouches
         self._incarnations[peer_id] = incarnation
-        if self._heard.keys() == self._peer_ids and all(self._heard.values()):
-            self._prove(self._incarnations)
+        self._seen_by[peer_id] = {} if proven else dict(roster)
+        if proven:
+            if roster.get(self._self_id) == self.incarnation:
+                self._prove(roster)
+                return
+            self._left_out = True
+            self._roster_of_others = dict(roster) or self._roster_of_others
+        seen = self._seen()
+        if seen and all(self._seen_by[peer] == seen for peer in self._peer_ids):
+            self._prove(seen)
 
     def caught_up(self) -> None:
         """Note that this replica holds all that was ever committed."""
-        self._prove({})
+        self._prove(self._roster_of_others)
 
-    def _prove(self, founders: dict[str, int]) -> None:
-        self._standing = Standing(self.incarnation, proven=True, founders=dict(founders))
+    def _prove(self, roster: Mapping[str, int]) -> None:
+        self._standing = Standing(self.incarnation, proven=True, roster=dict(roster))
         self._log.save_standing(self._standing)

@@ -92,13 +92,13 @@ class Standing:
     """Whether a replica may vote, which it may not if it can have forgotten what it promised.
 
     `incarnation` names its store: a random number, drawn when the store was made. `proven`: see
-    `ledger_node.raft.admission`. `founders` are the other members' incarnations, if the group was
-    founded by all of them being new.
+    `ledger_node.raft.admission`. `roster`: the incarnations that the group was founded with, by
+    member, if this replica has heard of them.
     """
 
     incarnation: int
     proven: bool
-    founders: Mapping[str, int] = field(default_factory=dict)
+    roster: Mapping[str, int] = field(default_factory=dict)
 
 
 class SnapshotReader(Protocol):

@@ -241,17 +241,17 @@ class Voter(HardenedSyncObj):
             )
 
     def _on_ask(self, _now: float, peer: Progress, message: RaftMessage) -> None:
+        admission = self._admission
         self._send(
             peer,
             RaftMessage(
                 shard_id=self._shard_id,
                 type=RAFT_MESSAGE_TYPE_ASK_REPLY,
                 term=self._SyncObj__raftCurrentTerm,
-                ok=self._admission.vouches_for(
-                    peer.node.id, message.incarnation, holds_entries=self._journal.last_index > 1
-                ),
-                incarnation=self._admission.incarnation,
+                incarnation=admission.incarnation,
                 peer_incarnation=message.incarnation,
+                unproven=not admission.proven,
+                roster=admission.roster(holds_entries=self._journal.last_index > 1),
             ),
         )
 
@@ -261,7 +261,9 @@ class Voter(HardenedSyncObj):
             return
         if message.term > self._SyncObj__raftCurrentTerm:
             self._step_down(message.term)
-        admission.hear(peer.node.id, message.incarnation, message.ok)
+        admission.hear(
+            peer.node.id, message.incarnation, message.roster, proven=not message.unproven
+        )
 
     def _check_caught_up(self, peer: Progress, message: RaftMessage, match_index: int) -> None:
         """After an append of our leader: do we hold all that was ever committed?"""

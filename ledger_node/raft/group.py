@@ -59,7 +59,9 @@ class RaftGroup(Generic[T]):
         clock.now = self._ticked_at = now
         self.shard_id = shard_id
         self._journal = GroupJournal(log)
-        self._admission = Admission(log, is_new=self._journal.was_empty, peer_ids=peer_ids, rng=rng)
+        self._admission = Admission(
+            log, is_new=self._journal.was_empty, self_id=self_id, peer_ids=peer_ids, rng=rng
+        )
         self._replica = Replica(
             shard_id=shard_id,
             self_id=self_id,

@@ -274,7 +274,7 @@ def test_standing_and_applied_are_stored_with_the_turn(tmp_path: Path) -> None:
     log = StoredRaftLog(store.shard(0))
     assert log.load_standing() is None
     assert log.load_applied() is None
-    standing = Standing(2**63, proven=True, founders={"n2": 5})
+    standing = Standing(2**63, proven=True, roster={"n2": 5})
     log.save_standing(standing)
     log.save_applied(9, 4)
     store.commit()

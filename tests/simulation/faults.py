@@ -214,19 +214,11 @@ class Faults:
     # Disks and snapshots.
 
     def _wipe(self, host: Host, _amount: float) -> None:
-        """Empty a disk, unless another one that was emptied has not caught up yet.
-
-        Nor while the groups are founded: who loses its disk then can leave the others, which wait
-        to hear of that very store, without a majority that may vote.
-        """
-        nodes = [other.node for other in self._hosts.values()]
-        if any(
-            node is None or any(replica.group.unproven for replica in node._replicas.values())
-            for node in nodes
-        ):
-            return
+        """Empty a disk, unless one that was emptied has not been admitted to voting again."""
         disks = [other.disk for other in self._hosts.values()]
-        if any(shadow.wiped or not shadow.last for d in disks for shadow in d.shadows.values()):
+        if any(shadow.wiped for disk in disks for shadow in disk.shadows.values()):
+            return
+        if not host.disk.path.exists():  # Its host has not started yet.
             return
         host.crash("wiped")
         host.disk.wipe()

@@ -54,39 +54,128 @@ def test_a_fresh_group_is_not_founded_without_all_its_members(size: int) -> None
     assert unproven(c) == []
 
 
-def test_a_member_that_was_founded_vouches_for_the_stores_it_was_founded_with() -> None:
-    c = Cluster("ABC", proven=False)
-    c.now += 1
-    c.turn("A")
-    c.deliver("A", "B")
-    c.deliver("B", "A")
-    c.deliver("A", "C")
-    c.deliver("C", "A")
-    assert unproven(c) == ["B", "C"]
-    # B and C hear of A only now that it is proven, and each other.
-    c.now += 1
-    for name in "BC":
+def ask(c: Cluster, name: str, *others: str, times: int = 1) -> None:
+    """Have an unproven replica hear what others know."""
+    for _ in range(times):
+        c.now += 1
         c.turn(name)
-    c.quiesce()
+        for other in others:
+            c.deliver(name, other)
+            c.deliver(other, name)
+        c.drop(name)
+
+
+def founded_by_the_last(names: str) -> Cluster:
+    """All have heard of all, but only the last has heard that they all see the same roster."""
+    c = Cluster(names, proven=False)
+    for name in names:
+        ask(c, name, *(other for other in names if other != name))
+    assert unproven(c) == list(names[:-1])
+    return c
+
+
+def test_who_is_in_the_roster_of_a_proven_member_is_proven_by_it_alone() -> None:
+    c = founded_by_the_last("ABCDE")
+    ask(c, "C", "E")
+    ask(c, "A", "C")
+    assert unproven(c) == ["B", "D"]
+
+
+def test_a_disk_lost_while_a_group_is_founded_leaves_a_majority_that_may_vote() -> None:
+    """C and D hold an entry, so they found no group with the new store; but A and B know them."""
+    c = founded_by_the_last("ABCDE")
+    for name in "AB":
+        ask(c, name, "E")
+    c.elect("A", "BE")
+    for name in "CD":
+        c.deliver("A", name)
+    c.wipe("E")
+    c.boot("A")
+    assert unproven(c) == ["C", "D", "E"]
+    for name in "CD":
+        ask(c, name, *(other for other in c.names if other != name))
+    assert unproven(c) == ["E"]
+    c.elect("C", "ABD")
+    ask(c, "E", *"ABCD")
+    c.sync("C", "ABDE", rounds=5)
     assert unproven(c) == []
 
 
-def test_a_founded_member_does_not_vouch_for_another_store() -> None:
+def test_a_disk_lost_before_others_know_that_they_are_founded_is_replaced_in_the_roster() -> None:
+    c = founded_by_the_last("ABC")
+    c.wipe("C")
+    for _ in range(2):
+        for name in c.names:
+            ask(c, name, *(other for other in c.names if other != name))
+    assert unproven(c) == []
+
+
+def test_a_store_that_is_younger_than_a_leader_is_in_no_roster() -> None:
+    """Else E, which confirmed an entry in its former life, could elect a leader that lacks it."""
+    c = founded_by_the_last("ABCDE")
+    for name in "AB":
+        ask(c, name, "E")
+    c.elect("A", "BE")
+    c.propose("A", b"kept")
+    c.sync("A", "BE")
+    assert c.outcome(b"kept") is ProposalOutcome.APPLIED
+    c.isolate("A", "BCDE")
+    c.isolate("B", "ACDE")
+    c.wipe("E")
+    for _ in range(3):
+        for name in "CDE":
+            ask(c, name, *(other for other in "CDE" if other != name))
+    assert unproven(c) == ["C", "D", "E"]
+    c.heal()
+    c.isolate("A", "BCDE")
+    for name in "CDE":
+        ask(c, name, *(other for other in "BCDE" if other != name))
+    assert unproven(c) == ["E"]
+
+
+def test_who_caught_up_hands_on_the_roster() -> None:
+    c = founded_by_the_last("ABC")
+    ask(c, "A", "C")
+    c.elect("A", "C")
+    c.wipe("C")
+    ask(c, "C", *"AB")
+    c.propose("A", b"x")
+    c.sync("A", "C", rounds=5)
+    assert unproven(c) == ["B"]
+    ask(c, "B", "C")
+    assert unproven(c) == []
+
+
+@pytest.mark.parametrize("names", ["AB", "ABCD"])
+def test_in_a_group_of_an_even_number_nobody_votes_before_it_is_founded(names: str) -> None:
+    c = founded_by_the_last(names)
+    for name in names[:-1]:
+        assert c.group(name)._admission.informed
+        assert not c.group(name)._admission.may_vote
+
+
+def test_a_proven_member_does_not_tell_of_another_store() -> None:
     c = Cluster("ABC", proven=False)
-    c.settle(3)
+    c.settle(4)
     assert unproven(c) == []
     c.wipe("C")
     c.settle(20)
     assert unproven(c) == ["C"]
     for name in "AB":
         c.turn(name, [("C", RaftMessage(shard_id=7, type=RAFT_MESSAGE_TYPE_ASK, incarnation=5))])
-        assert not c.take(name, "C")[-1].ok
+        answer = c.take(name, "C")[-1]
+        assert not answer.unproven
+        assert answer.roster["C"] not in (5, c.group("C")._admission.incarnation)
 
 
 def test_answers_to_a_former_life_do_not_count() -> None:
     c = Cluster("ABC", proven=False)
     stale = RaftMessage(
-        shard_id=7, type=RAFT_MESSAGE_TYPE_ASK_REPLY, ok=True, term=9, peer_incarnation=1234
+        shard_id=7,
+        type=RAFT_MESSAGE_TYPE_ASK_REPLY,
+        term=9,
+        peer_incarnation=1234,
+        roster={"A": c.group("A")._admission.incarnation},
     )
     c.turn("A", [("B", stale), ("C", stale)])
     assert c.group("A").unproven
