@@ -91,6 +91,41 @@ class EntryKind(IntEnum):
         return self in (EntryKind.POSTED, EntryKind.PENDING, EntryKind.REFUSED)
 
 
+class GroupRole(IntEnum):
+    """What the accounts of a group are: a ledger's own, or a shard's."""
+
+    ACCOUNT = 0
+    EXTERNAL = 1
+    """The world outside, in transactions of the one-account form."""
+    IN_TRANSIT = 2
+    """Money between this shard and another one."""
+
+
+class TimeBasis(IntEnum):
+    """Which time of an entry counts when a balance is asked for as of a moment.
+
+    The effective time of an entry is that of its transaction, where one was given; else it is the
+    time of recording.
+    """
+
+    RECORDED = 1
+    EFFECTIVE = 2
+
+
+class AccountEventKind(IntEnum):
+    """What happened to an account, other than entries."""
+
+    OPENED = 1
+    UPDATED = 2
+    FROZEN = 3
+    UNFROZEN = 4
+    CLOSED = 5
+    CHANGE_REFUSED = 6
+    """Someone tried to change the account, in vain."""
+    TRANSACTION_REFUSED = 7
+    """A transaction was refused because of this account."""
+
+
 @dataclass(slots=True)
 class Counters:
     """The four counters of an account, in minor units, each within 0..2**63-1.

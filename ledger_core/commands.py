@@ -5,7 +5,7 @@ Encoding: msgpack arrays (msgspec), so fields may only ever be appended, with a 
 """
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -29,6 +29,7 @@ REQUEST_ID_CHARACTERS_MAX = 128
 LEDGER_NAME_CHARACTERS_MAX = 64
 REFERENCE_CHARACTERS_MAX = 256
 ACTOR_CHARACTERS_MAX = 128
+SOURCE_CHARACTERS_MAX = 128
 ENTRIES_MIN = 2
 ENTRIES_MAX = 64
 METADATA_KEYS_MAX = 32
@@ -50,6 +51,7 @@ TimeUs = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 ShardId = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Reference = Annotated[str, msgspec.Meta(max_length=REFERENCE_CHARACTERS_MAX)]
 Actor = Annotated[str, msgspec.Meta(max_length=ACTOR_CHARACTERS_MAX)]
+SourceText = Annotated[str, msgspec.Meta(max_length=SOURCE_CHARACTERS_MAX)]
 ChartCodeText = Annotated[str, msgspec.Meta(max_length=32)]
 MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=METADATA_KEY_CHARACTERS_MAX)]
 MetadataValue = Annotated[str, msgspec.Meta(max_length=METADATA_VALUE_CHARACTERS_MAX)]
@@ -70,6 +72,20 @@ class Limits(msgspec.Struct, array_like=True, frozen=True):
 NO_OVERDRAFT = Limits()
 
 
+class Source(msgspec.Struct, array_like=True, frozen=True):
+    """Where a request came from, for the audit: no part of what a repeat must repeat.
+
+    ``correlation_id`` is the caller's own, by which it follows a piece of work through its systems;
+    ``peer`` is the caller's address as the gateway saw it.
+    """
+
+    correlation_id: SourceText = ""
+    peer: SourceText = ""
+
+
+NO_SOURCE = Source()
+
+
 class CreateAccount(msgspec.Struct, tag=1, tag_field="kind", array_like=True, frozen=True):
     """Open the account ``account_id``, which is derived from (ledger, request_id).
 
@@ -85,6 +101,8 @@ class CreateAccount(msgspec.Struct, tag=1, tag_field="kind", array_like=True, fr
     name: Label = ""
     limits: Limits = NO_OVERDRAFT
     metadata: Metadata = {}
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -133,6 +151,7 @@ class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True
     expire_time_us: TimeUs = 0
     metadata: Metadata = {}
     actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
@@ -143,6 +162,7 @@ class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True
     request_id: RequestId
     amount: PartAmount = 0
     actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class CancelTransaction(msgspec.Struct, tag=4, tag_field="kind", array_like=True, frozen=True):
@@ -152,6 +172,7 @@ class CancelTransaction(msgspec.Struct, tag=4, tag_field="kind", array_like=True
     number: U64
     request_id: RequestId
     actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class ReverseTransaction(msgspec.Struct, tag=13, tag_field="kind", array_like=True, frozen=True):
@@ -167,6 +188,7 @@ class ReverseTransaction(msgspec.Struct, tag=13, tag_field="kind", array_like=Tr
     amounts: Annotated[list[PartAmount], msgspec.Meta(max_length=ENTRIES_MAX)] = []
     description: Description = ""
     actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 # Between shards. A transaction across shards is known to its participants by its *origin*: the key
@@ -253,6 +275,8 @@ class UpdateAccount(msgspec.Struct, tag=5, tag_field="kind", array_like=True, fr
     name: Label | None = None
     metadata: Metadata | None = None
     limits: Limits | None = None
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class FreezeAccount(msgspec.Struct, tag=6, tag_field="kind", array_like=True, frozen=True):
@@ -260,6 +284,8 @@ class FreezeAccount(msgspec.Struct, tag=6, tag_field="kind", array_like=True, fr
 
     account_id: U64
     request_id: RequestId
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class UnfreezeAccount(msgspec.Struct, tag=7, tag_field="kind", array_like=True, frozen=True):
@@ -267,6 +293,8 @@ class UnfreezeAccount(msgspec.Struct, tag=7, tag_field="kind", array_like=True, 
 
     account_id: U64
     request_id: RequestId
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class CloseAccount(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=True):
@@ -274,6 +302,8 @@ class CloseAccount(msgspec.Struct, tag=8, tag_field="kind", array_like=True, fro
 
     account_id: U64
     request_id: RequestId
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class CreateLedger(msgspec.Struct, tag=9, tag_field="kind", array_like=True, frozen=True):
@@ -284,6 +314,8 @@ class CreateLedger(msgspec.Struct, tag=9, tag_field="kind", array_like=True, fro
     description: Description
     currencies: Annotated[list[Currency], msgspec.Meta(min_length=1, max_length=CURRENCIES_MAX)]
     chart: Annotated[list[ChartCode], msgspec.Meta(max_length=CHART_CODES_MAX)] = []
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class ExtendLedger(msgspec.Struct, tag=10, tag_field="kind", array_like=True, frozen=True):
@@ -298,6 +330,8 @@ class ExtendLedger(msgspec.Struct, tag=10, tag_field="kind", array_like=True, fr
     description: Description | None = None
     currencies: Annotated[list[Currency], msgspec.Meta(max_length=CURRENCIES_MAX)] = []
     chart: Annotated[list[ChartCode], msgspec.Meta(max_length=CHART_CODES_MAX)] = []
+    actor: Actor = ""
+    source: Source = NO_SOURCE
 
 
 class ClaimName(msgspec.Struct, tag=11, tag_field="kind", array_like=True, frozen=True):
@@ -318,6 +352,27 @@ class ReleaseName(msgspec.Struct, tag=12, tag_field="kind", array_like=True, fro
     request_id: RequestId
 
 
+class ReplayedItem(msgspec.Struct, array_like=True, frozen=True):
+    """A command of an exported journal, as bytes; what it led to; and the number it took first."""
+
+    command: bytes
+    outcome: bytes
+    number: U64
+
+
+class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
+    """Apply a journal entry of another cluster once more, at the time it had there.
+
+    ``number`` is that of the journal entry; entries come in order, each once. An item with an empty
+    command is the expiry of a transaction.
+    """
+
+    routing_id: U64
+    number: U64
+    time_us: TimeUs
+    items: list[ReplayedItem]
+
+
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
 Request = (
     CreateAccount
@@ -332,7 +387,7 @@ Request = (
 """What has a request id under which its first result is kept."""
 
 BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = Request | ClaimName | ReleaseName | BetweenShards
+Command = Request | ClaimName | ReleaseName | BetweenShards | Replay
 
 
 def routing_id(command: Command) -> int:
@@ -342,7 +397,7 @@ def routing_id(command: Command) -> int:
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
-        case Prepare() | ApplyDecision():
+        case Prepare() | ApplyDecision() | Replay():
             return command.routing_id
         case Resolve():
             return command.prepared.transaction.account_id
@@ -421,9 +476,12 @@ def decode_batch(data: bytes) -> Batch:
 
 
 def command_body(command: Command) -> bytes:
-    """Return the command without its request id, encoded: what a repeat must repeat."""
-    body: list[Any] = list(msgspec.structs.astuple(command))
-    del body[command.__struct_fields__.index("request_id")]
+    """Return the command without its request id and source, encoded: what a repeat must repeat."""
+    body = [
+        getattr(command, field)
+        for field in command.__struct_fields__
+        if field not in ("request_id", "source")
+    ]
     return _encoder.encode([type(command).__struct_config__.tag, *body])
 
 

@@ -7,7 +7,15 @@ transactions.
 
 import msgspec
 
-from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
+from ledger_core.accounts import (
+    AccountEventKind,
+    AccountState,
+    AccountType,
+    Direction,
+    EntryKind,
+    GroupRole,
+    TransactionStatus,
+)
 from ledger_core.commands import NO_OVERDRAFT, Limits, Refused
 from ledger_core.errors import Reason
 from ledger_core.ledgers import ChartCode, Currency
@@ -154,6 +162,236 @@ class NameView(msgspec.Struct, tag=8, tag_field="kind", array_like=True, frozen=
     account_id: int | None
 
 
+class CountersView(msgspec.Struct, array_like=True, frozen=True):
+    """Four counters, or the sums of those of several accounts. Minor units."""
+
+    debits_posted: int = 0
+    credits_posted: int = 0
+    debits_pending: int = 0
+    credits_pending: int = 0
+
+
+class BalanceView(msgspec.Struct, tag=11, tag_field="kind", array_like=True, frozen=True):
+    """The balances of an account as of a moment.
+
+    ``version`` is the sequence number of the newest entry that is counted, by time of recording;
+    ``time_us`` is when it was recorded (0: there is none).
+    """
+
+    account_id: int
+    ledger: str
+    type: AccountType
+    currency: str
+    currency_exponent: int
+    counters: CountersView
+    settled_balance: int
+    available_balance: int
+    version: int
+    time_us: int
+
+
+class StatementEntryView(msgspec.Struct, array_like=True, frozen=True):
+    """An entry of an account's history, with what it belongs to and the balances after it.
+
+    ``home_account_id`` and ``number`` make the transaction's id.
+    """
+
+    sequence: int
+    kind: EntryKind
+    direction: Direction
+    amount: int
+    time_us: int
+    effective_time_us: int
+    home_account_id: int
+    number: int
+    description: str
+    external_reference: str
+    status: TransactionStatus
+    after: CountersView
+    settled_balance: int
+    available_balance: int
+    request_id: str = ""
+    actor: str = ""
+    reversal_of: int = 0
+
+
+class EntryPage(msgspec.Struct, tag=12, tag_field="kind", array_like=True, frozen=True):
+    """Entries of an account; the next page starts at ``next_sequence`` (0 after the last)."""
+
+    account_id: int
+    currency: str
+    currency_exponent: int
+    entries: list[StatementEntryView]
+    next_sequence: int
+
+
+class StatementView(msgspec.Struct, tag=13, tag_field="kind", array_like=True, frozen=True):
+    """Opening and closing balances of a range, and a page of the entries in it."""
+
+    opening: BalanceView
+    closing: BalanceView
+    page: EntryPage
+
+
+class LedgerTransactionPage(msgspec.Struct, tag=14, tag_field="kind", array_like=True, frozen=True):
+    """Transactions of one shard, newest first; where to go on, unless ``exhausted``."""
+
+    transactions: list[TransactionView]
+    next_us: int
+    next_number: int
+    exhausted: bool
+
+
+class TransactionStateView(msgspec.Struct, array_like=True, frozen=True):
+    """A step in the life of a transaction, and who made it. Steps of the ledger have no request."""
+
+    status: TransactionStatus
+    time_us: int
+    request_id: str
+    actor: str
+    correlation_id: str
+    peer: str
+
+
+class TransactionStatesView(msgspec.Struct, tag=15, tag_field="kind", array_like=True, frozen=True):
+    """A transaction as it is now, and every state that it has been in, oldest first."""
+
+    transaction: TransactionView
+    states: list[TransactionStateView]
+
+
+class AccountEventView(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happened to an account. ``changes``: field → (before, after), as JSON."""
+
+    kind: AccountEventKind
+    time_us: int
+    request_id: str
+    actor: str
+    correlation_id: str
+    peer: str
+    changes: dict[str, tuple[str, str]]
+    reason: str
+    message: str
+    home_account_id: int = 0
+    number: int = 0
+    """Of a refused transaction: with ``home_account_id``, its id."""
+
+
+class AccountEventPage(msgspec.Struct, tag=16, tag_field="kind", array_like=True, frozen=True):
+    """Events, newest first. The next page starts before (number, ordinal); 0, 0 after the last."""
+
+    events: list[AccountEventView]
+    next_journal_number: int
+    next_ordinal: int
+
+
+class GroupTotalsView(msgspec.Struct, array_like=True, frozen=True):
+    """The sums of the accounts of one code and type: one for each moment asked for, or for now."""
+
+    currency: str
+    currency_exponent: int
+    type: AccountType
+    code: str
+    role: GroupRole
+    accounts: int
+    sums: list[CountersView]
+
+
+class TotalsView(msgspec.Struct, tag=17, tag_field="kind", array_like=True, frozen=True):
+    """The sums of a ledger's accounts on one shard; per currency and moment they balance."""
+
+    groups: list[GroupTotalsView]
+    time_us: int
+
+
+class AgeingView(msgspec.Struct, array_like=True, frozen=True):
+    """An account's settled balance by age: one amount per bucket, youngest first."""
+
+    account_id: int
+    code: str
+    name: str
+    type: AccountType
+    currency: str
+    currency_exponent: int
+    settled_balance: int
+    amounts: list[int]
+    oldest_us: int = 0
+
+
+class AgeingPage(msgspec.Struct, tag=18, tag_field="kind", array_like=True, frozen=True):
+    """Accounts of one shard. The next page starts after ``last_slot``; -1 after the last."""
+
+    accounts: list[AgeingView]
+    last_slot: int
+
+
+class BookSettlementsView(msgspec.Struct, array_like=True, frozen=True):
+    """Pending transactions of a currency, and how they ended. Durations: bucket → number.
+
+    ``pending_debits`` sums the debits of the pending transactions; ``oldest_us`` is when the oldest
+    was created (0: there is none). ``truncated``: there are more pending ones than were looked at.
+    """
+
+    currency: str
+    currency_exponent: int
+    pending: int
+    pending_debits: int
+    pending_by_age: list[int]
+    oldest_us: int
+    oldest_account_id: int
+    oldest_number: int
+    truncated: bool
+    settled: int
+    cancelled: int
+    expired: int
+    durations: dict[int, int]
+
+
+class SettlementsView(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
+    """Settlements of a ledger at the home shard of its transactions."""
+
+    books: list[BookSettlementsView]
+
+
+class JournalItemView(msgspec.Struct, array_like=True, frozen=True):
+    """An item of the journal: its digest, and its content unless it is of another ledger.
+
+    ``rows`` are the entry rows it wrote, as stored (88 bytes each).
+    """
+
+    digest: bytes
+    hidden: bool
+    command: bytes = b""
+    outcome: bytes = b""
+    number: int = 0
+    rows: bytes = b""
+
+
+class JournalView(msgspec.Struct, array_like=True, frozen=True):
+    """An entry of the journal. Times in microseconds."""
+
+    number: int
+    index: int
+    time_us: int
+    items: list[JournalItemView]
+    link: bytes
+
+
+class JournalPage(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+    """Entries of the journal, in order; ``last_number`` is that of the shard's last one now."""
+
+    entries: list[JournalView]
+    last_number: int
+    replayed: int
+
+
+class Replayed(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
+    """A journal entry was applied once more, or had been before; the chain's hash after it."""
+
+    number: int
+    link: bytes
+
+
 Result = (
     AccountView
     | TransactionView
@@ -165,6 +403,17 @@ Result = (
     | NameView
     | VoteView
     | Done
+    | BalanceView
+    | EntryPage
+    | StatementView
+    | LedgerTransactionPage
+    | TransactionStatesView
+    | AccountEventPage
+    | TotalsView
+    | AgeingPage
+    | SettlementsView
+    | JournalPage
+    | Replayed
 )
 
 _encoder = msgspec.msgpack.Encoder()

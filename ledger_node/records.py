@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import msgspec
 
 from ledger_core.accounts import (
+    AccountEventKind,
     AccountState,
     AccountType,
     Counters,
     Direction,
     EntryKind,
+    GroupRole,
     TransactionStatus,
 )
 from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
@@ -23,9 +25,11 @@ from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 
-_BALANCE = struct.Struct("<qqqqQQQIHBB")
+_BALANCE = struct.Struct("<qqqqQQQIIHBB")
 _ENTRY = struct.Struct("<QQqqQQqqqqBB2x")
 _CRC = struct.Struct("<I")
+_TOTALS = struct.Struct("<qqqqQQ")
+_COUNTERS = struct.Struct("<qqqq")
 _REQUEST = struct.Struct("<16sQI4x")
 
 # The last byte of a balance row.
@@ -47,11 +51,12 @@ ENTRY_EFFECT = {
 
 @dataclass(slots=True)
 class BalanceRow(Counters):
-    """An account's hot state, 64 bytes under its slot number.
+    """An account's hot state, 68 bytes under its slot number.
 
     ``sequence`` counts the account's entries; ``last_position`` is the position of the newest one
-    in the shard's entries (0: none). ``book`` indexes `ShardMeta.books`. ``floored`` accounts may
-    not be overdrawn; ``limited`` ones have other limits, in their AccountRecord.
+    in the shard's entries (0: none). ``book`` indexes `ShardMeta.books`, ``group`` is the number of
+    the account's group (`GroupRecord`). ``floored`` accounts may not be overdrawn; ``limited`` ones
+    have other limits, in their AccountRecord.
     """
 
     account_id: int = 0
@@ -63,6 +68,7 @@ class BalanceRow(Counters):
     state: AccountState = AccountState.OPEN
     floored: bool = True
     limited: bool = False
+    group: int = 0
 
     def pack(self) -> bytes:
         """Encode; struct.error if a counter left its 64 bits."""
@@ -75,6 +81,7 @@ class BalanceRow(Counters):
             self.sequence,
             self.last_position,
             self.pending_transactions,
+            self.group,
             self.book,
             self.type,
             self.state | (_FLOORED if self.floored else 0) | (_LIMITED if self.limited else 0),
@@ -92,6 +99,7 @@ class BalanceRow(Counters):
             sequence,
             last_position,
             pending_transactions,
+            group,
             book,
             type_,
             flags,
@@ -110,6 +118,7 @@ class BalanceRow(Counters):
             AccountState(flags & _STATE),
             bool(flags & _FLOORED),
             bool(flags & _LIMITED),
+            group,
         )
 
     def pending_inflow(self) -> int:
@@ -202,6 +211,120 @@ class RequestRow:
         return cls(*_REQUEST.unpack(data))
 
 
+@dataclass(slots=True)
+class TotalsRow(Counters):
+    """The counters of all accounts of a group together, under its number.
+
+    ``last_block``: the block of entries (`ENTRIES_PER_BLOCK`) in which the last log entry began
+    that changed them.
+    """
+
+    accounts: int = 0
+    last_block: int = 0
+
+    def pack(self) -> bytes:
+        """Encode; struct.error if a counter left its 64 bits."""
+        return _TOTALS.pack(
+            self.debits_posted,
+            self.credits_posted,
+            self.debits_pending,
+            self.credits_pending,
+            self.accounts,
+            self.last_block,
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "TotalsRow":
+        """Decode."""
+        return cls(*_TOTALS.unpack(data))
+
+
+def pack_counters(counters: Counters) -> bytes:
+    """Encode four counters, or differences of them."""
+    return _COUNTERS.pack(
+        counters.debits_posted,
+        counters.credits_posted,
+        counters.debits_pending,
+        counters.credits_pending,
+    )
+
+
+def unpack_counters(data: bytes) -> Counters:
+    """Decode four counters."""
+    return Counters(*_COUNTERS.unpack(data))
+
+
+class GroupRecord(msgspec.Struct, array_like=True, frozen=True):
+    """The accounts of a book that have a code and a type in common, or a role of the shard's own.
+
+    Their counters are summed as they change (`TotalsRow`), so that a report reads a few rows.
+    """
+
+    book: int
+    type: AccountType
+    code: str = ""
+    role: GroupRole = GroupRole.ACCOUNT
+
+
+class AccountEventRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happened to an account, other than entries.
+
+    ``changes`` has what was changed: field → (before, after), as JSON. ``reason`` and ``message``
+    say why something was refused; ``transaction`` is the number of a refused transaction here.
+    """
+
+    kind: AccountEventKind
+    time_us: int
+    request_id: str
+    actor: str = ""
+    correlation_id: str = ""
+    peer: str = ""
+    changes: dict[str, tuple[str, str]] = {}
+    reason: str = ""
+    message: str = ""
+    transaction: int = 0
+
+
+class JournalItem(msgspec.Struct, array_like=True, frozen=True):
+    """A command as it went through the log, and what it did.
+
+    An empty ``command`` is the expiry of a transaction. ``outcome`` is msgpack: the reason of a
+    failure, or (number, state), or "done". ``entries`` counts the entry rows it wrote; ``number``
+    is the first transaction number it took (0: none). `docs/AUDIT.md` has the layout of its digest.
+    """
+
+    command: bytes
+    outcome: bytes
+    entries: int
+    number: int
+
+
+class JournalRecord(msgspec.Struct, array_like=True, frozen=True):
+    """A log entry, kept for good: its commands, where their entry rows begin, and the hash chain.
+
+    ``link`` is the chain's hash after this entry.
+    """
+
+    index: int
+    time_us: int
+    first_position: int
+    items: list[JournalItem]
+    link: bytes
+
+
+class SettlementRecord(msgspec.Struct, array_like=True):
+    """How pending transactions of a book ended on one day (UTC), at their home.
+
+    ``durations``: number of settled ones by the bucket (`ledger_core.durations`) of the time from
+    creation to settlement.
+    """
+
+    settled: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    durations: dict[int, int] = {}
+
+
 class AccountRecord(msgspec.Struct, array_like=True, frozen=True):
     """What seldom changes of an account. Times in microseconds since the Unix epoch."""
 
@@ -260,6 +383,8 @@ class StateRecord(msgspec.Struct, array_like=True, frozen=True):
     time_us: int
     request_id: str
     actor: str = ""
+    correlation_id: str = ""
+    peer: str = ""
 
 
 class ParticipantRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -336,7 +461,8 @@ class ShardMeta(msgspec.Struct, array_like=True):
     """The shard's running numbers, all of them as of ``applied_index``.
 
     ``time_us`` never runs backwards. ``next_position`` and ``next_transaction`` start at 1: 0 means
-    none. ``chain_hash`` covers everything applied so far.
+    none. ``chain_hash`` covers everything applied so far: it is the link of the last journal entry.
+    ``replayed`` is the number of the last journal entry that was imported.
     """
 
     lower_bound: int
@@ -348,3 +474,6 @@ class ShardMeta(msgspec.Struct, array_like=True):
     next_transaction: int = 1
     chain_hash: bytes = bytes(32)
     books: list[Book] = []
+    next_group: int = 0
+    next_journal: int = 1
+    replayed: int = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 DAMAGE_ADVICE: Final = (
     "Move the data directory away and start the node empty: the other replicas hold the data."
 )
