@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, TypeVar
 
@@ -162,6 +162,34 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             undecided=result.undecided,
             unfinished_since_us=result.unfinished_since_us,
         )
+
+    async def VerifyReplica(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.VerifyReplicaRequest,
+        context: aio.ServicerContext[shard_pb2.VerifyReplicaRequest, shard_pb2.VerifyProgress],  # noqa: ARG002
+    ) -> AsyncIterator[shard_pb2.VerifyProgress]:
+        """Prove what a replica has stored."""
+        if self._node.shard_config(request.shard_id) is None:
+            yield shard_pb2.VerifyProgress(outcome=shard_pb2.OUTCOME_WRONG_NODE, finished=True)
+            return
+        result = await asyncio.to_thread(self._audit, request.shard_id)
+        yield shard_pb2.VerifyProgress(
+            outcome=shard_pb2.OUTCOME_OK,
+            finished=True,
+            faults=result.faults,
+            entries=result.entries,
+            accounts=result.accounts,
+            transactions=result.transactions,
+            link=result.chain_hash,
+        )
+
+    async def GetFindings(  # noqa: N802  (the name in the protocol)
+        self,
+        request: shard_pb2.GetFindingsRequest,  # noqa: ARG002
+        context: aio.ServicerContext[shard_pb2.GetFindingsRequest, shard_pb2.NodeFindings],  # noqa: ARG002
+    ) -> shard_pb2.NodeFindings:
+        """Tell what the checks in the background have found."""
+        return shard_pb2.NodeFindings(node_id=self._node.node_id)
 
     def _audit(self, shard_id: int) -> Audit:
         with self._store.read() as view:
