@@ -5,7 +5,7 @@ caller gets an incident id to quote.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 import grpc
@@ -22,17 +22,17 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the unary methods of one service; health checking and reflection pass untouched.
+    """Wraps the unary methods of our services; health checking and reflection pass untouched.
 
     At most ``calls_max`` of them run at once. Health checks are not counted: they must get through
     when the service is full.
     """
 
-    def __init__(self, service_name: str, calls_max: int) -> None:
-        self._prefix = f"/{service_name}/"
+    def __init__(self, service_names: Iterable[str], calls_max: int) -> None:
+        self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._calls_max = calls_max
         self._calls = 0
-        # The methods of the service are few and fixed: each is wrapped once.
+        # The methods of the services are few and fixed: each is wrapped once.
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -46,7 +46,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith(self._prefix):
+        if handler is None or handler.unary_unary is None or not method.startswith(self._prefixes):
             return handler
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped

@@ -1,4 +1,4 @@
-"""The gateway as a whole: the ledger service, health checking and reflection on one port."""
+"""The gateway as a whole: its services, health checking and reflection on one port."""
 
 import contextlib
 import ipaddress
@@ -10,11 +10,15 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
+from ledger.v1.reports_pb2_grpc import add_ReportServiceServicer_to_server
 from ledger_cluster.shards import Shards
 from ledger_gateway.health import HealthMonitor
 from ledger_gateway.interceptor import ErrorInterceptor
 from ledger_gateway.ledger_service import SERVICE_NAME, LedgerService
+from ledger_gateway.reports import REPORT_SERVICE_NAME, ReportService
 
+# Those whose calls are bounded and whose errors are mapped; health checks are about the first one.
+SERVICE_NAMES = (SERVICE_NAME, REPORT_SERVICE_NAME)
 CALLS_MAX = 4_096
 REQUEST_BYTES_MAX = 256 * 1024
 
@@ -65,15 +69,16 @@ class GatewayServer:
         """Listen and serve; ListenError if the address cannot be had."""
         _check_free(self.host, self.port)
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(SERVICE_NAME, self._calls_max)],
+            interceptors=[ErrorInterceptor(SERVICE_NAMES, self._calls_max)],
             options=_OPTIONS,
             # A hard wall behind the interceptor's own limit, which answers in our words.
             maximum_concurrent_rpcs=2 * self._calls_max,
         )
         add_LedgerServiceServicer_to_server(LedgerService(self._shards), server)
+        add_ReportServiceServicer_to_server(ReportService(self._shards), server)
         add_HealthServicer_to_server(self._monitor.service, server)  # type: ignore[no-untyped-call]
         reflection.enable_server_reflection(  # type: ignore[no-untyped-call]
-            [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+            [*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
         try:
             self.port = server.add_insecure_port(self.address)

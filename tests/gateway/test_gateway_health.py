@@ -103,6 +103,7 @@ async def test_reflection_names_and_describes_the_service(channel: grpc.aio.Chan
     services = await ask(reflection_pb2.ServerReflectionRequest(list_services=""))
     assert {item.name for item in services.list_services_response.service} == {  # type: ignore[attr-defined]
         SERVICE,
+        "ledger.v1.ReportService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
