@@ -118,9 +118,9 @@ class Output:
             for item in transactions:
                 table.add_row(
                     item.id,
-                    _seconds(item.create_time),
+                    short_time(item.create_time),
                     _amount_text(item),
-                    _status_text(item.status),
+                    status_text(item.status),
                     printable(item.description),
                 )
             console().print(table)
@@ -196,8 +196,8 @@ def account_record(account: ledger_pb2.Account) -> dict[str, Any]:
         "maximum": str(account.limits.maximum) if account.limits.HasField("maximum") else None,
         "metadata": dict(sorted(account.metadata.items())),
         "revision": account.revision,
-        "create_time": _time(account.create_time),
-        "update_time": _time(account.update_time),
+        "create_time": full_time(account.create_time),
+        "update_time": full_time(account.update_time),
     }
 
 
@@ -217,8 +217,8 @@ def ledger_record(ledger: ledger_pb2.Ledger) -> dict[str, Any]:
             for line in ledger.chart
         ],
         "revision": ledger.revision,
-        "create_time": _time(ledger.create_time),
-        "update_time": _time(ledger.update_time),
+        "create_time": full_time(ledger.create_time),
+        "update_time": full_time(ledger.update_time),
     }
 
 
@@ -250,15 +250,15 @@ def transaction_record(transaction: ledger_pb2.Transaction) -> dict[str, Any]:
         "settled_amount": str(transaction.settled_amount),
         "reversal_of": transaction.reversal_of,
         "reversed_amounts": [str(amount) for amount in transaction.reversed_amounts],
-        "expire_time": _time(transaction.expire_time),
-        "effective_time": _time(transaction.effective_time),
-        "create_time": _time(transaction.create_time),
-        "update_time": _time(transaction.update_time),
+        "expire_time": full_time(transaction.expire_time),
+        "effective_time": full_time(transaction.effective_time),
+        "create_time": full_time(transaction.create_time),
+        "update_time": full_time(transaction.update_time),
         "refusal": refusal,
         "entries": [
             {
                 "account_id": entry.account_id,
-                "direction": _word(ledger_pb2.Direction.Name(entry.direction), "DIRECTION_"),
+                "direction": direction_name(entry.direction),
                 "amount": str(entry.amount),
                 "currency": entry.currency,
                 "currency_exponent": entry.currency_exponent,
@@ -281,6 +281,32 @@ def type_name(value: ledger_pb2.AccountType.ValueType) -> str:
 def state_name(value: ledger_pb2.AccountState.ValueType) -> str:
     """Name a state as people write it: ``OPEN``."""
     return _word(ledger_pb2.AccountState.Name(value), "ACCOUNT_STATE_")
+
+
+def direction_name(value: ledger_pb2.Direction.ValueType) -> str:
+    """Name a side as people write it: ``DEBIT``."""
+    return _word(ledger_pb2.Direction.Name(value), "DIRECTION_")
+
+
+def status_text(status: ledger_pb2.TransactionStatus.ValueType) -> Text:
+    """Name a status, in its colour."""
+    name = status_name(status)
+    return Text(name, style=_STATUS_STYLES.get(name, "red"))
+
+
+def full_time(timestamp: Timestamp) -> str:
+    """RFC 3339 in UTC with microseconds; empty if not set."""
+    if not timestamp.seconds and not timestamp.nanos:
+        return ""
+    return timestamp.ToDatetime(tzinfo=UTC).isoformat(timespec="microseconds")
+
+
+def short_time(timestamp: Timestamp) -> str:
+    """Return the time in UTC to the second, for tables; empty if not set."""
+    if not timestamp.seconds and not timestamp.nanos:
+        return ""
+    moment: datetime = timestamp.ToDatetime(tzinfo=UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
@@ -328,8 +354,8 @@ def _account_fields(account: ledger_pb2.Account) -> dict[str, str | Text]:
         fields["limits"] = _limits_text(account) or "none"
     if account.metadata:
         fields["metadata"] = _pairs(account.metadata)
-    fields["created"] = _seconds(account.create_time)
-    fields["updated"] = f"{_seconds(account.update_time)} (version {account.version})"
+    fields["created"] = short_time(account.create_time)
+    fields["updated"] = f"{short_time(account.update_time)} (version {account.version})"
     return fields
 
 
@@ -351,8 +377,8 @@ def _ledger_fields(ledger: ledger_pb2.Ledger) -> dict[str, str | Text]:
     fields["chart"] = f"{len(ledger.chart)} lines" if ledger.chart else "none"
     fields["revision"] = str(ledger.revision)
     if ledger.create_time.seconds:
-        fields["created"] = _seconds(ledger.create_time)
-        fields["updated"] = _seconds(ledger.update_time)
+        fields["created"] = short_time(ledger.create_time)
+        fields["updated"] = short_time(ledger.update_time)
     return fields
 
 
@@ -383,7 +409,7 @@ def _transaction_fields(transaction: ledger_pb2.Transaction) -> dict[str, str | 
         "transaction": Text(transaction.id or "none (a dry run)", style="bold"),
         "account": transaction.account_id,
         "amount": Text(_amount_text(transaction), style="bold"),
-        "status": _status_text(transaction.status),
+        "status": status_text(transaction.status),
     }
     if transaction.HasField("refusal"):
         fields["refused"] = printable(transaction.refusal.message)
@@ -396,7 +422,7 @@ def _transaction_fields(transaction: ledger_pb2.Transaction) -> dict[str, str | 
     fields["description"] = printable(transaction.description)
     reversed_amounts = transaction.reversed_amounts or [0] * len(transaction.entries)
     for number, entry in enumerate(transaction.entries):
-        direction = _word(ledger_pb2.Direction.Name(entry.direction), "DIRECTION_").lower()
+        direction = direction_name(entry.direction).lower()
         unit = (entry.currency, entry.currency_exponent)
         text = f"{direction:6} {entry.account_id}  {format_amount(entry.amount, *unit)}"
         if reversed_amounts[number]:
@@ -410,30 +436,13 @@ def _transaction_fields(transaction: ledger_pb2.Transaction) -> dict[str, str | 
         fields["metadata"] = _pairs(transaction.metadata)
     fields["request id"] = printable(transaction.request_id)
     if transaction.HasField("expire_time"):
-        fields["expires"] = _seconds(transaction.expire_time)
+        fields["expires"] = short_time(transaction.expire_time)
     if transaction.HasField("create_time"):
-        fields["created"] = _seconds(transaction.create_time)
-        fields["updated"] = _seconds(transaction.update_time)
+        fields["created"] = short_time(transaction.create_time)
+        fields["updated"] = short_time(transaction.update_time)
     return fields
-
-
-def _status_text(status: ledger_pb2.TransactionStatus.ValueType) -> Text:
-    name = status_name(status)
-    return Text(name, style=_STATUS_STYLES.get(name, "red"))
 
 
 def _word(name: str, prefix: str) -> str:
     """Name an enumeration's value without the prefix that protobuf's scoping asks for."""
     return name.removeprefix(prefix)
-
-
-def _time(timestamp: Timestamp) -> str:
-    """RFC 3339 in UTC with microseconds; empty if not set."""
-    if not timestamp.seconds and not timestamp.nanos:
-        return ""
-    return timestamp.ToDatetime(tzinfo=UTC).isoformat(timespec="microseconds")
-
-
-def _seconds(timestamp: Timestamp) -> str:
-    moment: datetime = timestamp.ToDatetime(tzinfo=UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
