@@ -233,10 +233,32 @@ class ShardTables:
             for key, value in cursor:
                 yield _U32.unpack(key)[0], BalanceRow.unpack(unseal(key, value))
 
+    def balances_after(self, slot: int) -> Iterator[tuple[int, BalanceRow]]:
+        """Yield (slot, row) of the accounts behind a slot, in the order of their opening."""
+        with self._source.txn.cursor(self._balances) as cursor:
+            if cursor.set_range(_U32.pack(slot + 1)):
+                for key, value in cursor:
+                    yield _U32.unpack(key)[0], BalanceRow.unpack(unseal(key, value))
+
     def find_transaction(self, number: int) -> TransactionRecord | None:
         """Return a transaction."""
         data = self._get_row(self._transactions, _U64.pack(number))
         return None if data is None else _decode_transaction(data)
+
+    def transaction_from(self, number: int) -> tuple[int, TransactionRecord] | None:
+        """Return the first transaction with this number or a higher one; None: there is none."""
+        with self._source.txn.cursor(self._transactions) as cursor:
+            if not cursor.set_range(_U64.pack(number)):
+                return None
+            key = cursor.key()
+            return _U64.unpack(key)[0], _decode_transaction(unseal(key, cursor.value()))
+
+    def transactions_before(self, number: int) -> Iterator[tuple[int, TransactionRecord]]:
+        """Yield (number, record) of the transactions with lower numbers, newest first."""
+        with self._source.txn.cursor(self._transactions) as cursor:
+            if cursor.prev() if cursor.set_range(_U64.pack(number)) else cursor.last():
+                for key, value in cursor.iterprev():
+                    yield _U64.unpack(key)[0], _decode_transaction(unseal(key, value))
 
     def save_transaction(self, number: int, record: TransactionRecord) -> None:
         """Store a transaction, new or changed."""
@@ -327,6 +349,24 @@ class ShardTables:
         data = self._get_row(self._entry_marks, _MARK_KEY.pack(slot, mark))
         return None if data is None else _MARK.unpack(data)
 
+    def entries_back(self, position: int) -> Iterator[tuple[int, EntryRow]]:
+        """Yield (position, row) of an entry and of those before it of the same account."""
+        with self._source.txn.cursor(self._entries) as cursor:
+            while position:
+                offset = (position - _seek(cursor, position)) * ENTRY_ROW_BYTES
+                row = EntryRow.unpack(bytes(cursor.value()[offset : offset + ENTRY_ROW_BYTES]))
+                yield position, row
+                position = row.previous
+
+    def first_position(self, position: int) -> int:
+        """Return where the entries begin of the log entry that wrote the one at a position."""
+        with self._source.txn.cursor(self._entries) as cursor:
+            return _seek(cursor, position)
+
+    def entry_bytes(self, position: int) -> bytes:
+        """Return the rows, as they are stored, of the log entry whose rows begin at a position."""
+        return self._must(self._entries, _U64.pack(position))
+
     def block_at(self, position: int) -> tuple[int, list[EntryRow]] | None:
         """Return the entries of the first log entry that begins at or after a position.
 
@@ -403,6 +443,16 @@ class ShardTables:
         with self._source.txn.cursor(self._groups) as cursor:
             for key, value in cursor:
                 yield _U32.unpack(key)[0], _decode_group(unseal(key, value))
+
+    def groups_of(self, book: int) -> Iterator[tuple[int, GroupRecord]]:
+        """Yield (number, group) of the groups of a book, by role, type and code."""
+        with self._source.txn.cursor(self._group_numbers) as cursor:
+            if cursor.set_range(_GROUP_KEY.pack(book, 0, 0)):
+                for key, value in cursor:
+                    if _GROUP_KEY.unpack_from(key)[0] != book:
+                        return
+                    number = _U32.unpack(unseal(key, value))[0]
+                    yield number, self.group(number)
 
     def totals(self, group: int) -> TotalsRow:
         """Return the sums of a group."""
@@ -481,6 +531,13 @@ class ShardTables:
         with self._source.txn.cursor(self._pending) as cursor:
             if cursor.set_range(_U64.pack(number + 1)):
                 for key in cursor.iternext(keys=True, values=False):
+                    yield _U64.unpack(key)[0]
+
+    def pending_before(self, number: int) -> Iterator[int]:
+        """Yield the transactions with lower numbers that have money reserved here, newest first."""
+        with self._source.txn.cursor(self._pending) as cursor:
+            if cursor.prev() if cursor.set_range(_U64.pack(number)) else cursor.last():
+                for key in cursor.iterprev(keys=True, values=False):
                     yield _U64.unpack(key)[0]
 
     def find_settlements(self, book: int, day: int) -> SettlementRecord | None:
@@ -680,6 +737,15 @@ def _rows(block: bytes) -> list[EntryRow]:
         EntryRow.unpack(block[offset : offset + ENTRY_ROW_BYTES])
         for offset in range(0, len(block), ENTRY_ROW_BYTES)
     ]
+
+
+def _seek(cursor: lmdb.Cursor, position: int) -> int:
+    """Go to the log entry that wrote the entry at a position; return where its entries begin."""
+    key = _U64.pack(position)
+    found = cursor.set_range(key)
+    if not (found and cursor.key() == key) and not (cursor.prev() if found else cursor.last()):
+        raise StoreCorruptError(f"there is no entry at position {position}")
+    return cast("int", _U64.unpack(cursor.key())[0])
 
 
 def _group_key(record: GroupRecord) -> bytes:
