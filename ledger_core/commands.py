@@ -5,7 +5,7 @@ Encoding: msgpack arrays (msgspec), so fields may only ever be appended, with a 
 """
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,7 @@ ENTRIES_MAX = 64
 METADATA_KEYS_MAX = 32
 METADATA_KEY_CHARACTERS_MAX = 64
 METADATA_VALUE_CHARACTERS_MAX = 256
+REPLAYED_ITEMS_MAX = 10_000
 
 # Decoding checks these bounds, so nothing that passed `decode_command` can overflow a stored row.
 # msgpack has no integers above 2**64 - 1.
@@ -370,7 +371,9 @@ class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=T
     routing_id: U64
     number: U64
     time_us: TimeUs
-    items: list[ReplayedItem]
+    items: Annotated[
+        list[ReplayedItem], msgspec.Meta(min_length=1, max_length=REPLAYED_ITEMS_MAX)
+    ]
 
 
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
@@ -415,6 +418,13 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     commands: list[Command]
 
 
+class RawBatch(NamedTuple):
+    """A batch whose commands come with the bytes that they are in the log."""
+
+    time_us: int
+    commands: list[tuple[bytes, Command]]
+
+
 class _EncodedBatch(msgspec.Struct, array_like=True, frozen=True):
     time_us: int
     commands: list[msgspec.Raw]
@@ -423,6 +433,7 @@ class _EncodedBatch(msgspec.Struct, array_like=True, frozen=True):
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _batch_decoder = msgspec.msgpack.Decoder(Batch)
+_encoded_batch_decoder = msgspec.msgpack.Decoder(_EncodedBatch)
 
 
 def unbalanced_currencies(entries: list[Entry]) -> dict[str, int]:
@@ -473,6 +484,13 @@ def encode_batch(time_us: int, commands: list[bytes]) -> bytes:
 def decode_batch(data: bytes) -> Batch:
     """Decode the payload of one log entry, or raise msgspec.DecodeError."""
     return _batch_decoder.decode(data)
+
+
+def decode_raw_batch(data: bytes) -> RawBatch:
+    """Decode the payload of one log entry, and keep the bytes of each command."""
+    batch = _encoded_batch_decoder.decode(data)
+    commands = [(bytes(raw), _command_decoder.decode(raw)) for raw in batch.commands]
+    return RawBatch(batch.time_us, commands)
 
 
 def command_body(command: Command) -> bytes:

@@ -114,6 +114,21 @@ def transaction_request_key(account_id: int, request_id: str) -> bytes:
     return request_key(request_id) + b"a" + account_id.to_bytes(8)
 
 
+def reference_digest(ledger: str, external_reference: str) -> bytes:
+    """Return the 16 bytes under which transactions with an external reference are found."""
+    return _digest_in_ledger(ledger, external_reference, b"reference")
+
+
+def metadata_key_digest(ledger: str, key: str) -> bytes:
+    """Return the 16 bytes under which transactions that have a metadata key are found."""
+    return _digest_in_ledger(ledger, key, b"metadata key")
+
+
+def _digest_in_ledger(ledger: str, text: str, person: bytes) -> bytes:
+    data = ledger.encode() + b"\0" + text.encode()
+    return hashlib.blake2b(data, digest_size=16, person=person).digest()
+
+
 def new_request_id() -> str:
     """Return a fresh UUID version 7 (RFC 9562, section 5.7): milliseconds, then 74 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))

@@ -21,6 +21,7 @@ from ledger_core.accounts import (
     TransactionStatus,
 )
 from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
+from ledger_core.ids import U64_MAX
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
@@ -28,9 +29,12 @@ from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 _BALANCE = struct.Struct("<qqqqQQQIIHBB")
 _ENTRY = struct.Struct("<QQqqQQqqqqBB2x")
 _CRC = struct.Struct("<I")
-_TOTALS = struct.Struct("<qqqqQQ")
-_COUNTERS = struct.Struct("<qqqq")
+# Sums of many accounts: 128 bits each, the low half first.
+_SUMS = struct.Struct("<QqQqQqQq")
+_TOTALS = struct.Struct("<QQ")
 _REQUEST = struct.Struct("<16sQI4x")
+
+IMPORT_PAUSE_US = 10 * 60 * 1_000_000
 
 # The last byte of a balance row.
 _FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
@@ -215,6 +219,7 @@ class RequestRow:
 class TotalsRow(Counters):
     """The counters of all accounts of a group together, under its number.
 
+    Unlike those of an account they may pass 64 bits.
     ``last_block``: the block of entries (`ENTRIES_PER_BLOCK`) in which the last log entry began
     that changed them.
     """
@@ -223,35 +228,49 @@ class TotalsRow(Counters):
     last_block: int = 0
 
     def pack(self) -> bytes:
-        """Encode; struct.error if a counter left its 64 bits."""
-        return _TOTALS.pack(
-            self.debits_posted,
-            self.credits_posted,
-            self.debits_pending,
-            self.credits_pending,
-            self.accounts,
-            self.last_block,
-        )
+        """Encode."""
+        return pack_sums(self) + _TOTALS.pack(self.accounts, self.last_block)
 
     @classmethod
     def unpack(cls, data: bytes) -> "TotalsRow":
         """Decode."""
-        return cls(*_TOTALS.unpack(data))
+        return cls(*_unpack_sums(data[: _SUMS.size]), *_TOTALS.unpack(data[_SUMS.size :]))
 
 
-def pack_counters(counters: Counters) -> bytes:
-    """Encode four counters, or differences of them."""
-    return _COUNTERS.pack(
-        counters.debits_posted,
-        counters.credits_posted,
-        counters.debits_pending,
-        counters.credits_pending,
+def pack_sums(sums: Counters) -> bytes:
+    """Encode sums of counters, or of differences of them.
+
+    A counter is below 2**63 and a shard has at most 2**32 accounts: 128 bits hold any sum.
+    """
+    low = U64_MAX
+    debits, credits_ = sums.debits_posted, sums.credits_posted
+    reserved, coming = sums.debits_pending, sums.credits_pending
+    return _SUMS.pack(
+        debits & low,
+        debits >> 64,
+        credits_ & low,
+        credits_ >> 64,
+        reserved & low,
+        reserved >> 64,
+        coming & low,
+        coming >> 64,
     )
 
 
-def unpack_counters(data: bytes) -> Counters:
-    """Decode four counters."""
-    return Counters(*_COUNTERS.unpack(data))
+def unpack_sums(data: bytes) -> Counters:
+    """Decode sums of counters."""
+    return Counters(*_unpack_sums(data))
+
+
+def _unpack_sums(data: bytes) -> tuple[int, int, int, int]:
+    halves = _SUMS.unpack(data)
+    low, high = halves[::2], halves[1::2]
+    return (
+        high[0] << 64 | low[0],
+        high[1] << 64 | low[1],
+        high[2] << 64 | low[2],
+        high[3] << 64 | low[3],
+    )
 
 
 class GroupRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -269,8 +288,9 @@ class GroupRecord(msgspec.Struct, array_like=True, frozen=True):
 class AccountEventRecord(msgspec.Struct, array_like=True, frozen=True):
     """Something that happened to an account, other than entries.
 
-    ``changes`` has what was changed: field → (before, after), as JSON. ``reason`` and ``message``
-    say why something was refused; ``transaction`` is the number of a refused transaction here.
+    ``changes`` has what was changed, or was to be changed where that was refused: field → (before,
+    after), as JSON. ``reason`` and ``message`` say why something was refused; ``transaction`` is
+    the number of a refused transaction here.
     """
 
     kind: AccountEventKind
@@ -289,8 +309,9 @@ class JournalItem(msgspec.Struct, array_like=True, frozen=True):
     """A command as it went through the log, and what it did.
 
     An empty ``command`` is the expiry of a transaction. ``outcome`` is msgpack: the reason of a
-    failure, or (number, state), or "done". ``entries`` counts the entry rows it wrote; ``number``
-    is the first transaction number it took (0: none). `docs/AUDIT.md` has the layout of its digest.
+    failure; (number, state) of a transaction, or (revision, 0) of a ledger; "done" of all else.
+    ``entries`` counts the entry rows it wrote; ``number`` is the first transaction number it took
+    (0: none). `docs/AUDIT.md` has the layout of its digest.
     """
 
     command: bytes
@@ -462,7 +483,9 @@ class ShardMeta(msgspec.Struct, array_like=True):
 
     ``time_us`` never runs backwards. ``next_position`` and ``next_transaction`` start at 1: 0 means
     none. ``chain_hash`` covers everything applied so far: it is the link of the last journal entry.
-    ``replayed`` is the number of the last journal entry that was imported.
+    ``replayed`` is the number, where it came from, of the last journal entry that was imported at
+    ``replayed_us`` by the leader's clock. ``has_own``: entries were journaled that were not
+    imported. ``skipped_transactions``: numbers that an import left out, being of other ledgers.
     """
 
     lower_bound: int
@@ -477,3 +500,15 @@ class ShardMeta(msgspec.Struct, array_like=True):
     next_group: int = 0
     next_journal: int = 1
     replayed: int = 0
+    replayed_us: int = 0
+    has_own: bool = False
+    skipped_transactions: int = 0
+
+    def is_importing(self, now_us: int) -> bool:
+        """Whether more of a journal may follow: until then nothing here happens by itself.
+
+        ``now_us`` is a leader's clock. An import that pauses for longer is taken to be over.
+        """
+        return (
+            self.replayed > 0 and not self.has_own and now_us < self.replayed_us + IMPORT_PAUSE_US
+        )

@@ -30,7 +30,8 @@ import msgspec
 from ledger_core.accounts import Counters, Direction, TransactionStatus
 from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES, EntryRow
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
-from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables, unseal
+from ledger_node.store_rows import unseal
+from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
 
 BUDGET_S: Final = 0.6
 _SHOWN_MAX: Final = 3
