@@ -188,8 +188,9 @@ class ListAgeing(msgspec.Struct, tag=17, tag_field="kind", array_like=True, froz
     """How old the balances of a ledger's accounts are, those that are not 0: an AgeingPage.
 
     A balance is made of the newest money that came in (first in, first out). ``bounds_us`` are the
-    ages at which buckets end, rising; the last bucket has no end. ``after_slot`` as in
-    ListAccounts.
+    ages at which buckets end, rising; the last bucket has no end. Ages are counted back from
+    ``as_of_us``, or else from ``now_us`` (0: when the shard last applied anything).
+    ``after_slot`` as in ListAccounts.
     """
 
     ledger: str
@@ -200,19 +201,22 @@ class ListAgeing(msgspec.Struct, tag=17, tag_field="kind", array_like=True, froz
     after_slot: Annotated[int, msgspec.Meta(ge=-1)] = -1
     code_prefix: str = ""
     type: AccountType | None = None
+    now_us: TimeUs = 0
 
 
 class GetSettlements(msgspec.Struct, tag=18, tag_field="kind", array_like=True, frozen=True):
     """What is pending in a ledger, and how pending transactions ended: a SettlementsView.
 
     Those that ended on the days (UTC, since the Unix epoch) from ``first_day`` up to, without,
-    ``end_day``. Pending ones are counted by age, in buckets that end at ``bounds_us``.
+    ``end_day``. Pending ones are counted by age at ``now_us`` (0: when the shard last applied
+    anything), in buckets that end at ``bounds_us``.
     """
 
     ledger: str
     first_day: U64
     end_day: U64
     bounds_us: Annotated[list[TimeUs], msgspec.Meta(min_length=1, max_length=12)]
+    now_us: TimeUs = 0
 
 
 class ListJournal(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
