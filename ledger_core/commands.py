@@ -155,6 +155,35 @@ class CreateTransaction(msgspec.Struct, tag=2, tag_field="kind", array_like=True
     source: Source = NO_SOURCE
 
 
+class TransferText(msgspec.Struct, array_like=True, frozen=True):
+    """What one transfer of a block has in words; most have nothing."""
+
+    description: Description = ""
+    external_reference: Reference = ""
+    metadata: Metadata = {}
+
+
+class CreateTransfers(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+    """Settled transactions of two entries on one shard, as columns: see `ledger_core.transfers`.
+
+    Little-endian: accounts as u64 each, amounts as i64, request ids as the 16 bytes of UUIDs, one
+    byte of `TransferForm` each. Ledger and currency are those of the entries; in the one-account
+    form the account's own count.
+    """
+
+    routing_id: U64
+    ledger: LedgerName
+    currency: Currency
+    forms: bytes
+    first_accounts: bytes
+    second_accounts: bytes
+    amounts: bytes
+    request_ids: bytes
+    texts: dict[U64, TransferText] = {}
+    actor: Actor = ""
+    source: Source = NO_SOURCE
+
+
 class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
     """Post what a pending transaction reserved: all of it (0), or ``amount`` of a two-entry one."""
 
@@ -390,7 +419,7 @@ Request = (
 """What has a request id under which its first result is kept."""
 
 BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = Request | ClaimName | ReleaseName | BetweenShards | Replay
+Command = Request | ClaimName | ReleaseName | BetweenShards | Replay | CreateTransfers
 
 
 def routing_id(command: Command) -> int:
@@ -400,7 +429,7 @@ def routing_id(command: Command) -> int:
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
-        case Prepare() | ApplyDecision() | Replay():
+        case Prepare() | ApplyDecision() | Replay() | CreateTransfers():
             return command.routing_id
         case Resolve():
             return command.prepared.transaction.account_id

@@ -385,6 +385,21 @@ class JournalPage(msgspec.Struct, tag=20, tag_field="kind", array_like=True, fro
     replayed: int
 
 
+class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, frozen=True):
+    """What became of the transfers of a block, in their order.
+
+    ``numbers`` (u64 each, little-endian) and ``statuses`` (one byte each) are 0 for items that
+    ``others`` has: failures, and repeats of requests with their first results. ``refusals`` says
+    why items were refused.
+    """
+
+    time_us: int
+    numbers: bytes
+    statuses: bytes
+    refusals: dict[int, RefusalView]
+    others: dict[int, TransactionView | Failure]
+
+
 class Replayed(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
     """A journal entry was applied once more, or had been before; the chain's hash after it."""
 
@@ -414,6 +429,7 @@ Result = (
     | SettlementsView
     | JournalPage
     | Replayed
+    | TransfersView
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -20,7 +20,7 @@ from ledger_core.accounts import (
     GroupRole,
     TransactionStatus,
 )
-from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
+from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused, TransferText
 from ledger_core.ids import U64_MAX
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
@@ -457,6 +457,29 @@ class TransactionRecord(msgspec.Struct, array_like=True):
     def booked(self) -> list[EntryRecord]:
         """What is booked on this shard."""
         return [entry for entry in self.entries if entry.shard_id is None] + self.clearing
+
+
+class TransferBlockRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Transactions of two entries that were created together, under consecutive numbers.
+
+    Columns as in `CreateTransfers`: the debited accounts' side is told by ``first_debits`` (one
+    byte each), ``one_account`` says which were asked for in that form, ``books`` are u16 each.
+    One of them that changes later (a reversal) gets a `TransactionRecord`, which then counts.
+    """
+
+    time_us: int
+    first_accounts: bytes
+    second_accounts: bytes
+    first_debits: bytes
+    one_account: bytes
+    amounts: bytes
+    books: bytes
+    request_ids: bytes
+    refused: dict[int, Refused] = {}
+    texts: dict[int, TransferText] = {}
+    actor: str = ""
+    correlation_id: str = ""
+    peer: str = ""
 
 
 class InFlightRecord(msgspec.Struct, array_like=True, frozen=True):

@@ -1,0 +1,143 @@
+"""Transfers as columns: many settled transactions of two entries on one shard, in a few arrays.
+
+A block of transfers means the same as its items one after the other, each as a `CreateTransaction`.
+What the columns cannot say (pending transactions, more entries, preconditions, other shards) is no
+transfer and goes as a command of its own.
+"""
+
+import uuid
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger_core.accounts import Direction
+from ledger_core.commands import (
+    CreateTransaction,
+    CreateTransfers,
+    Entry,
+)
+from ledger_core.ids import U64_MAX
+
+TRANSFERS_PER_BLOCK_MAX = 1_024
+
+U64Array = NDArray[np.uint64]
+I64Array = NDArray[np.int64]
+
+_AMOUNTS_SUM_MAX = 1 << 62
+
+
+class TransferForm(IntEnum):
+    """What the first account of a transfer does. The numbers are stored: they never change.
+
+    DEBIT and CREDIT: the side of its entry; the second account has the other side. IN and OUT:
+    money in or out of it against its shard's external account; there is no second account.
+    """
+
+    DEBIT = 1
+    CREDIT = 2
+    IN = 3
+    OUT = 4
+
+    @property
+    def is_one_account(self) -> bool:
+        """Whether the other side is the external account."""
+        return self in (TransferForm.IN, TransferForm.OUT)
+
+
+def first_accounts(block: CreateTransfers) -> U64Array:
+    """The home accounts."""
+    return np.frombuffer(block.first_accounts, "<u8")
+
+
+def second_accounts(block: CreateTransfers) -> U64Array:
+    """The other accounts; 0 in the one-account form."""
+    return np.frombuffer(block.second_accounts, "<u8")
+
+
+def amounts(block: CreateTransfers) -> I64Array:
+    """The amounts, > 0, in minor units."""
+    return np.frombuffer(block.amounts, "<i8")
+
+
+def request_id(block: CreateTransfers, index: int) -> str:
+    """The request id of an item, as its caller knows it."""
+    return str(uuid.UUID(bytes=block.request_ids[16 * index : 16 * index + 16]))
+
+
+def transfer_fault(block: CreateTransfers) -> str | None:
+    """Return what makes a block no block at all, which no gateway sends."""
+    count = len(block.forms)
+    if not 1 <= count <= TRANSFERS_PER_BLOCK_MAX:
+        return f"has {count} transfers; 1 to {TRANSFERS_PER_BLOCK_MAX} are taken"
+    for column in (block.first_accounts, block.second_accounts, block.amounts):
+        if len(column) != 8 * count:
+            return "columns differ in length"
+    if len(block.request_ids) != 16 * count:
+        return "columns differ in length"
+    forms = np.frombuffer(block.forms, "u1")
+    if not ((forms >= TransferForm.DEBIT) & (forms <= TransferForm.OUT)).all():
+        return "has an unknown form"
+    if (first_accounts(block) == second_accounts(block)).any():
+        return "moves money from an account to itself"
+    if ((forms >= TransferForm.IN) & (second_accounts(block) != 0)).any():
+        return "has a second account in the one-account form"
+    values = amounts(block)
+    if (values <= 0).any() or float(values.astype(np.float64).sum()) >= _AMOUNTS_SUM_MAX:
+        return "has an amount that is not above 0, or amounts that are too large together"
+    if any(not 0 <= index < count for index in block.texts):
+        return "has texts of no transfer"
+    return None
+
+
+def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> CreateTransaction:
+    """Return an item as the command that it stands for."""
+    form = TransferForm(block.forms[index])
+    home = int(first_accounts(block)[index])
+    amount = int(amounts(block)[index])
+    text = block.texts.get(index)
+    entries: Sequence[Entry] = ()
+    signed = 0
+    if form.is_one_account:
+        signed = amount if form is TransferForm.IN else -amount
+    else:
+        side = Direction.DEBIT if form is TransferForm.DEBIT else Direction.CREDIT
+        other = int(second_accounts(block)[index])
+        entries = (
+            Entry(home, side, amount, block.currency, shard_id),
+            Entry(other, side.opposite, amount, block.currency, shard_id),
+        )
+    command = CreateTransaction(
+        account_id=home,
+        amount=signed,
+        description=text.description if text else "",
+        settled=True,
+        request_id=request_id(block, index),
+        entries=list(entries),
+        ledger=block.ledger,
+        actor=block.actor,
+        source=block.source,
+    )
+    if text is None:
+        return command
+    return msgspec.structs.replace(
+        command, external_reference=text.external_reference, metadata=text.metadata
+    )
+
+
+def shard_keys(account_ids: U64Array) -> NDArray[np.uint32]:
+    """Return the shard key of every account id, as `ledger_core.ids.shard_key` does."""
+    return (mixed_ids(account_ids) >> np.uint64(32)).astype(np.uint32)
+
+
+def mixed_ids(account_ids: U64Array) -> U64Array:
+    """Return splitmix64 of every account id; arithmetic is modulo 2**64."""
+    with np.errstate(over="ignore"):
+        z = account_ids + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: U64Array = z ^ (z >> np.uint64(31))
+    assert mixed.dtype == np.uint64 and U64_MAX == int(np.iinfo(np.uint64).max)
+    return mixed
