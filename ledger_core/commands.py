@@ -364,8 +364,9 @@ class ReplayedItem(msgspec.Struct, array_like=True, frozen=True):
 class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
     """Apply a journal entry of another cluster once more, at the time it had there.
 
-    ``number`` is that of the journal entry; entries come in order, each once. An item with an empty
-    command is the expiry of a transaction.
+    ``number`` is that of the journal entry, ``previous`` that of the one that was replayed before it
+    (0: none): so none gets lost on the way. Between them are entries of which nothing is imported.
+    An item with an empty command is the expiry of a transaction.
     """
 
     routing_id: U64
@@ -374,6 +375,17 @@ class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=T
     items: Annotated[
         list[ReplayedItem], msgspec.Meta(min_length=1, max_length=REPLAYED_ITEMS_MAX)
     ]
+    previous: U64 = 0
+
+
+class EndReplay(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+    """All that is to be replayed is there: the shard lives on by itself.
+
+    Until then it lets nothing expire and does not go on with transactions across shards: other
+    shards may not have got so far. Not journaled, and of no effect where nothing was replayed.
+    """
+
+    routing_id: U64
 
 
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
@@ -390,7 +402,7 @@ Request = (
 """What has a request id under which its first result is kept."""
 
 BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = Request | ClaimName | ReleaseName | BetweenShards | Replay
+Command = Request | ClaimName | ReleaseName | BetweenShards | Replay | EndReplay
 
 
 def routing_id(command: Command) -> int:
@@ -400,7 +412,7 @@ def routing_id(command: Command) -> int:
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
-        case Prepare() | ApplyDecision() | Replay():
+        case Prepare() | ApplyDecision() | Replay() | EndReplay():
             return command.routing_id
         case Resolve():
             return command.prepared.transaction.account_id
