@@ -364,9 +364,9 @@ class ReplayedItem(msgspec.Struct, array_like=True, frozen=True):
 class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
     """Apply a journal entry of another cluster once more, at the time it had there.
 
-    ``number`` is that of the journal entry, ``previous`` that of the one that was replayed before it
-    (0: none): so none gets lost on the way. Between them are entries of which nothing is imported.
-    An item with an empty command is the expiry of a transaction.
+    ``number`` is that of the journal entry, ``previous`` that of the one that was replayed before
+    it (0: none): so none gets lost on the way. Between them are entries of which nothing is
+    imported. An item with an empty command is the expiry of a transaction.
     """
 
     routing_id: U64
