@@ -34,8 +34,6 @@ _SUMS = struct.Struct("<QqQqQqQq")
 _TOTALS = struct.Struct("<QQ")
 _REQUEST = struct.Struct("<16sQI4x")
 
-IMPORT_PAUSE_US = 10 * 60 * 1_000_000
-
 # The last byte of a balance row.
 _FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
 
@@ -483,9 +481,10 @@ class ShardMeta(msgspec.Struct, array_like=True):
 
     ``time_us`` never runs backwards. ``next_position`` and ``next_transaction`` start at 1: 0 means
     none. ``chain_hash`` covers everything applied so far: it is the link of the last journal entry.
-    ``replayed`` is the number, where it came from, of the last journal entry that was imported at
-    ``replayed_us`` by the leader's clock. ``has_own``: entries were journaled that were not
-    imported. ``skipped_transactions``: numbers that an import left out, being of other ledgers.
+    ``replayed`` is the number, where it came from, of the last journal entry that was imported;
+    ``importing``: more of them may follow, so nothing happens here by itself. ``has_own``: entries
+    were journaled that were not imported. ``skipped_transactions`` counts the numbers that an
+    import left out, being of other ledgers.
     """
 
     lower_bound: int
@@ -500,15 +499,6 @@ class ShardMeta(msgspec.Struct, array_like=True):
     next_group: int = 0
     next_journal: int = 1
     replayed: int = 0
-    replayed_us: int = 0
+    importing: bool = False
     has_own: bool = False
     skipped_transactions: int = 0
-
-    def is_importing(self, now_us: int) -> bool:
-        """Whether more of a journal may follow: until then nothing here happens by itself.
-
-        ``now_us`` is a leader's clock. An import that pauses for longer is taken to be over.
-        """
-        return (
-            self.replayed > 0 and not self.has_own and now_us < self.replayed_us + IMPORT_PAUSE_US
-        )
