@@ -231,6 +231,15 @@ class Store:
         with self._env.begin() as txn:
             yield ReadView(txn, self._databases)
 
+    @property
+    def files(self) -> Path:
+        """The folder of the store's files, for processes that read them."""
+        return self._path / "store"
+
+    def forget_dead_readers(self) -> None:
+        """Let pages be used again that a process was reading which has died."""
+        self._env.reader_check()
+
     def used_bytes(self) -> int:
         """Bytes of the store file in use or once used; freed pages are reused, not returned."""
         page_bytes: int = self._env.stat()["psize"]
