@@ -202,8 +202,7 @@ def gather_statement(
 ) -> Statement:
     """Take pages until ``limit`` entries (None: all) are there.
 
-    The closing balance is that of the last page taken: with it the entries add up, even where more
-    came in between two pages of a period that has not ended.
+    The first page fixes the end of a period that is not over: the balances of all pages agree.
     """
     opening = closing = ledger_pb2.Balance()
     entries: list[ledger_pb2.AccountEntry] = []
