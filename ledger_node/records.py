@@ -21,7 +21,7 @@ from ledger_core.accounts import (
     TransactionStatus,
 )
 from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
-from ledger_core.ids import U64_MAX
+from ledger_core.ids import U64_MAX, metadata_key_digest, reference_digest
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
@@ -450,6 +450,15 @@ class TransactionRecord(msgspec.Struct, array_like=True):
     def status(self) -> TransactionStatus:
         """The status now."""
         return self.states[-1].status
+
+    def reference_digests(self, ledger: str) -> list[bytes]:
+        """Return what it is found by at its home: its external reference and metadata keys."""
+        if self.home_shard_id is not None:
+            return []
+        digests = [metadata_key_digest(ledger, key) for key in self.metadata]
+        if self.external_reference:
+            digests.append(reference_digest(ledger, self.external_reference))
+        return digests
 
     @property
     def booked(self) -> list[EntryRecord]:

@@ -26,8 +26,6 @@ from ledger_core.ids import (
     format_account_id,
     format_transaction_id,
     is_system_account_id,
-    metadata_key_digest,
-    reference_digest,
 )
 from ledger_core.ledgers import Currency
 from ledger_core.money import format_amount
@@ -297,11 +295,8 @@ def state_of(
 
 def add_references(books: Books, number: int, record: TransactionRecord) -> None:
     """At the home: make a new transaction be found by its external reference and metadata keys."""
-    ledger = books.meta.books[record.book].ledger
-    if record.external_reference:
-        books.tables.add_reference(reference_digest(ledger, record.external_reference), number)
-    for key in record.metadata:
-        books.tables.add_reference(metadata_key_digest(ledger, key), number)
+    for digest in record.reference_digests(books.meta.books[record.book].ledger):
+        books.tables.add_reference(digest, number)
 
 
 def clearing_entries(
