@@ -128,6 +128,11 @@ def request_id_option(command: Command) -> Command:
     )(command)
 
 
+def actor_option(command: Command) -> Command:
+    """Add --actor, for writes."""
+    return click.option("--actor", default="", help="Who or what causes it.")(command)
+
+
 def stale_option(command: Command) -> Command:
     """Add --stale, for reads."""
     return click.option(

@@ -1,11 +1,11 @@
 """What was, shown: balances, entries, statements, and the lives of accounts and transactions."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.text import Text
 
@@ -28,6 +28,25 @@ from ledger_core.money import format_amount
 
 _EVENT_STYLES = {"CHANGE_REFUSED": "red", "TRANSACTION_REFUSED": "red"}
 _MOVES_MONEY = (ledger_pb2.ENTRY_KIND_POSTED, ledger_pb2.ENTRY_KIND_SETTLED)
+
+
+PageT = TypeVar("PageT", bound="_Page")
+
+
+class _Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
+def pages(fetch: Callable[..., PageT]) -> Iterator[PageT]:
+    """Go through all pages, the first one included; ``fetch`` takes a ``page_token``."""
+    page_token = ""
+    while True:
+        page = fetch(page_token=page_token)
+        yield page
+        page_token = page.next_page_token
+        if not page_token:
+            return
 
 
 # Balances
@@ -183,8 +202,7 @@ def gather_statement(
 ) -> Statement:
     """Take pages until ``limit`` entries (None: all) are there.
 
-    The closing balance is that of the last page taken: with it the entries add up, even where more
-    came in between two pages of a period that has not ended.
+    The first page fixes the end of a period that is not over: the balances of all pages agree.
     """
     opening = closing = ledger_pb2.Balance()
     entries: list[ledger_pb2.AccountEntry] = []

@@ -112,9 +112,9 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 
 def check_basis(as_of: datetime | None, basis: str | None) -> None:
-    """Refuse a basis without a moment: balances now have but one."""
-    if basis and not as_of:
-        raise click.UsageError("--basis goes with --as-of.")
+    """Refuse business dates without a moment: now, everything that was recorded counts."""
+    if basis == "effective" and not as_of:
+        raise click.UsageError("--basis effective goes with --as-of.")
 
 
 def time_basis(name: str | None) -> ledger_pb2.TimeBasis.ValueType:

@@ -99,6 +99,11 @@ class ShardClient:
         """Return all shards, in the order of their ranges."""
         return [shard.id for shard in self._config.shards]
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:
+        """Return the first and the last of the shard keys that a shard holds."""
+        shard = self._config.shard(shard_id)
+        return shard.lower_bound, shard.upper_bound
+
     def shard_id_of(self, account_id: int) -> int:
         """Return the shard that holds an account."""
         return self._map.shard_of(account_id).id

@@ -40,6 +40,10 @@ class Shards(Protocol):
         """Return all shards, always in the same order."""
         ...
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:
+        """Return the first and the last of the shard keys that a shard holds."""
+        ...
+
     def shard_id_of(self, account_id: int) -> int:
         """Return the shard that holds an account."""
         ...

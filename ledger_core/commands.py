@@ -163,7 +163,7 @@ class TransferText(msgspec.Struct, array_like=True, frozen=True):
     metadata: Metadata = {}
 
 
-class CreateTransfers(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+class CreateTransfers(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
     """Settled transactions of two entries on one shard, as columns: see `ledger_core.transfers`.
 
     Little-endian: accounts as u64 each, amounts as i64, request ids as the 16 bytes of UUIDs, one
@@ -393,8 +393,9 @@ class ReplayedItem(msgspec.Struct, array_like=True, frozen=True):
 class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=True):
     """Apply a journal entry of another cluster once more, at the time it had there.
 
-    ``number`` is that of the journal entry; entries come in order, each once. An item with an empty
-    command is the expiry of a transaction.
+    ``number`` is that of the journal entry, ``previous`` that of the one that was replayed before
+    it (0: none): so none gets lost on the way. Between them are entries of which nothing is
+    imported. An item with an empty command is the expiry of a transaction.
     """
 
     routing_id: U64
@@ -403,6 +404,17 @@ class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=T
     items: Annotated[
         list[ReplayedItem], msgspec.Meta(min_length=1, max_length=REPLAYED_ITEMS_MAX)
     ]
+    previous: U64 = 0
+
+
+class EndReplay(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+    """All that is to be replayed is there: the shard lives on by itself.
+
+    Until then it lets nothing expire and does not go on with transactions across shards: other
+    shards may not have got so far. Not journaled, and of no effect where nothing was replayed.
+    """
+
+    routing_id: U64
 
 
 AccountChange = UpdateAccount | FreezeAccount | UnfreezeAccount | CloseAccount
@@ -419,7 +431,7 @@ Request = (
 """What has a request id under which its first result is kept."""
 
 BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = Request | ClaimName | ReleaseName | BetweenShards | Replay | CreateTransfers
+Command = Request | ClaimName | ReleaseName | BetweenShards | Replay | EndReplay | CreateTransfers
 
 
 def routing_id(command: Command) -> int:
@@ -429,7 +441,7 @@ def routing_id(command: Command) -> int:
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
-        case Prepare() | ApplyDecision() | Replay() | CreateTransfers():
+        case Prepare() | ApplyDecision() | Replay() | EndReplay() | CreateTransfers():
             return command.routing_id
         case Resolve():
             return command.prepared.transaction.account_id

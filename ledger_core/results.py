@@ -388,13 +388,13 @@ class JournalPage(msgspec.Struct, tag=20, tag_field="kind", array_like=True, fro
 class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, frozen=True):
     """What became of the transfers of a block, in their order.
 
-    ``numbers`` (u64 each, little-endian) and ``statuses`` (one byte each) are 0 for items that
-    ``others`` has: failures, and repeats of requests with their first results. ``refusals`` says
-    why items were refused.
+    ``statuses`` has a byte for each: the status of the transaction that it made, which ``refusals``
+    explains where it was refused; or 0 where ``others`` has a failure, or the first result of a
+    repeated request. Transactions were numbered one after the other from ``first_number``.
     """
 
     time_us: int
-    numbers: bytes
+    first_number: int
     statuses: bytes
     refusals: dict[int, RefusalView]
     others: dict[int, TransactionView | Failure]

@@ -20,6 +20,7 @@ from ledger_core.commands import (
     Entry,
 )
 from ledger_core.ids import U64_MAX
+from ledger_core.ledgers import MAIN_NAME
 
 TRANSFERS_PER_BLOCK_MAX = 1_024
 
@@ -27,6 +28,7 @@ U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 
 _AMOUNTS_SUM_MAX = 1 << 62
+_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
 
 
 class TransferForm(IntEnum):
@@ -65,6 +67,33 @@ def amounts(block: CreateTransfers) -> I64Array:
 def request_id(block: CreateTransfers, index: int) -> str:
     """The request id of an item, as its caller knows it."""
     return str(uuid.UUID(bytes=block.request_ids[16 * index : 16 * index + 16]))
+
+
+def request_keys(block: CreateTransfers) -> list[bytes]:
+    """The key of every item's request: `ledger_core.ids.transaction_request_key`, all at once."""
+    count = len(block.forms)
+    keys = np.empty((count, 25), np.uint8)
+    keys[:, :16] = np.frombuffer(block.request_ids, np.uint8).reshape(count, 16)
+    keys[:, 16] = ord("a")
+    keys[:, 17:] = big_endian(first_accounts(block))
+    joined = keys.tobytes()
+    return [joined[start : start + 25] for start in range(0, len(joined), 25)]
+
+
+def request_id_texts(request_ids: bytes) -> NDArray[np.uint8]:
+    """Return UUIDs as 36 characters each: one row of ASCII codes for each."""
+    raw = np.frombuffer(request_ids, np.uint8).reshape(-1, 16)
+    digits = _HEX[raw].reshape(len(raw), 32)
+    texts = np.full((len(raw), 36), ord("-"), np.uint8)
+    for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
+        texts[:, at : at + end - start] = digits[:, start:end]
+    return texts
+
+
+def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return numbers of 8 bytes as one row of 8 bytes each, the highest first."""
+    swapped = values.astype(values.dtype.newbyteorder(">"))
+    return swapped.view(np.uint8).reshape(len(values), 8)
 
 
 def transfer_fault(block: CreateTransfers) -> str | None:
@@ -116,7 +145,8 @@ def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> Creat
         settled=True,
         request_id=request_id(block, index),
         entries=list(entries),
-        ledger=block.ledger,
+        # In the one-account form the account tells the ledger.
+        ledger=MAIN_NAME if form.is_one_account else block.ledger,
         actor=block.actor,
         source=block.source,
     )

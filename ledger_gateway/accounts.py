@@ -18,6 +18,7 @@ from ledger_gateway.errors import unwrap
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.pagination import AccountCursor, decode_account_token, encode_account_token
 from ledger_gateway.shard_calls import Context, ShardCalls
+from ledger_gateway.source import require_valid
 
 # What one call to a shard may bring, and how much a page holds before it ends early: accounts with
 # all the metadata they can have take 41 KB, and clients refuse messages above 4 MiB by default.
@@ -37,8 +38,8 @@ class AccountRpcs:
         self, request: ledger_pb2.CreateAccountRequest, context: Context
     ) -> ledger_pb2.CreateAccountResponse:
         """Open an account, after claiming its name if it has one."""
-        validation.require(validation.create_account(request))
-        command = await self._new_account(request, context)
+        source = require_valid(validation.create_account(request), context)
+        command = await self._new_account(request, source, context)
         if not command.name or await self._find_account(command.account_id, context):
             # With a name, a repeat: the name was claimed then, and may be another account's now.
             result = await self._shards.execute(command, context)
@@ -123,7 +124,7 @@ class AccountRpcs:
         self, request: ledger_pb2.UpdateAccountRequest, context: Context
     ) -> ledger_pb2.UpdateAccountResponse:
         """Change name, metadata or limits; a new name is claimed before, the old one released."""
-        validation.require(validation.update_account(request))
+        source = require_valid(validation.update_account(request), context)
         account_id = parse_account_id(request.account_id)
         command = commands.UpdateAccount(
             account_id=account_id,
@@ -136,6 +137,8 @@ class AccountRpcs:
                 else None
             ),
             limits=conversion.limits(request.limits) if request.HasField("limits") else None,
+            actor=request.actor,
+            source=source,
         )
         if command.name is None:
             result = await self._shards.execute(command, context)
@@ -170,7 +173,7 @@ class AccountRpcs:
         )
 
     async def _new_account(
-        self, request: ledger_pb2.CreateAccountRequest, context: Context
+        self, request: ledger_pb2.CreateAccountRequest, source: commands.Source, context: Context
     ) -> commands.CreateAccount:
         """Fill in what the ledger's currencies and chart say."""
         ledger = request.ledger or MAIN_NAME
@@ -204,6 +207,8 @@ class AccountRpcs:
                 else commands.NO_OVERDRAFT
             ),
             metadata=conversion.metadata(request.metadata),
+            actor=request.actor,
+            source=source,
         )
 
     async def _change(
@@ -212,9 +217,10 @@ class AccountRpcs:
         request: validation.ChangeRequest,
         context: Context,
     ) -> ledger_pb2.Account:
-        validation.require(validation.change_account(request))
+        source = require_valid(validation.change_account(request), context)
         account_id = parse_account_id(request.account_id)
-        command = kind(account_id, request.request_id or new_request_id())
+        request_id = request.request_id or new_request_id()
+        command = kind(account_id, request_id, request.actor, source)
         result = await self._shards.execute(command, context)
         return conversion.account(unwrap(result, AccountView))
 

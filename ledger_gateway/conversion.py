@@ -9,11 +9,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.v1 import ledger_pb2
 from ledger_cluster.shards import Answer
-from ledger_core.accounts import AccountType
+from ledger_core.accounts import AccountType, TransactionStatus
 from ledger_core.commands import Limits
 from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_core.ledgers import ChartCode, Currency
-from ledger_core.results import AccountView, EntryView, LedgerView, RefusalView, TransactionView
+from ledger_core.queries import TransactionFilter
+from ledger_core.results import (
+    AccountEventView,
+    AccountView,
+    BalanceView,
+    EntryView,
+    LedgerView,
+    RefusalView,
+    StatementEntryView,
+    TransactionStateView,
+    TransactionView,
+)
 
 
 def ledger(view: LedgerView, *, with_chart: bool = True) -> ledger_pb2.Ledger:
@@ -80,10 +91,83 @@ def transaction(view: TransactionView) -> ledger_pb2.Transaction:
         actor=view.actor,
         expire_time=timestamp(view.expire_time_us) if view.expire_time_us else None,
         settled_amount=view.settled_amount,
-        reversal_of=(
-            format_transaction_id(view.account_id, view.reversal_of) if view.reversal_of else ""
-        ),
+        reversal_of=_transaction_id(view.account_id, view.reversal_of),
         reversed_amounts=view.reversed_amounts,
+    )
+
+
+def balance(view: BalanceView) -> ledger_pb2.Balance:
+    """The balances of an account at a moment."""
+    return ledger_pb2.Balance(
+        account_id=format_account_id(view.account_id),
+        ledger=view.ledger,
+        type=ledger_pb2.AccountType.ValueType(view.type),
+        currency=view.currency,
+        currency_exponent=view.currency_exponent,
+        settled_balance=view.settled_balance,
+        available_balance=view.available_balance,
+        debits_posted=view.counters.debits_posted,
+        credits_posted=view.counters.credits_posted,
+        debits_pending=view.counters.debits_pending,
+        credits_pending=view.counters.credits_pending,
+        version=view.version,
+        update_time=timestamp(view.time_us) if view.time_us else None,
+    )
+
+
+def account_entry(view: StatementEntryView) -> ledger_pb2.AccountEntry:
+    """A line of a statement."""
+    return ledger_pb2.AccountEntry(
+        sequence=view.sequence,
+        kind=ledger_pb2.EntryKind.ValueType(view.kind),
+        direction=ledger_pb2.Direction.ValueType(view.direction),
+        amount=view.amount,
+        create_time=timestamp(view.time_us),
+        effective_time=timestamp(view.effective_time_us),
+        transaction_id=_transaction_id(view.home_account_id, view.number),
+        description=view.description,
+        external_reference=view.external_reference,
+        transaction_status=ledger_pb2.TransactionStatus.ValueType(view.status),
+        settled_balance=view.settled_balance,
+        available_balance=view.available_balance,
+        debits_posted=view.after.debits_posted,
+        credits_posted=view.after.credits_posted,
+        debits_pending=view.after.debits_pending,
+        credits_pending=view.after.credits_pending,
+        request_id=view.request_id,
+        actor=view.actor,
+        reversal_of=_transaction_id(view.home_account_id, view.reversal_of),
+    )
+
+
+def transaction_state(view: TransactionStateView) -> ledger_pb2.TransactionState:
+    """A step in the life of a transaction."""
+    return ledger_pb2.TransactionState(
+        status=ledger_pb2.TransactionStatus.ValueType(view.status),
+        create_time=timestamp(view.time_us),
+        request_id=view.request_id,
+        actor=view.actor,
+        correlation_id=view.correlation_id,
+        peer=view.peer,
+    )
+
+
+def account_event(view: AccountEventView) -> ledger_pb2.AccountEvent:
+    """A step in the life of an account; its changes by the names of their fields."""
+    return ledger_pb2.AccountEvent(
+        kind=ledger_pb2.AccountEventKind.ValueType(view.kind),
+        create_time=timestamp(view.time_us),
+        request_id=view.request_id,
+        actor=view.actor,
+        correlation_id=view.correlation_id,
+        peer=view.peer,
+        changes=[
+            ledger_pb2.FieldChange(field=field, before=before, after=after)
+            for field, (before, after) in sorted(view.changes.items())
+        ],
+        reason=view.reason,
+        message=view.message,
+        transaction_id=_transaction_id(view.home_account_id, view.number),
     )
 
 
@@ -103,6 +187,26 @@ def timestamp(time_us: int) -> Timestamp:
 def time_us(value: Timestamp) -> int:
     """Whole microseconds since the Unix epoch; 0 if not set."""
     return value.seconds * 1_000_000 + value.nanos // 1_000
+
+
+def time_us_up(value: Timestamp) -> int:
+    """Microseconds since the Unix epoch, rounded up; 0 if not set.
+
+    Times of the ledger are whole microseconds: those from a moment on, or before it, are those from
+    this one on, or before it.
+    """
+    return value.seconds * 1_000_000 - -value.nanos // 1_000
+
+
+def transaction_filter(request: ledger_pb2.ListTransactionsRequest) -> TransactionFilter:
+    """What the transactions of a list have to be like."""
+    return TransactionFilter(
+        status=TransactionStatus(request.status) if request.status else None,
+        start_us=time_us_up(request.start_time),
+        end_us=time_us_up(request.end_time),
+        external_reference=request.external_reference,
+        metadata_key=request.metadata_key,
+    )
 
 
 def currency(value: ledger_pb2.Currency) -> Currency:
@@ -126,6 +230,11 @@ def limits(value: ledger_pb2.Limits) -> Limits:
 def metadata(values: Mapping[str, str]) -> dict[str, str]:
     """Metadata in one order, so that a repeated request has the same bytes as the first one."""
     return dict(sorted(values.items()))
+
+
+def _transaction_id(account_id: int, number: int) -> str:
+    """Transactions count from 1: 0 is none."""
+    return format_transaction_id(account_id, number) if number else ""
 
 
 def _chart_line(line: ChartCode) -> ledger_pb2.ChartLine:

@@ -5,7 +5,7 @@ caller gets an incident id to quote.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -25,10 +25,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the unary methods of our services; health checking and reflection pass untouched.
 
     At most ``calls_max`` of them run at once. Health checks are not counted: they must get through
-    when the service is full.
+    when the service is full. A request has at most ``request_bytes_max``, or what ``larger_ones``
+    says for its method.
     """
 
-    def __init__(self, service_names: Iterable[str], calls_max: int) -> None:
+    def __init__(
+        self,
+        service_names: Iterable[str],
+        calls_max: int,
+        request_bytes_max: int,
+        larger_ones: Mapping[str, int] | None = None,
+    ) -> None:
+        self._request_bytes_max = request_bytes_max
+        self._larger_ones = larger_ones or {}
         self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._calls_max = calls_max
         self._calls = 0
@@ -55,11 +64,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         # Typed as optional in gRPC; unary_unary was checked, the generated code sets both others.
         handle: Any = handler.unary_unary
         parse: Any = handler.request_deserializer
+        bytes_max = self._larger_ones.get(method, self._request_bytes_max)
 
         async def guarded(data: bytes, context: Context) -> Any:
             self._calls += 1
             try:
                 self._require_room()
+                _require_size(data, bytes_max)
                 return await handle(_parse(parse, data), context)
             except LedgerError as error:
                 await abort(context, error)
@@ -84,6 +95,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _require_room(self) -> None:
         if self._calls > self._calls_max:
             raise OverloadedError("the gateway is at its limit of concurrent calls; try again")
+
+
+def _require_size(data: bytes, bytes_max: int) -> None:
+    if len(data) > bytes_max:
+        raise LedgerError(
+            Reason.OVERLOADED,
+            f"the request has {len(data):,} bytes; at most {bytes_max:,} are taken",
+        )
 
 
 def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:

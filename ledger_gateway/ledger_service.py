@@ -1,10 +1,11 @@
 """The public service: start reading here.
 
-The RPCs are in three modules, by what they are about; in each, top to bottom:
+The RPCs are in four modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
     accounts.py       opening, changing, finding accounts
     ledgers.py        sets of books with their currencies and charts
+    history.py        what was: balances, entries, statements, and who did what
 
 Every method goes the same way: check the request, make a command or a query of it, run that on the
 shard that holds the account, convert the result. Whatever goes wrong is raised as a LedgerError;
@@ -14,6 +15,7 @@ the interceptor turns it into a status.
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
+from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
 from ledger_gateway.shard_calls import ShardCalls
@@ -23,7 +25,7 @@ SERVICE_NAME = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name
 
 
 class LedgerService(
-    TransactionRpcs, AccountRpcs, LedgerRpcs, ledger_pb2_grpc.LedgerServiceServicer
+    TransactionRpcs, AccountRpcs, LedgerRpcs, HistoryRpcs, ledger_pb2_grpc.LedgerServiceServicer
 ):
     """`ledger.v1.LedgerService` on top of the shards. Remembers ledgers, and nothing else."""
 

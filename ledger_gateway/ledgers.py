@@ -13,6 +13,7 @@ from ledger_gateway.errors import unwrap
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.pagination import decode_ledger_token, encode_ledger_token
 from ledger_gateway.shard_calls import Context, ShardCalls
+from ledger_gateway.source import require_valid
 
 
 class LedgerRpcs:
@@ -25,13 +26,15 @@ class LedgerRpcs:
         self, request: ledger_pb2.CreateLedgerRequest, context: Context
     ) -> ledger_pb2.CreateLedgerResponse:
         """Make a ledger."""
-        validation.require(validation.create_ledger(request))
+        source = require_valid(validation.create_ledger(request), context)
         command = commands.CreateLedger(
             name=request.name,
             request_id=request.request_id or new_request_id(),
             description=request.description,
             currencies=[conversion.currency(item) for item in request.currencies],
             chart=[conversion.chart_code(item) for item in request.chart],
+            actor=request.actor,
+            source=source,
         )
         view = unwrap(await self._shards.execute(command, context), LedgerView)
         self._directory.remember(view)
@@ -89,7 +92,7 @@ class LedgerRpcs:
         self, request: ledger_pb2.UpdateLedgerRequest, context: Context
     ) -> ledger_pb2.UpdateLedgerResponse:
         """Add currencies and lines of the chart, or change the description."""
-        validation.require(validation.update_ledger(request))
+        source = require_valid(validation.update_ledger(request), context)
         command = commands.ExtendLedger(
             name=request.ledger or MAIN_NAME,
             request_id=request.request_id or new_request_id(),
@@ -97,6 +100,8 @@ class LedgerRpcs:
             description=request.description if request.HasField("description") else None,
             currencies=[conversion.currency(item) for item in request.currencies],
             chart=[conversion.chart_code(item) for item in request.chart],
+            actor=request.actor,
+            source=source,
         )
         view = unwrap(await self._shards.execute(command, context), LedgerView)
         self._directory.remember(view)

@@ -9,23 +9,31 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
+from ledger.v1.journal_pb2_grpc import add_JournalServiceServicer_to_server
 from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from ledger.v1.reports_pb2_grpc import add_ReportServiceServicer_to_server
 from ledger_cluster.shards import Shards
 from ledger_gateway.health import HealthMonitor
 from ledger_gateway.interceptor import ErrorInterceptor
+from ledger_gateway.journal import (
+    JOURNAL_SERVICE_NAME,
+    REPLAY_METHOD,
+    REPLAY_REQUEST_BYTES_MAX,
+    JournalService,
+)
 from ledger_gateway.ledger_service import SERVICE_NAME, LedgerService
 from ledger_gateway.reports import REPORT_SERVICE_NAME, ReportService
 
 # Those whose calls are bounded and whose errors are mapped; health checks are about the first one.
-SERVICE_NAMES = (SERVICE_NAME, REPORT_SERVICE_NAME)
+SERVICE_NAMES = (SERVICE_NAME, REPORT_SERVICE_NAME, JOURNAL_SERVICE_NAME)
 CALLS_MAX = 4_096
 REQUEST_BYTES_MAX = 256 * 1024
 
 _OPTIONS = [
     # On by default, and a second server would share the port in silence.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
+    # The interceptor holds all but one method to REQUEST_BYTES_MAX.
+    ("grpc.max_receive_message_length", REPLAY_REQUEST_BYTES_MAX),
     # Clients may ping an idle connection every 10 s (the default refuses below 5 minutes), and we
     # ping them, so that calls of vanished clients end.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -69,13 +77,21 @@ class GatewayServer:
         """Listen and serve; ListenError if the address cannot be had."""
         _check_free(self.host, self.port)
         server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(SERVICE_NAMES, self._calls_max)],
+            interceptors=[
+                ErrorInterceptor(
+                    SERVICE_NAMES,
+                    self._calls_max,
+                    REQUEST_BYTES_MAX,
+                    {REPLAY_METHOD: REPLAY_REQUEST_BYTES_MAX},
+                )
+            ],
             options=_OPTIONS,
             # A hard wall behind the interceptor's own limit, which answers in our words.
             maximum_concurrent_rpcs=2 * self._calls_max,
         )
         add_LedgerServiceServicer_to_server(LedgerService(self._shards), server)
         add_ReportServiceServicer_to_server(ReportService(self._shards), server)
+        add_JournalServiceServicer_to_server(JournalService(self._shards), server)
         add_HealthServicer_to_server(self._monitor.service, server)  # type: ignore[no-untyped-call]
         reflection.enable_server_reflection(  # type: ignore[no-untyped-call]
             [*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server

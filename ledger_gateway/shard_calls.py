@@ -36,6 +36,10 @@ class ShardCalls:
         """Return all shards, always in the same order."""
         return self._shards.shard_ids()
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:
+        """Return the first and the last of the shard keys that a shard holds."""
+        return self._shards.shard_bounds(shard_id)
+
     def shard_id_of(self, account_id: int) -> int:
         """Return the shard that holds an account."""
         return self._shards.shard_id_of(account_id)

@@ -58,6 +58,10 @@ class StandaloneShards:
         """Return the one shard."""
         return [_SHARD_ID]
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:  # noqa: ARG002
+        """Return all there are."""
+        return 0, U32_MAX
+
     def shard_id_of(self, account_id: int) -> int:  # noqa: ARG002  (one shard holds every account)
         """Return the one shard."""
         return _SHARD_ID

@@ -15,12 +15,10 @@ from ledger_gateway import conversion, fields, validation
 from ledger_gateway.dry_run import dry_run
 from ledger_gateway.errors import unwrap
 from ledger_gateway.ledger_directory import LedgerDirectory
-from ledger_gateway.pagination import Cursor, decode_page_token, encode_page_token
+from ledger_gateway.ledger_transactions import ledger_transactions
+from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor, fitting_page
 from ledger_gateway.shard_calls import Context, ShardCalls
-
-# Clients refuse messages above 4 MiB by default. A page that comes close is asked for anew with
-# half the size: only pages full of the longest descriptions do.
-_PAGE_BYTES_MAX = 3_500_000
+from ledger_gateway.source import require_valid
 
 
 class TransactionRpcs:
@@ -36,8 +34,8 @@ class TransactionRpcs:
         self, request: ledger_pb2.CreateTransactionRequest, context: Context
     ) -> ledger_pb2.CreateTransactionResponse:
         """Move money, at once or as a pending transaction."""
-        validation.require(validation.create_transaction(request))
-        command = await self._new_transaction(request, context)
+        source = require_valid(validation.create_transaction(request), context)
+        command = await self._new_transaction(request, source, context)
         if request.dry_run:
             transaction = await dry_run(self._shards, command, context)
         else:
@@ -67,7 +65,7 @@ class TransactionRpcs:
         self, request: ledger_pb2.SettleTransactionRequest, context: Context
     ) -> ledger_pb2.SettleTransactionResponse:
         """Post what a pending transaction reserved, or a part of it."""
-        validation.require(validation.settle_transaction(request))
+        source = require_valid(validation.settle_transaction(request), context)
         account_id, number = parse_transaction_id(request.transaction_id)
         command = commands.SettleTransaction(
             account_id,
@@ -75,6 +73,7 @@ class TransactionRpcs:
             request.request_id or new_request_id(),
             request.amount,
             request.actor,
+            source,
         )
         return ledger_pb2.SettleTransactionResponse(
             transaction=await self._execute(command, context)
@@ -84,10 +83,10 @@ class TransactionRpcs:
         self, request: ledger_pb2.CancelTransactionRequest, context: Context
     ) -> ledger_pb2.CancelTransactionResponse:
         """Release what a pending transaction reserved."""
-        validation.require(validation.cancel_transaction(request))
+        source = require_valid(validation.cancel_transaction(request), context)
         account_id, number = parse_transaction_id(request.transaction_id)
         command = commands.CancelTransaction(
-            account_id, number, request.request_id or new_request_id(), request.actor
+            account_id, number, request.request_id or new_request_id(), request.actor, source
         )
         return ledger_pb2.CancelTransactionResponse(
             transaction=await self._execute(command, context)
@@ -97,7 +96,7 @@ class TransactionRpcs:
         self, request: ledger_pb2.ReverseTransactionRequest, context: Context
     ) -> ledger_pb2.ReverseTransactionResponse:
         """Post the mirror entries of a settled transaction, or parts of them."""
-        validation.require(validation.reverse_transaction(request))
+        source = require_valid(validation.reverse_transaction(request), context)
         account_id, number = parse_transaction_id(request.transaction_id)
         command = commands.ReverseTransaction(
             account_id,
@@ -106,6 +105,7 @@ class TransactionRpcs:
             list(request.amounts),
             request.description,
             request.actor,
+            source,
         )
         return ledger_pb2.ReverseTransactionResponse(
             transaction=await self._execute(command, context)
@@ -114,25 +114,29 @@ class TransactionRpcs:
     async def ListTransactions(
         self, request: ledger_pb2.ListTransactionsRequest, context: Context
     ) -> ledger_pb2.ListTransactionsResponse:
-        """List the transactions of an account, newest first, page by page."""
+        """List the transactions of an account or a ledger, newest first, page by page."""
         validation.require(validation.list_transactions(request))
+        if not request.account_id:
+            await self._directory.require(request.ledger or MAIN_NAME, context)
+            return await ledger_transactions(self._shards, request, context)
         account_id = parse_account_id(request.account_id)
-        cursor = decode_page_token(request.page_token, account_id)
-        page_size = request.page_size or fields.PAGE_SIZE_DEFAULT
-        while True:
-            query = queries.ListTransactions(account_id, page_size, *cursor)
+        cursor = ACCOUNT_TRANSACTIONS.decode(request) or Cursor(0, 0)
+        wanted = conversion.transaction_filter(request)
+
+        async def ask(page_size: int) -> tuple[ledger_pb2.ListTransactionsResponse, int]:
+            query = queries.ListTransactions(account_id, page_size, *cursor, filter=wanted)
             answer = await self._shards.query(account_id, query, context, request.consistency)
             page = unwrap(answer.result, TransactionPage)
             response = ledger_pb2.ListTransactionsResponse(
                 transactions=[conversion.transaction(item) for item in page.transactions],
-                next_page_token=encode_page_token(
-                    account_id, Cursor(page.next_sequence, page.next_position)
-                ),
                 read_point=conversion.read_point(answer),
             )
-            if len(page.transactions) <= 1 or response.ByteSize() <= _PAGE_BYTES_MAX:
-                return response
-            page_size = len(page.transactions) // 2
+            if page.next_position:
+                then = Cursor(page.next_sequence, page.next_position)
+                response.next_page_token = ACCOUNT_TRANSACTIONS.encode(request, then)
+            return response, len(page.transactions)
+
+        return await fitting_page(request.page_size or fields.PAGE_SIZE_DEFAULT, ask)
 
     async def _execute(
         self,
@@ -145,7 +149,10 @@ class TransactionRpcs:
         return conversion.transaction(unwrap(result, TransactionView))
 
     async def _new_transaction(
-        self, request: ledger_pb2.CreateTransactionRequest, context: Context
+        self,
+        request: ledger_pb2.CreateTransactionRequest,
+        source: commands.Source,
+        context: Context,
     ) -> commands.CreateTransaction:
         """Fill in the currencies and shards of the entries, and check what these decide."""
         ledger = request.ledger or MAIN_NAME
@@ -164,6 +171,7 @@ class TransactionRpcs:
             expire_time_us=conversion.time_us(request.expire_time),
             metadata=conversion.metadata(request.metadata),
             actor=request.actor,
+            source=source,
         )
         expired = request.HasField("expire_time") and command.expire_time_us <= _now_us()
         if expired and not (request.request_id and await self._is_known(command, context)):

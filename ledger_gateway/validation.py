@@ -15,7 +15,6 @@ from ledger_core.commands import (
     REFERENCE_CHARACTERS_MAX,
 )
 from ledger_core.errors import InvalidRequestError
-from ledger_core.ids import parse_account_id
 from ledger_core.ledgers import (
     CHART_CODES_MAX,
     CURRENCIES_MAX,
@@ -26,9 +25,13 @@ from ledger_core.queries import PAGE_SIZE_MAX
 from ledger_gateway import conversion, fields
 from ledger_gateway.fields import Violations, wrong
 from ledger_gateway.pagination import (
+    ACCOUNT_EVENTS,
+    ACCOUNT_TRANSACTIONS,
+    ENTRIES,
+    LEDGER_TRANSACTIONS,
+    STATEMENT,
     decode_account_token,
     decode_ledger_token,
-    decode_page_token,
 )
 
 LEDGERS_PAGE_SIZE_MAX = 100
@@ -37,6 +40,11 @@ ChangeRequest = (
     ledger_pb2.FreezeAccountRequest
     | ledger_pb2.UnfreezeAccountRequest
     | ledger_pb2.CloseAccountRequest
+)
+PeriodRequest = (
+    ledger_pb2.ListTransactionsRequest
+    | ledger_pb2.ListEntriesRequest
+    | ledger_pb2.GetStatementRequest
 )
 
 
@@ -60,6 +68,7 @@ def create_ledger(request: ledger_pb2.CreateLedgerRequest) -> Violations:
         *_chart(request.chart),
         *(_chart_faults(request.chart)),
         *fields.request_id(request.request_id),
+        *_actor(request.actor),
     ]
 
 
@@ -85,6 +94,7 @@ def update_ledger(request: ledger_pb2.UpdateLedgerRequest) -> Violations:
         *_currencies(request.currencies),
         *_chart(request.chart),
         *fields.request_id(request.request_id),
+        *_actor(request.actor),
     ]
 
 
@@ -151,6 +161,7 @@ def create_account(request: ledger_pb2.CreateAccountRequest) -> Violations:
         *fields.label("name", request.name),
         *fields.limits(request.limits),
         *fields.metadata("metadata", request.metadata),
+        *_actor(request.actor),
     ]
 
 
@@ -189,12 +200,17 @@ def update_account(request: ledger_pb2.UpdateAccountRequest) -> Violations:
         *fields.metadata("metadata.values", request.metadata.values),
         *fields.limits(request.limits),
         *fields.request_id(request.request_id),
+        *_actor(request.actor),
     ]
 
 
 def change_account(request: ChangeRequest) -> Violations:
     """Check FreezeAccount, UnfreezeAccount and CloseAccount."""
-    return [*fields.account_id(request.account_id), *fields.request_id(request.request_id)]
+    return [
+        *fields.account_id(request.account_id),
+        *fields.request_id(request.request_id),
+        *_actor(request.actor),
+    ]
 
 
 def _type(field: str, value: int, *, required: bool = False) -> Violations:
@@ -327,15 +343,96 @@ def reverse_transaction(request: ledger_pb2.ReverseTransactionRequest) -> Violat
 
 
 def list_transactions(request: ledger_pb2.ListTransactionsRequest) -> Violations:
-    """Check ListTransactions."""
-    account = fields.account_id(request.account_id)
-    account_id = None if account else parse_account_id(request.account_id)
+    """Check ListTransactions: of an account, or of a ledger."""
+    if request.account_id:
+        tokens = fields.page_token(lambda: ACCOUNT_TRANSACTIONS.decode(request))
+        listed = [
+            *fields.account_id(request.account_id),
+            *(wrong("ledger", "goes without account_id") if request.ledger else []),
+        ]
+    else:
+        tokens = fields.page_token(lambda: LEDGER_TRANSACTIONS.decode(request))
+        listed = fields.ledger(request.ledger)
     return [
-        *account,
+        *listed,
         *fields.page_size(request.page_size, PAGE_SIZE_MAX),
-        *fields.page_token(lambda: decode_page_token(request.page_token, account_id)),
+        *tokens,
+        *fields.consistency(request.consistency),
+        *fields.enum("status", request.status, ledger_pb2.TransactionStatus.values()),
+        *_period(request),
+        *fields.line("external_reference", request.external_reference, REFERENCE_CHARACTERS_MAX),
+        *fields.line("metadata_key", request.metadata_key, METADATA_KEY_CHARACTERS_MAX),
+    ]
+
+
+# History
+
+
+def get_balance(request: ledger_pb2.GetBalanceRequest) -> Violations:
+    """Check GetBalance."""
+    found = fields.enum("basis", request.basis, ledger_pb2.TimeBasis.values())
+    if request.basis == ledger_pb2.TIME_BASIS_EFFECTIVE and not request.HasField("as_of_time"):
+        found = wrong("basis", "goes with as_of_time: now, everything recorded counts")
+    return [
+        *fields.account_id(request.account_id),
+        *fields.consistency(request.consistency),
+        *fields.moment("as_of_time", request.as_of_time),
+        *found,
+    ]
+
+
+def list_entries(request: ledger_pb2.ListEntriesRequest) -> Violations:
+    """Check ListEntries."""
+    return [
+        *fields.account_id(request.account_id),
+        *fields.page_size(request.page_size, PAGE_SIZE_MAX),
+        *fields.page_token(lambda: ENTRIES.decode(request)),
+        *fields.consistency(request.consistency),
+        *_period(request),
+    ]
+
+
+def get_statement(request: ledger_pb2.GetStatementRequest) -> Violations:
+    """Check GetStatement."""
+    return [
+        *fields.account_id(request.account_id),
+        *_period(request),
+        *fields.page_size(request.page_size, PAGE_SIZE_MAX),
+        *fields.page_token(lambda: STATEMENT.decode(request)),
         *fields.consistency(request.consistency),
     ]
+
+
+def list_transaction_states(request: ledger_pb2.ListTransactionStatesRequest) -> Violations:
+    """Check ListTransactionStates."""
+    return [
+        *fields.transaction_id(request.transaction_id),
+        *fields.consistency(request.consistency),
+    ]
+
+
+def list_account_events(request: ledger_pb2.ListAccountEventsRequest) -> Violations:
+    """Check ListAccountEvents."""
+    return [
+        *fields.account_id(request.account_id),
+        *fields.page_size(request.page_size, PAGE_SIZE_MAX),
+        *fields.page_token(lambda: ACCOUNT_EVENTS.decode(request)),
+        *fields.consistency(request.consistency),
+    ]
+
+
+def _period(request: PeriodRequest) -> Violations:
+    """Check from when on (inclusive), and until when (exclusive)."""
+    found = [
+        *fields.moment("start_time", request.start_time),
+        *fields.moment("end_time", request.end_time),
+    ]
+    if found or not request.HasField("end_time"):
+        return found
+    # Without a start_time from 1970 on, which is what an unset one says.
+    if conversion.time_us_up(request.end_time) <= conversion.time_us_up(request.start_time):
+        return wrong("end_time", "must be at least a microsecond after start_time (or 1970)")
+    return []
 
 
 def _actor(value: str) -> Violations:

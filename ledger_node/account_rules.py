@@ -19,6 +19,12 @@ from ledger_core.errors import Reason
 from ledger_core.ids import format_account_id, is_system_account_id
 from ledger_core.money import format_amount
 from ledger_core.results import Failure, NameView
+from ledger_node.account_events import (
+    changes_of,
+    note_change,
+    note_opened,
+    note_refused_change,
+)
 from ledger_node.books import Books
 from ledger_node.records import AccountRecord, BalanceRow, NameRecord
 from ledger_node.views import account_failure, account_not_found
@@ -30,14 +36,9 @@ def create_account(books: Books, command: CreateAccount) -> int | Failure:
     if books.find_slot(account_id) is not None or is_system_account_id(
         books.meta.lower_bound, account_id
     ):
-        text = format_account_id(account_id)
-        return Failure(
-            Reason.ACCOUNT_ID_TAKEN,
-            f"the account id {text}, which follows from the request id, belongs to another "
-            f"account; use another request id",
-            field="request_id",
-            metadata={"account_id": text},
-        )
+        failure = _account_id_taken(account_id)
+        note_refused_change(books, command, failure)
+        return failure
     balance = BalanceRow(
         account_id=account_id,
         book=books.book(command.ledger, command.currency),
@@ -53,15 +54,37 @@ def create_account(books: Books, command: CreateAccount) -> int | Failure:
         limits=command.limits,
         metadata=command.metadata,
     )
-    return books.add_account(record, balance)
+    slot = books.add_account(record, balance)
+    note_opened(books, slot, command)
+    return slot
+
+
+def _account_id_taken(account_id: int) -> Failure:
+    text = format_account_id(account_id)
+    return Failure(
+        Reason.ACCOUNT_ID_TAKEN,
+        f"the account id {text}, which follows from the request id, belongs to another "
+        f"account; use another request id",
+        field="request_id",
+        metadata={"account_id": text},
+    )
 
 
 def change_account(books: Books, command: AccountChange) -> int | Failure:
-    """Change an account, if its state allows, and return its slot."""
-    account_id = command.account_id
-    slot = books.find_slot(account_id)
+    """Change an account, if its state allows, and return its slot; note it, or that it failed."""
+    slot = books.find_slot(command.account_id)
     if slot is None:
-        return account_not_found(account_id)
+        return account_not_found(command.account_id)
+    changes = changes_of(command, books.balance(slot), books.info(slot))
+    if failure := _change(books, slot, command):
+        note_refused_change(books, command, failure)
+        return failure
+    note_change(books, slot, command, changes)
+    return slot
+
+
+def _change(books: Books, slot: int, command: AccountChange) -> Failure | None:
+    account_id = command.account_id
     if is_system_account_id(books.meta.lower_bound, account_id):
         return account_failure(
             Reason.SYSTEM_ACCOUNT, account_id, "belongs to the ledger itself and never changes"
@@ -96,7 +119,7 @@ def change_account(books: Books, command: AccountChange) -> int | Failure:
             record, revision=record.revision + 1, update_time_us=books.meta.time_us, **changes
         ),
     )
-    return slot
+    return None
 
 
 def _updated(record: AccountRecord, command: UpdateAccount) -> dict[str, object] | Failure:

@@ -40,7 +40,7 @@ def audit(tables: ShardTables) -> Audit:
     result = Audit(
         applied_index=meta.applied_index,
         chain_hash=meta.chain_hash,
-        transactions=meta.next_transaction - 1,
+        transactions=meta.next_transaction - 1 - meta.skipped_transactions,
         entries=meta.next_position - 1,
     )
     in_flight, undecided = tables.in_flight_numbers(), tables.undecided_numbers()

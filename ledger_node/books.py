@@ -1,40 +1,58 @@
 """What one log entry does to the books of a shard: rows read so far, and what is to be written.
 
-The rules read and change rows here; `Books.finish` checks that debits equal credits and writes.
-Until then nothing but requests and new accounts has reached the tables.
+The rules read and change rows here; `Books.finish` checks that debits equal credits, adds to the
+sums by group and by effective time (`Sums`), and writes the entry of the journal. Until then only
+rows that nothing sums have reached the tables.
 """
 
-import hashlib
-import struct
 from collections import defaultdict
 from collections.abc import Iterable
 
 import msgspec
 
-from ledger_core.accounts import AccountType, Direction, EntryKind
+from ledger_core.accounts import (
+    AccountType,
+    Direction,
+    EntryKind,
+    GroupRole,
+    TransactionStatus,
+)
+from ledger_core.durations import duration_bucket
 from ledger_core.ids import format_account_id, system_account_id
+from ledger_core.journal import item_digest, next_link
 from ledger_core.ledgers import Currency
 from ledger_node.records import (
     ENTRY_EFFECT,
+    AccountEventRecord,
     AccountRecord,
     BalanceRow,
     Book,
     EntryRecord,
     EntryRow,
+    GroupRecord,
+    JournalItem,
+    JournalRecord,
+    SettlementRecord,
     ShardMeta,
+    TotalsRow,
     TransactionRecord,
 )
 from ledger_node.store import ENTRIES_PER_MARK, ShardTables
+from ledger_node.sums import Sums, add_effect
 
 _encode = msgspec.msgpack.Encoder().encode
 
+DAY_US = 24 * 60 * 60 * 1_000_000
 
 # The books of a shard are numbered below this many bits; see `Books.in_transit_account`.
 _BOOK_BITS = 10
 
 
 class InvariantError(Exception):
-    """The books or the log are not what they must be. Never caught: the process ends."""
+    """The books or the log are not what they must be. The process ends.
+
+    Only what is imported from elsewhere is refused instead, and leaves no trace.
+    """
 
 
 class Books:
@@ -46,16 +64,24 @@ class Books:
         self.shard_id = shard_id
         self.in_flight: list[int] = []
         """Transactions whose participants have something to be told by this log entry."""
-        self.outcomes: list[object] = []
-        """Of every command: the reason of its failure, or the number and state it led to."""
         self.undecided: list[int] = []
         """Transactions that this log entry prepared here: their home has to decide."""
         self._first_position = meta.next_position
+        self._sums = Sums(tables, meta.next_position)
         self._slots: dict[int, int] = {}
         self._balances: dict[int, BalanceRow] = {}
         self._infos: dict[int, AccountRecord] = {}
         self._transactions: dict[int, TransactionRecord] = {}
+        self._settlements: dict[tuple[int, int], SettlementRecord] = {}
+        # Packed entry rows, one or many to a piece.
         self._entries: list[bytes] = []
+        self._events = 0
+        # The journal: finished items with their digests; where the current one began.
+        self._items: list[JournalItem] = []
+        self._digests: list[bytes] = []
+        self._item_entries = 0
+        self._item_position = meta.next_position
+        self._item_number = 0
         # Debits minus credits booked by this log entry, by book: posted and pending.
         self._posted_imbalance: defaultdict[int, int] = defaultdict(int)
         self._pending_imbalance: defaultdict[int, int] = defaultdict(int)
@@ -107,14 +133,34 @@ class Books:
 
     def next_transaction_number(self) -> int:
         """Take the next running number."""
+        return self.take_transaction_numbers(1)
+
+    def take_transaction_numbers(self, count: int) -> int:
+        """Take the next running numbers, and return the first one."""
         number = self.meta.next_transaction
-        self.meta.next_transaction += 1
+        self.meta.next_transaction += count
+        self._item_number = self._item_number or number
         return number
 
-    def add_account(self, record: AccountRecord, balance: BalanceRow) -> int:
-        """Store a new account and return its slot."""
+    def write_rows(self) -> None:
+        """Write the rows that were changed, and forget them: then the tables say all there is."""
+        tables = self.tables
+        for slot in sorted(self._balances):
+            tables.save_balance(slot, self._balances[slot])
+        for slot in sorted(self._infos):
+            tables.save_account_info(slot, self._infos[slot])
+        for number in sorted(self._transactions):
+            tables.save_transaction(number, self._transactions[number])
+        self._balances, self._infos, self._transactions = {}, {}, {}
+
+    def add_account(
+        self, record: AccountRecord, balance: BalanceRow, role: GroupRole = GroupRole.ACCOUNT
+    ) -> int:
+        """Store a new account and return its slot; it becomes part of its group."""
         slot = self.meta.next_slot
         self.meta.next_slot += 1
+        group = GroupRecord(balance.book, balance.type, record.code, role)
+        balance.group = self._sums.add_account(group, self.meta)
         self.tables.add_account(slot, record, balance)
         return slot
 
@@ -131,12 +177,18 @@ class Books:
         external_slot = self.add_account(
             AccountRecord(external_id, "", meta.time_us),
             BalanceRow(account_id=external_id, book=index, type=AccountType.ASSET, floored=False),
+            GroupRole.EXTERNAL,
         )
         meta.books = [
             *meta.books,
             Book(ledger, currency.code, currency.exponent, external_slot),
         ]
         return index
+
+    def add_event(self, slot: int, event: AccountEventRecord) -> None:
+        """Append to the life of an account, as part of this log entry."""
+        self.tables.add_account_event(slot, self.meta.next_journal, self._events, event)
+        self._events += 1
 
     # Booking
 
@@ -149,31 +201,41 @@ class Books:
             self.add_account(
                 AccountRecord(account_id, "", self.meta.time_us),
                 BalanceRow(account_id=account_id, book=book, type=AccountType.ASSET, floored=False),
+                GroupRole.IN_TRANSIT,
             )
         return account_id
 
     def book_entries(
-        self, number: int, entries: Iterable[EntryRecord], kind: EntryKind, *, ends: bool = True
+        self,
+        number: int,
+        entries: Iterable[EntryRecord],
+        kind: EntryKind,
+        *,
+        ends: bool = True,
+        effective_us: int = 0,
     ) -> None:
         """Change the counters of accounts of this shard, and append to their histories.
 
         ``ends=False``: pending money goes, but the transaction's end is counted elsewhere.
+        ``effective_us``: the transaction's effective time, if it has one of its own.
         """
         posted, pending = ENTRY_EFFECT[kind]
         for entry in entries:
             slot = self.slot(entry.account_id)
             balance = self.balance(slot)
-            sign = 1 if entry.direction is Direction.DEBIT else -1
-            if entry.direction is Direction.DEBIT:
-                balance.debits_posted += posted * entry.amount
-                balance.debits_pending += pending * entry.amount
-            else:
-                balance.credits_posted += posted * entry.amount
-                balance.credits_pending += pending * entry.amount
+            direction, amount = entry.direction, entry.amount
+            if kind is not EntryKind.REFUSED:
+                add_effect(balance, direction, posted * amount, pending * amount)
+                totals = self._sums.totals(balance.group)
+                add_effect(totals, direction, posted * amount, pending * amount)
+                sign = 1 if direction is Direction.DEBIT else -1
+                self._posted_imbalance[balance.book] += sign * posted * amount
+                self._pending_imbalance[balance.book] += sign * pending * amount
+                if effective_us:
+                    for effects in self._sums.dated(slot, balance.group, effective_us):
+                        add_effect(effects, direction, posted * amount, pending * amount)
             if ends:
                 balance.pending_transactions += pending
-            self._posted_imbalance[balance.book] += sign * posted * entry.amount
-            self._pending_imbalance[balance.book] += sign * pending * entry.amount
             self._append_entry(slot, balance, number, entry, kind)
 
     def _append_entry(
@@ -199,43 +261,88 @@ class Books:
         if balance.sequence % ENTRIES_PER_MARK == 0:
             self.tables.add_entry_mark(slot, balance.sequence, position, meta.time_us)
 
+    def append_rows(self, rows: bytes, count: int) -> None:
+        """Append packed entry rows whose accounts' rows are stored already."""
+        self.meta.next_position += count
+        self._entries.append(rows)
+
+    def totals(self, group: int) -> TotalsRow:
+        """Return the counters of a group, about to be changed."""
+        return self._sums.totals(group)
+
+    def count_end(self, record: TransactionRecord) -> None:
+        """Count, at its home, how a transaction that was pending has just ended."""
+        end = record.states[-1]
+        key = record.book, end.time_us // DAY_US
+        counts = self._settlements.get(key)
+        if counts is None:
+            counts = self.tables.find_settlements(*key) or SettlementRecord()
+            self._settlements[key] = counts
+        match end.status:
+            case TransactionStatus.SETTLED:
+                counts.settled += 1
+                bucket = duration_bucket(end.time_us - record.states[0].time_us)
+                counts.durations[bucket] = counts.durations.get(bucket, 0) + 1
+            case TransactionStatus.CANCELLED:
+                counts.cancelled += 1
+            case TransactionStatus.EXPIRED:
+                counts.expired += 1
+
+    # The journal
+
+    def end_item(self, command: bytes, outcome: object) -> JournalItem:
+        """Note what a command of this log entry did since the last one; empty: an expiry."""
+        encoded, number = _encode(outcome), self._item_number
+        position = self.meta.next_position
+        item = JournalItem(command, encoded, position - self._item_position, number)
+        rows = b"".join(self._entries[self._item_entries :])
+        self._items.append(item)
+        self._digests.append(item_digest(command, encoded, number, rows))
+        self._item_entries, self._item_position = len(self._entries), position
+        self._item_number = 0
+        return item
+
     # The end of the log entry
 
-    def finish(self, payload: bytes) -> None:
-        """Check that the books balance, then write what was gathered."""
+    def finish(self, imported: int = 0) -> None:
+        """Check that the books balance, then write what was gathered.
+
+        ``imported`` is the number, where it comes from, of an entry of another journal.
+        """
         if any(self._posted_imbalance.values()) or any(self._pending_imbalance.values()):
             raise InvariantError(
                 f"log entry {self.meta.applied_index} leaves the books unbalanced: "
                 f"posted {dict(self._posted_imbalance)}, pending {dict(self._pending_imbalance)}"
             )
-        for slot in sorted(self._balances):
-            self.tables.save_balance(slot, self._balances[slot])
-        for slot in sorted(self._infos):
-            self.tables.save_account_info(slot, self._infos[slot])
-        for number in sorted(self._transactions):
-            self.tables.save_transaction(number, self._transactions[number])
+        self.write_rows()
+        tables = self.tables
+        for key in sorted(self._settlements):
+            tables.save_settlements(*key, self._settlements[key])
         if self._entries:
-            self.tables.append_entries(self._first_position, self._entries)
+            tables.append_entries(self._first_position, self._entries)
+        self._sums.write(self.meta.time_us)
+        if self._items:
+            self._append_journal(imported)
+        tables.save_meta(self.meta)
+
+    def _append_journal(self, imported: int) -> None:
+        """Write the entry of the journal: the chain's next link covers all that it says."""
         meta = self.meta
-        meta.chain_hash = chain_hash(
-            meta.chain_hash, meta.applied_index, payload, self.outcomes, self._entries
+        meta.importing = imported > 0
+        if imported:
+            meta.replayed = imported
+        else:
+            meta.has_own = True
+        number = meta.next_journal
+        meta.next_journal += 1
+        meta.chain_hash = next_link(meta.chain_hash, number, meta.time_us, self._digests)
+        self.tables.add_journal(
+            number,
+            JournalRecord(
+                meta.applied_index,
+                meta.time_us,
+                self._first_position,
+                self._items,
+                meta.chain_hash,
+            ),
         )
-        self.tables.save_meta(meta)
-
-
-def chain_hash(
-    previous: bytes, index: int, payload: bytes, outcomes: list[object], rows: list[bytes]
-) -> bytes:
-    """Return the shard's hash chain after a log entry.
-
-    BLAKE2b-256 over the previous hash, the index, the payload, the outcome of every command
-    (a reason, or the number and state it led to) and the entry rows written.
-    """
-    encoded = _encode(outcomes)
-    digest = hashlib.blake2b(previous, digest_size=32)
-    digest.update(struct.pack("<QQQ", index, len(payload), len(encoded)))
-    digest.update(payload)
-    digest.update(encoded)
-    for row in rows:
-        digest.update(row)
-    return digest.digest()

@@ -14,6 +14,8 @@ said yes, nothing (freeze, close, limits, expiry) can make the decision fail the
 Transaction Management in the R* Distributed Database Management System, 1986.)
 """
 
+import msgspec
+
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
     ApplyDecision,
@@ -25,6 +27,7 @@ from ledger_core.commands import (
 )
 from ledger_core.errors import RefusalReason
 from ledger_core.results import Done, TransactionView, VoteView
+from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
     InFlightRecord,
@@ -34,6 +37,7 @@ from ledger_node.records import (
 )
 from ledger_node.refusal_rules import refusal, refused_status
 from ledger_node.transaction_rules import (
+    add_references,
     book_end,
     book_new,
     clearing_entries,
@@ -50,7 +54,7 @@ _UNDECIDED = TransactionStatus.UNDECIDED
 
 def prepare(books: Books, command: Prepare) -> VoteView:
     """At a participant: reserve and vote, once; the vote stands."""
-    key = _participant_key(command.origin)
+    key = participant_key(command.origin)
     known = books.tables.find_request(key)
     if known is not None:
         return VoteView(_vote(books, known))
@@ -98,6 +102,7 @@ def decide(books: Books, command: Decide) -> TransactionView:
         else:
             record.refusal = refused
             _become(books, command.number, record, refused_status(refused))
+            note_refused_transaction(books, command.number, record)
             _give_back_reversal(books, record)
             if record.expire_time_us:
                 books.tables.drop_expiration(record.expire_time_us, command.number)
@@ -129,7 +134,7 @@ def _become(
 ) -> None:
     """Bring a record into a state, with what that means for what it has reserved here."""
     first = record.states[0]
-    record.states.append(StateRecord(status, books.meta.time_us, first.request_id, first.actor))
+    record.states.append(msgspec.structs.replace(first, status=status, time_us=books.meta.time_us))
     books.save_transaction(number, record)
     if status is not TransactionStatus.PENDING:
         book_end(books, number, record, status)
@@ -149,7 +154,7 @@ def _give_back_reversal(books: Books, record: TransactionRecord) -> None:
 
 def apply_decision(books: Books, command: ApplyDecision) -> Done:
     """At a participant: do what the home decided, unless that is done, or overtaken."""
-    key = _participant_key(command.origin)
+    key = participant_key(command.origin)
     known = books.tables.find_request(key)
     if known is None:
         if not command.status.is_refusal:
@@ -172,6 +177,8 @@ def apply_decision(books: Books, command: ApplyDecision) -> Done:
         record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
         if command.status is not TransactionStatus.PENDING:
             book_end(books, known.number, record, command.status)
+        if command.status.is_refusal:
+            note_refused_transaction(books, known.number, record)
     elif command.refused is not None and record.refusal not in (None, command.refused):
         # This shard said no, and so did another: all histories show the reason that the home gives.
         record.refusal = command.refused
@@ -204,6 +211,7 @@ def resolve(books: Books, command: Resolve) -> TransactionView:
     record = new_record(books, prepared.transaction, refused_status(refused), refused)
     record.origin, record.reversal_of = prepared.origin, prepared.reversal_of
     books.save_transaction(number, record)
+    add_references(books, number, record)
     book_new(books, number, record, EntryKind.REFUSED)
     books.tables.add_request(prepared.origin, RequestRow(prepared.body_hash, number, 0))
     return show(books, number, record)
@@ -221,5 +229,6 @@ def _find(books: Books, number: int) -> TransactionRecord:
     return record
 
 
-def _participant_key(origin: bytes) -> bytes:
+def participant_key(origin: bytes) -> bytes:
+    """Return the key of the request row by which a participant knows a transaction."""
     return b"p" + origin

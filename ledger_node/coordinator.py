@@ -133,9 +133,14 @@ class Coordinator:
     # Events
 
     def lead(self, shard_id: int, now: float) -> None:
-        """This node leads a shard from now on: take up all that its tables say is unfinished."""
+        """This node leads a shard from now on: take up all that its tables say is unfinished.
+
+        Not while a journal is being imported: `StateMachine.take_unfinished` tells when that ends.
+        """
         self._led.add(shard_id)
         tables = self._tables(shard_id)
+        if tables.meta().importing:
+            return
         self.unfinished(shard_id, tables.in_flight_numbers(), tables.undecided_numbers(), now)
 
     def lose(self, shard_id: int) -> None:

@@ -495,7 +495,8 @@ class Node:
         if not replica.coordinated:
             return
         tables = self._committed_tables(replica.config.id)
-        if any(tables.expirations_until(self._wall_clock_us())):
+        due = any(tables.expirations_until(self._wall_clock_us()))
+        if due and not tables.meta().importing:
             replica.proposals.append(_Proposal([], lambda _reply: None))
             self._touched.add(replica.config.id)
 

@@ -20,8 +20,8 @@ from ledger_core.accounts import (
     GroupRole,
     TransactionStatus,
 )
-from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused, TransferText
-from ledger_core.ids import U64_MAX
+from ledger_core.commands import NO_OVERDRAFT, Limits, Prepare, Refused
+from ledger_core.ids import U64_MAX, metadata_key_digest, reference_digest
 from ledger_core.ledgers import ChartCode, Currency
 from ledger_core.money import INT64_MAX
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
@@ -34,10 +34,8 @@ _SUMS = struct.Struct("<QqQqQqQq")
 _TOTALS = struct.Struct("<QQ")
 _REQUEST = struct.Struct("<16sQI4x")
 
-IMPORT_PAUSE_US = 10 * 60 * 1_000_000
-
 # The last byte of a balance row.
-_FLOORED, _LIMITED, _STATE = 0x80, 0x40, 0x0F
+FLOORED_BIT, LIMITED_BIT, STATE_BITS = 0x80, 0x40, 0x0F
 
 BALANCE_ROW_BYTES = _BALANCE.size
 ENTRY_ROW_BYTES = _ENTRY.size + _CRC.size
@@ -88,7 +86,7 @@ class BalanceRow(Counters):
             self.group,
             self.book,
             self.type,
-            self.state | (_FLOORED if self.floored else 0) | (_LIMITED if self.limited else 0),
+            self.state | (FLOORED_BIT if self.floored else 0) | (LIMITED_BIT if self.limited else 0),
         )
 
     @classmethod
@@ -119,9 +117,9 @@ class BalanceRow(Counters):
             pending_transactions,
             book,
             AccountType(type_),
-            AccountState(flags & _STATE),
-            bool(flags & _FLOORED),
-            bool(flags & _LIMITED),
+            AccountState(flags & STATE_BITS),
+            bool(flags & FLOORED_BIT),
+            bool(flags & LIMITED_BIT),
             group,
         )
 
@@ -453,33 +451,19 @@ class TransactionRecord(msgspec.Struct, array_like=True):
         """The status now."""
         return self.states[-1].status
 
+    def reference_digests(self, ledger: str) -> list[bytes]:
+        """Return what it is found by at its home: its external reference and metadata keys."""
+        if self.home_shard_id is not None:
+            return []
+        digests = [metadata_key_digest(ledger, key) for key in self.metadata]
+        if self.external_reference:
+            digests.append(reference_digest(ledger, self.external_reference))
+        return digests
+
     @property
     def booked(self) -> list[EntryRecord]:
         """What is booked on this shard."""
         return [entry for entry in self.entries if entry.shard_id is None] + self.clearing
-
-
-class TransferBlockRecord(msgspec.Struct, array_like=True, frozen=True):
-    """Transactions of two entries that were created together, under consecutive numbers.
-
-    Columns as in `CreateTransfers`: the debited accounts' side is told by ``first_debits`` (one
-    byte each), ``one_account`` says which were asked for in that form, ``books`` are u16 each.
-    One of them that changes later (a reversal) gets a `TransactionRecord`, which then counts.
-    """
-
-    time_us: int
-    first_accounts: bytes
-    second_accounts: bytes
-    first_debits: bytes
-    one_account: bytes
-    amounts: bytes
-    books: bytes
-    request_ids: bytes
-    refused: dict[int, Refused] = {}
-    texts: dict[int, TransferText] = {}
-    actor: str = ""
-    correlation_id: str = ""
-    peer: str = ""
 
 
 class InFlightRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -506,9 +490,10 @@ class ShardMeta(msgspec.Struct, array_like=True):
 
     ``time_us`` never runs backwards. ``next_position`` and ``next_transaction`` start at 1: 0 means
     none. ``chain_hash`` covers everything applied so far: it is the link of the last journal entry.
-    ``replayed`` is the number, where it came from, of the last journal entry that was imported at
-    ``replayed_us`` by the leader's clock. ``has_own``: entries were journaled that were not
-    imported. ``skipped_transactions``: numbers that an import left out, being of other ledgers.
+    ``replayed`` is the number, where it came from, of the last journal entry that was imported;
+    ``importing``: more of them may follow, so nothing happens here by itself. ``has_own``: entries
+    were journaled that were not imported. ``skipped_transactions`` counts the numbers that an
+    import left out, being of other ledgers.
     """
 
     lower_bound: int
@@ -523,15 +508,6 @@ class ShardMeta(msgspec.Struct, array_like=True):
     next_group: int = 0
     next_journal: int = 1
     replayed: int = 0
-    replayed_us: int = 0
+    importing: bool = False
     has_own: bool = False
     skipped_transactions: int = 0
-
-    def is_importing(self, now_us: int) -> bool:
-        """Whether more of a journal may follow: until then nothing here happens by itself.
-
-        ``now_us`` is a leader's clock. An import that pauses for longer is taken to be over.
-        """
-        return (
-            self.replayed > 0 and not self.has_own and now_us < self.replayed_us + IMPORT_PAUSE_US
-        )

@@ -1,6 +1,7 @@
 """The node's door for gateways and tools: decode, check, hand to the node, await the result."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
@@ -28,10 +29,13 @@ from ledger_core.commands import (
 from ledger_core.ids import shard_key
 from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
+from ledger_node.deep_audit import DeepAudit
+from ledger_node.deep_audit_process import deep_audits
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.store import Store
 
 COMMANDS_PER_CALL_MAX = 2_000
+VERIFICATIONS_WAITING_MAX = 64
 # What brings a transaction across shards to its end, and so makes reserved money free.
 STEPS_TO_THE_END = (ApplyDecision, Decide, Delivered, Resolve)
 
@@ -46,6 +50,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._store = store
         self._wake = wake
         self._started = time.monotonic()
+        self._verifying = asyncio.Lock()
+        self._verifications = 0
 
     async def Execute(  # noqa: N802  (the name in the protocol)
         self,
@@ -166,22 +172,29 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     async def VerifyReplica(  # noqa: N802  (the name in the protocol)
         self,
         request: shard_pb2.VerifyReplicaRequest,
-        context: aio.ServicerContext[shard_pb2.VerifyReplicaRequest, shard_pb2.VerifyProgress],  # noqa: ARG002
+        context: aio.ServicerContext[shard_pb2.VerifyReplicaRequest, shard_pb2.VerifyProgress],
     ) -> AsyncIterator[shard_pb2.VerifyProgress]:
-        """Prove what a replica has stored."""
+        """Prove what a replica has stored, in a process of its own; one at a time."""
         if self._node.shard_config(request.shard_id) is None:
             yield shard_pb2.VerifyProgress(outcome=shard_pb2.OUTCOME_WRONG_NODE, finished=True)
             return
-        result = await asyncio.to_thread(self._audit, request.shard_id)
-        yield shard_pb2.VerifyProgress(
-            outcome=shard_pb2.OUTCOME_OK,
-            finished=True,
-            faults=result.faults,
-            entries=result.entries,
-            accounts=result.accounts,
-            transactions=result.transactions,
-            link=result.chain_hash,
-        )
+        if self._verifications == VERIFICATIONS_WAITING_MAX:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._verifications} verifications wait on this node already",
+            )
+        self._verifications += 1
+        try:
+            async with (
+                self._verifying,
+                contextlib.aclosing(deep_audits(self._store.files, request.shard_id)) as audits,
+            ):
+                async for audit in audits:
+                    yield _verify_progress(audit)
+        finally:
+            self._verifications -= 1
+            # A process that was killed has left its place among the readers of the store.
+            self._store.forget_dead_readers()
 
     async def GetFindings(  # noqa: N802  (the name in the protocol)
         self,
@@ -194,6 +207,23 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     def _audit(self, shard_id: int) -> Audit:
         with self._store.read() as view:
             return audit(view.shard(shard_id))
+
+
+def _verify_progress(audit: DeepAudit) -> shard_pb2.VerifyProgress:
+    return shard_pb2.VerifyProgress(
+        outcome=shard_pb2.OUTCOME_OK,
+        rows_done=audit.rows_done,
+        rows_estimated=audit.rows_estimated,
+        finished=audit.finished,
+        faults=audit.faults,
+        journal_entries=audit.journal_entries,
+        entries=audit.entries,
+        accounts=audit.accounts,
+        transactions=audit.transactions,
+        link=bytes.fromhex(audit.link),
+        message=audit.message,
+        orphaned_holds=audit.orphaned_holds,
+    )
 
 
 def _query_response(reply: QueryReply) -> shard_pb2.QueryResponse:

@@ -6,12 +6,15 @@ knows no network. Refusals are values. What must never happen raises InvariantEr
 process before anything of the turn is stored or sent.
 
 The rules are in `transaction_rules`, `commit_rules` (across shards), `account_rules` and
-`ledger_rules`; `books` holds the rows that a log entry touches, and checks at its end that debits
-equal credits.
+`ledger_rules`; `books` holds the rows that a log entry touches, checks at its end that debits
+equal credits, and journals it. `replay` applies what another cluster has journaled.
 """
+
+from itertools import groupby
 
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
+    AccountChange,
     ApplyDecision,
     BetweenShards,
     CancelTransaction,
@@ -23,10 +26,12 @@ from ledger_core.commands import (
     CreateTransaction,
     Decide,
     Delivered,
+    EndReplay,
     ExtendLedger,
     FreezeAccount,
     Prepare,
     ReleaseName,
+    Replay,
     Request,
     Resolve,
     ReverseTransaction,
@@ -34,16 +39,18 @@ from ledger_core.commands import (
     UnfreezeAccount,
     UpdateAccount,
     body_hash,
-    decode_batch,
+    decode_raw_batch,
 )
 from ledger_core.errors import Reason
 from ledger_core.ids import request_key, transaction_request_key
-from ledger_core.results import Failure, Result, TransactionView
+from ledger_core.results import AccountView, Failure, Result, TransactionView
+from ledger_node.account_events import note_refused_change
 from ledger_node.account_rules import change_account, claim_name, create_account, release_name
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
-from ledger_node.records import RequestRow, TransactionRecord
+from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
+from ledger_node.replay import end_replay, replay
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import (
     create_transaction,
@@ -52,6 +59,8 @@ from ledger_node.transaction_rules import (
     reverse_transaction,
 )
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
+
+_IMPORTS = (Replay, EndReplay)
 
 
 class StateMachine:
@@ -69,16 +78,55 @@ class StateMachine:
         Indexes rise. Everything is written through the tables, into the caller's transaction,
         together with ``index`` as the applied index: no entry is ever applied twice.
         """
-        batch = decode_batch(payload)
+        batch = decode_raw_batch(payload)
         meta = self._tables.meta()
         if index <= meta.applied_index:
             raise InvariantError(f"log entry {index} is applied already")
         meta.applied_index = index
-        meta.time_us = max(meta.time_us, batch.time_us)
+        if not any(isinstance(command, _IMPORTS) for _raw, command in batch.commands):
+            return self._apply_all(meta, batch.time_us, batch.commands)
+        results: list[Result] = []
+        for _kind, run in groupby(batch.commands, lambda item: isinstance(item[1], _IMPORTS)):
+            commands = list(run)
+            if isinstance(commands[0][1], _IMPORTS):
+                self._tables.save_meta(meta)
+                results += [self._import(command) for _raw, command in commands]
+            else:
+                results += self._apply_all(meta, batch.time_us, commands)
+            meta = self._tables.meta()
+        return results
+
+    def _import(self, command: Command) -> Result:
+        """Do a step of an import: an entry of its own, which no result but this one tells of."""
+        if isinstance(command, Replay):
+            return replay(self._tables, self._shard_id, command, _outcome)
+        if self._tables.meta().importing:
+            self._take_up()
+        return end_replay(self._tables)
+
+    def _take_up(self) -> None:
+        """What was imported while it was under way is carried on, now that the import is over."""
+        self._in_flight += self._tables.in_flight_numbers()
+        self._undecided += self._tables.undecided_numbers()
+
+    def _apply_all(
+        self, meta: ShardMeta, time_us: int, commands: list[tuple[bytes, Command]]
+    ) -> list[Result]:
+        """Apply commands one after the other, as one entry of the journal."""
+        if meta.importing and not commands:
+            self._tables.save_meta(meta)
+            return []
+        if meta.importing:
+            self._take_up()
+        meta.time_us = max(meta.time_us, time_us)
         books = Books(self._tables, meta, self._shard_id)
         expire_transactions(books)
-        results = [_execute(books, command) for command in batch.commands]
-        books.finish(payload)
+        results = []
+        for raw, command in commands:
+            result, outcome = _execute(books, command)
+            books.end_item(raw, outcome)
+            results.append(result)
+        books.finish()
         self._in_flight += books.in_flight
         self._undecided += books.undecided
         return results
@@ -94,11 +142,22 @@ class StateMachine:
         return unfinished
 
 
-def _execute(books: Books, command: Command) -> Result:
-    """Execute a command, or find the first result of an earlier one with its request id."""
+def _outcome(books: Books, command: Command) -> object:
+    return _execute(books, command)[1]
+
+
+def _execute(books: Books, command: Command) -> tuple[Result, object]:
+    """Execute a command, or find the first result of an earlier one with its request id.
+
+    Returns the result, and the outcome as the journal has it: the reason of a failure, or the
+    number and state of a transaction, or the revision of a ledger, or "done".
+    """
+    if isinstance(command, Replay | EndReplay):
+        raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, ClaimName | ReleaseName | BetweenShards):
         # Steps of other requests; doing them again changes nothing, so they are not kept.
-        return _step(books, command)
+        result = _step(books, command)
+        return result, result.reason if isinstance(result, Failure) else "done"
     key = _request_key(command)
     hashed = body_hash(command)
     first = books.tables.find_request(key)
@@ -109,13 +168,17 @@ def _execute(books: Books, command: Command) -> Result:
             books.tables.add_request(key, outcome)
     elif first.body_hash != hashed:
         outcome = _reused_request_id(books, command, first)
+        if isinstance(command, AccountChange | CreateAccount):
+            note_refused_change(books, command, outcome)
     else:
         outcome = first
     if isinstance(outcome, Failure):
-        books.outcomes.append(outcome.reason)
-        return outcome
-    books.outcomes.append((outcome.number, outcome.state))
-    return _first_result(books, command, outcome)
+        return outcome, outcome.reason
+    result = _first_result(books, command, outcome)
+    if isinstance(result, AccountView):
+        # Its slot is no business of a journal's reader.
+        return result, "done"
+    return result, (outcome.number, outcome.state)
 
 
 def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> RequestRow | Failure:
@@ -146,25 +209,22 @@ def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> Requ
 
 
 def _step(books: Books, command: ClaimName | ReleaseName | BetweenShards) -> Result:
-    """Execute a step that names itself; its outcome is part of the hash chain like any other."""
-    result: Result
+    """Execute a step that names itself."""
     match command:
         case ClaimName():
-            result = claim_name(books, command)
+            return claim_name(books, command)
         case ReleaseName():
-            result = release_name(books, command)
+            return release_name(books, command)
         case Prepare():
-            result = prepare(books, command)
+            return prepare(books, command)
         case Decide():
-            result = decide(books, command)
+            return decide(books, command)
         case ApplyDecision():
-            result = apply_decision(books, command)
+            return apply_decision(books, command)
         case Delivered():
-            result = delivered(books, command)
+            return delivered(books, command)
         case Resolve():
-            result = resolve(books, command)
-    books.outcomes.append(result.reason if isinstance(result, Failure) else "done")
-    return result
+            return resolve(books, command)
 
 
 def _first_result(books: Books, command: Request, first: RequestRow) -> Result:

@@ -1,7 +1,7 @@
 """The store of a node: LMDB tables of all its shards in one environment.
 
 The modules named `store…`, and no others, use lmdb: this one has the environment and its turns,
-`store_tables` the typed tables, `store_raft` the Raft log and snapshots, `store_files` the rest of
+`store_tables` and `store_history` the typed tables, `store_raft` the Raft log and snapshots, `store_files` the rest of
 a data directory.
 
 One *turn* of the node writes through one LMDB transaction, which `Store.commit` ends with an fsync:
@@ -14,7 +14,7 @@ Tables of a shard (keys big-endian, so that LMDB sorts them by number):
     log            log index -> checksum, term, payload
     accounts       account id -> slot
     account_info   slot -> AccountRecord
-    balances       slot -> BalanceRow, 64 bytes: dense, so that the hot rows share pages
+    balances       slot -> BalanceRow, 68 bytes: dense, so that the hot rows share pages
     transactions   transaction number -> TransactionRecord
     requests       request key, scope -> RequestRow
     entries        position of the first row -> EntryRows of one log entry, appended
@@ -24,6 +24,16 @@ Tables of a shard (keys big-endian, so that LMDB sorts them by number):
     in_flight      transaction number -> InFlightRecord: the home has to tell its participants
     undecided      transaction number -> Prepare: a participant waits for the home's decision
     expirations    time, transaction number -> nothing: pending transactions that will expire
+    journal        running number -> JournalRecord: log entries, kept for good, and the hash chain
+    account_events slot, journal number, ordinal -> AccountEventRecord
+    groups         group number -> GroupRecord; group_numbers: the other way round
+    totals         group number -> TotalsRow
+    total_marks    group number, block of entries -> sums before the block
+    effective_sums subject, level, bucket of effective time -> sums (`EFFECTIVE_SHIFTS`)
+    effective_log  subject, time of recording -> sums of what has an effective time of its own
+    pending        transaction number -> nothing: those with money reserved here
+    settlements    book, day -> SettlementRecord
+    references     digest, transaction number -> nothing: by external reference and metadata key
 
 What grows is appended; what is scattered stays small and dense.
 
@@ -53,8 +63,11 @@ from ledger_node.store_files import (
 )
 from ledger_node.store_raft import StoredRaftLog
 from ledger_node.store_tables import (
+    EFFECTIVE_SHIFTS,
+    ENTRIES_PER_BLOCK,
     ENTRIES_PER_MARK,
     GENERATIONS,
+    GROUP_SUBJECT,
     SHARED_TABLES,
     STATE_TABLES,
     ShardDatabases,
@@ -64,7 +77,10 @@ from ledger_node.store_tables import (
 
 __all__ = [
     "DEFAULT_MAP_BYTES",
+    "EFFECTIVE_SHIFTS",
+    "ENTRIES_PER_BLOCK",
     "ENTRIES_PER_MARK",
+    "GROUP_SUBJECT",
     "ReadView",
     "ShardRange",
     "ShardTables",
@@ -214,6 +230,15 @@ class Store:
         """Open a view of the last committed state. Keep it short: it keeps pages from reuse."""
         with self._env.begin() as txn:
             yield ReadView(txn, self._databases)
+
+    @property
+    def files(self) -> Path:
+        """The folder of the store's files, for processes that read them."""
+        return self._path / "store"
+
+    def forget_dead_readers(self) -> None:
+        """Let pages be used again that a process was reading which has died."""
+        self._env.reader_check()
 
     def used_bytes(self) -> int:
         """Bytes of the store file in use or once used; freed pages are reused, not returned."""

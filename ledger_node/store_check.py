@@ -3,10 +3,13 @@
 LMDB has no page checksums, and damaged pages can crash whoever reads them. So the check runs in a
 process of its own: if that one dies, the store is damaged. It looks at the header pages and at
 every shard: its log (checksums, terms, no gaps), its numbers, its accounts (their rows against each
-other and against their newest entries), the checksums of rows, which cover their keys as well, then
-the histories, newest first (each entry follows from the account's entry before, and is of its
-transaction), and what is pending. All of it where that takes no more than about `BUDGET_S` of the
-processor for each; of larger stores a part.
+other, against their newest entries and, summed, against the totals of their groups), the checksums
+of rows, which cover their keys as well, then the histories, newest first (each entry follows from
+the account's entry before, and is of its transaction), what is pending, and what transactions are
+found by. All of it where that takes no more than about `BUDGET_S` of the processor for each; of
+larger stores a part.
+
+The journal and the sums as of past moments are held against the entries by the deep audit only.
 
 What it does not reach is found when it is read, by its checksum. Only a row whose key was changed,
 in a part of a large store that was not reached, would be missed in silence.
@@ -28,7 +31,8 @@ import lmdb
 import msgspec
 
 from ledger_core.accounts import Counters, Direction, TransactionStatus
-from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES, EntryRow
+from ledger_core.journal import FIRST_LINK
+from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES, EntryRow, TotalsRow
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_rows import unseal
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
@@ -51,6 +55,15 @@ _SEALED_TABLES: Final = (
     "accounts",
     "balances",
     "entry_marks",
+    "groups",
+    "group_numbers",
+    "totals",
+    "total_marks",
+    "settlements",
+    "account_events",
+    "effective_sums",
+    "effective_log",
+    "journal",
 )
 
 # LMDB's header pages, the first two of the file: magic number, and what the newest commit left.
@@ -227,13 +240,20 @@ class _ShardCheck:
             "accounts": meta.next_slot,
             "account_info": meta.next_slot,
             "balances": meta.next_slot,
-            "transactions": meta.next_transaction - 1,
+            "transactions": meta.next_transaction - 1 - meta.skipped_transactions,
+            "groups": meta.next_group,
+            "group_numbers": meta.next_group,
+            "totals": meta.next_group,
+            "journal": meta.next_journal - 1,
         }
         for name, count in expected.items():
             if (found := self._txn.stat(state[name])["entries"]) != count:
                 yield f"{self._name}: {found} rows of {name}, not {count}"
         if meta.next_position > 1 and self._tables.find_entry(meta.next_position - 1) is None:
             yield f"{self._name}: no entry at position {meta.next_position - 1}"
+        newest = self._tables.find_journal(meta.next_journal - 1)
+        if (FIRST_LINK if newest is None else newest.link) != meta.chain_hash:
+            yield f"{self._name}: its hash chain does not end with its journal"
 
     def seal_faults(self, deadline: float) -> Iterator[str]:
         """Check the checksums of rows, while there is time; first of those nothing else covers."""
@@ -301,6 +321,7 @@ class _ShardCheck:
     def account_faults(self, step: int) -> Iterator[str]:
         """Check every account, or one in ``step``: its rows against each other and its history."""
         tables = self._tables
+        sums = [TotalsRow() for _ in range(self._meta.next_group)]
         for slot in range(0, self._meta.next_slot, step):
             balance = tables.balance(slot)
             account_id = balance.account_id
@@ -308,8 +329,16 @@ class _ShardCheck:
                 tables.find_slot(account_id) != slot
                 or tables.account_info(slot).account_id != account_id
                 or not balance.book < len(self._meta.books)
+                or not balance.group < len(sums)
             ):
                 yield f"{self._name}: the rows of account {slot} contradict each other"
+                return
+            total = sums[balance.group]
+            total.accounts += 1
+            total.debits_posted += balance.debits_posted
+            total.credits_posted += balance.credits_posted
+            total.debits_pending += balance.debits_pending
+            total.credits_pending += balance.credits_pending
             newest = tables.find_entry(balance.last_position) if balance.last_position else None
             ours = (account_id, balance.sequence, _counters(balance))
             told = (account_id, 0, [0, 0, 0, 0])
@@ -317,19 +346,53 @@ class _ShardCheck:
                 told = (newest.account_id, newest.sequence, _counters(newest.after))
             if ours != told or (newest is None) != (balance.last_position == 0):
                 yield f"{self._name}: the account in slot {slot} differs from its newest entry"
+        if step == 1:
+            yield from self._group_faults(sums)
+
+    def _group_faults(self, sums: list[TotalsRow]) -> Iterator[str]:
+        """Hold the totals of groups against the sums over their accounts."""
+        for group, summed in enumerate(sums):
+            told = self._tables.totals(group)
+            if (told.accounts, _counters(told)) != (summed.accounts, _counters(summed)):
+                yield f"{self._name}: the totals of group {group} are not those of its accounts"
 
     def _pending_faults(self, deadline: float) -> Iterator[str]:
-        """Count the pending transactions of every account anew, if there is the time."""
+        """Count the pending transactions of every account anew, if there is the time.
+
+        And look whether transactions are found by what they are indexed by.
+        """
         pending: Counter[int] = Counter()
+        listed = self._tables.pending_after(0)
+        skipped = references = 0
         for number in range(1, self._meta.next_transaction):
             if time.process_time() > deadline:
                 return
             record = self._tables.find_transaction(number)
             if record is None:
-                yield f"{self._name}: transaction {number} is missing"
-                return
+                # Only an import of one ledger leaves numbers out.
+                skipped += 1
+                if skipped > self._meta.skipped_transactions:
+                    yield f"{self._name}: transaction {number} is missing"
+                    return
+                continue
             if record.status in (TransactionStatus.PENDING, TransactionStatus.UNDECIDED):
                 pending.update(entry.account_id for entry in record.booked)
+                if next(listed, None) != number:
+                    yield f"{self._name}: transaction {number} is not listed as pending"
+                    return
+            digests = record.reference_digests(self._meta.books[record.book].ledger)
+            references += len(digests)
+            if any(
+                next(self._tables.referenced_before(digest, number + 1), None) != number
+                for digest in digests
+            ):
+                yield f"{self._name}: transaction {number} is not found by its references"
+                return
+        if (number := next(listed, 0)) != 0:
+            yield f"{self._name}: transaction {number} is listed as pending"
+        state = self._databases.state[self._tables.generation]
+        if (found := self._txn.stat(state["references"])["entries"]) != references:
+            yield f"{self._name}: {found} rows of references, not {references}"
         for slot, balance in self._tables.balances():
             if balance.pending_transactions != pending[balance.account_id]:
                 yield f"{self._name}: the account in slot {slot} miscounts what is pending"

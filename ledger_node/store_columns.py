@@ -9,15 +9,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 import lmdb
-import msgspec
 
-from ledger_node.records import TransferBlockRecord
-from ledger_node.store_rows import RowTables, seal, unseal
+from ledger_node.store_rows import RowTables, unseal
 
-_U64 = struct.Struct(">Q")
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_block = msgspec.msgpack.Decoder(TransferBlockRecord).decode
+_CRC = struct.Struct("<I")
 
 
 class ColumnTables(RowTables):
@@ -26,7 +21,7 @@ class ColumnTables(RowTables):
     _accounts: lmdb._Database
     _balances: lmdb._Database
     _requests: lmdb._Database
-    _transfer_blocks: lmdb._Database
+    _transactions: lmdb._Database
 
     def slot_rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (account id, slot), both big-endian, of the accounts that exist, in order."""
@@ -36,37 +31,21 @@ class ColumnTables(RowTables):
         """Return the packed `BalanceRow`s of slots (4 bytes, big-endian) that exist, joined."""
         return b"".join([row for _, row in self._find_rows(self._balances, keys)])
 
-    def save_balance_rows(self, keys: Sequence[bytes], rows: bytes) -> None:
-        """Store the packed `BalanceRow`s of slots."""
-        size = len(rows) // len(keys)
-        cut = [rows[start : start + size] for start in range(0, len(rows), size)]
-        self._put_rows(self._balances, zip(keys, cut, strict=True))
+    def save_balance_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Store (slot, packed `BalanceRow`) of accounts that exist."""
+        self._put_rows(self._balances, rows)
 
-    def request_rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        """Return (key, packed `RequestRow`) of the requests that are known, in order."""
-        return self._find_rows(self._requests, keys)
+    def knows_request(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Return the keys of requests that are known."""
+        return {key for key, _ in self._find_rows(self._requests, keys)}
 
     def add_request_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Store the packed `RequestRow`s of requests that were not known."""
+        """Store (key, packed `RequestRow`) of requests that were not known."""
         self._put_rows(self._requests, rows)
 
-    def add_transfer_block(self, first_number: int, record: TransferBlockRecord) -> None:
-        """Store transfers with consecutive numbers."""
-        key = _U64.pack(first_number)
-        row = seal(key, _encode(record))
-        self._source.txn.put(key, row, db=self._transfer_blocks, append=True)
-
-    def transfer_block_of(self, number: int) -> tuple[int, TransferBlockRecord] | None:
-        """Return (first number, block) of the last block that begins at or below a number."""
-        with self._source.txn.cursor(self._transfer_blocks) as cursor:
-            key = _U64.pack(number)
-            found = cursor.set_range(key)
-            if not (found and bytes(cursor.key()) == key) and not (
-                cursor.prev() if found else cursor.last()
-            ):
-                return None
-            key = bytes(cursor.key())
-            return _U64.unpack(key)[0], _decode_block(unseal(key, cursor.value()))
+    def add_transaction_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Store (number, encoded `TransactionRecord`) of new transactions."""
+        self._put_rows(self._transactions, rows)
 
     def _find_rows(
         self, table: lmdb._Database, keys: Sequence[bytes]
@@ -86,6 +65,3 @@ class ColumnTables(RowTables):
         sealed = [(key, row + pack(crc32(row, crc32(key)))) for key, row in rows]
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(sealed)
-
-
-_CRC = struct.Struct("<I")

@@ -28,6 +28,7 @@ from ledger_node.records import (
     TransactionRecord,
 )
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
+from ledger_node.store_columns import ColumnTables
 from ledger_node.store_history import HistoryTables
 from ledger_node.store_rows import TransactionSource, unseal
 
@@ -102,7 +103,7 @@ class _Attempt:
     txn: lmdb.Transaction
 
 
-class ShardTables(HistoryTables):
+class ShardTables(HistoryTables, ColumnTables):
     """The tables of one shard, typed, inside one transaction of ``source``."""
 
     def __init__(self, source: TransactionSource, databases: ShardDatabases) -> None:

@@ -22,10 +22,15 @@ from ledger_core.commands import (
     unbalanced_currencies,
 )
 from ledger_core.errors import Reason, RefusalReason
-from ledger_core.ids import format_account_id, format_transaction_id, is_system_account_id
+from ledger_core.ids import (
+    format_account_id,
+    format_transaction_id,
+    is_system_account_id,
+)
 from ledger_core.ledgers import Currency
 from ledger_core.money import format_amount
 from ledger_core.results import Failure, VoteView
+from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
     EntryRecord,
@@ -159,6 +164,7 @@ def reverse_transaction(
         entries=mirror,
         ledger=book.ledger,
         actor=command.actor,
+        source=command.source,
     )
     refused = refusal(books, draft, own_accounts=True)
     number = record_transaction(
@@ -222,6 +228,7 @@ def record_transaction(
             books.tables.save_in_flight(number, InFlightRecord(0, prepare))
         books.in_flight.append(number)
     books.save_transaction(number, record)
+    add_references(books, number, record)
     book_new(books, number, record, kind)
     if expanded.expire_time_us and status in (
         TransactionStatus.PENDING,
@@ -261,13 +268,35 @@ def new_record(
             )
             for entry in command.entries
         ],
-        states=[StateRecord(status, time_us, command.request_id, command.actor)],
+        states=[state_of(books, command, status)],
         effective_time_us=command.effective_time_us or time_us,
         refusal=refused,
         external_reference=command.external_reference,
         metadata=command.metadata,
         expire_time_us=command.expire_time_us,
     )
+
+
+def state_of(
+    books: Books,
+    command: CreateTransaction | SettleTransaction | CancelTransaction,
+    status: TransactionStatus,
+) -> StateRecord:
+    """Return the state that a command leads to, with who asked for it."""
+    return StateRecord(
+        status,
+        books.meta.time_us,
+        command.request_id,
+        command.actor,
+        command.source.correlation_id,
+        command.source.peer,
+    )
+
+
+def add_references(books: Books, number: int, record: TransactionRecord) -> None:
+    """At the home: make a new transaction be found by its external reference and metadata keys."""
+    for digest in record.reference_digests(books.meta.books[record.book].ledger):
+        books.tables.add_reference(digest, number)
 
 
 def clearing_entries(
@@ -306,9 +335,18 @@ def book_new(books: Books, number: int, record: TransactionRecord, kind: EntryKi
     if kind is EntryKind.REFUSED:
         known = [e for e in record.booked if books.find_slot(e.account_id) is not None]
         books.book_entries(number, known, kind)
+        note_refused_transaction(books, number, record)
         return
-    books.book_entries(number, record.booked, kind)
+    if kind is EntryKind.PENDING:
+        books.tables.add_pending(number)
+    books.book_entries(number, record.booked, kind, effective_us=_own_effective_us(record))
     check_floors(books, record.booked, nets=kind is EntryKind.POSTED)
+
+
+def _own_effective_us(record: TransactionRecord) -> int:
+    """Return the effective time if it is another than the time of recording, else 0."""
+    effective_us = record.effective_time_us
+    return 0 if effective_us == record.states[0].time_us else effective_us
 
 
 def _overflow_failure(entry: Entry, refused: Refused) -> Failure:
@@ -356,13 +394,15 @@ def end_transaction(
                 metadata={"transaction_id": transaction_id, "maximum": str(whole)},
             )
         amount = 0 if amount == whole else amount
-    state = StateRecord(status, books.meta.time_us, command.request_id, command.actor)
-    _end(books, command.number, record, state, amount)
+    _end(books, command.number, record, state_of(books, command, status), amount)
     return record
 
 
 def expire_transactions(books: Books) -> None:
-    """End the pending transactions whose time is over, before anything else is looked at."""
+    """End the pending transactions whose time is over, before anything else is looked at.
+
+    Each is an item of the journal, like a command.
+    """
     due = []
     for expire_us, number in books.tables.expirations_until(books.meta.time_us):
         due.append((expire_us, number))
@@ -374,10 +414,17 @@ def expire_transactions(books: Books) -> None:
             raise InvariantError(f"transaction {number} is to expire, but is missing")
         # Until it is decided nothing can make it fail; it expires once it is PENDING.
         if record.status is TransactionStatus.PENDING:
-            state = StateRecord(TransactionStatus.EXPIRED, books.meta.time_us, "")
-            _end(books, number, record, state, 0)
+            outcome = expire_transaction(books, number, record)
+            books.end_item(b"", outcome)
         elif record.status is not TransactionStatus.UNDECIDED:
             books.tables.drop_expiration(expire_us, number)
+
+
+def expire_transaction(books: Books, number: int, record: TransactionRecord) -> tuple[int, int]:
+    """End a pending transaction because its time is over; return its number and state."""
+    state = StateRecord(TransactionStatus.EXPIRED, books.meta.time_us, "")
+    _end(books, number, record, state, 0)
+    return number, len(record.states) - 1
 
 
 def _end(
@@ -391,6 +438,7 @@ def _end(
     record.states.append(state)
     record.settled_amount = settled_amount
     books.save_transaction(number, record)
+    books.count_end(record)
     book_end(books, number, record, state.status)
     if record.expire_time_us:
         books.tables.drop_expiration(record.expire_time_us, number)
@@ -412,12 +460,14 @@ def book_end(
     books: Books, number: int, record: TransactionRecord, status: TransactionStatus
 ) -> None:
     """Turn what is reserved on this shard into posted money, or release it, or some of each."""
+    books.tables.drop_pending(number)
+    effective_us = _own_effective_us(record)
     if not record.settled_amount:
-        books.book_entries(number, record.booked, _END_KINDS[status])
+        books.book_entries(number, record.booked, _END_KINDS[status], effective_us=effective_us)
         return
     for amount_of, kind, ends in (
         (lambda _entry: record.settled_amount, EntryKind.SETTLED, True),
         (lambda entry: entry.amount - record.settled_amount, EntryKind.CANCELLED, False),
     ):
         parts = [msgspec.structs.replace(e, amount=amount_of(e)) for e in record.booked]
-        books.book_entries(number, parts, kind, ends=ends)
+        books.book_entries(number, parts, kind, ends=ends, effective_us=effective_us)

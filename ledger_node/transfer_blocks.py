@@ -8,7 +8,7 @@ are told apart:
   the rules of single transactions say why;
 - repeats of a request, which have no effect;
 - those that touch an account which could refuse one of the block's items: these are judged one
-  after the other (`_judge`). An account cannot refuse if it has enough for all that goes out of it
+  after the other (`Judge`). An account cannot refuse if it has enough for all that goes out of it
   in the whole block, whatever comes in;
 - all others: nothing can refuse them.
 
@@ -39,7 +39,14 @@ from ledger_core.transfers import (
     transfer_command,
 )
 from ledger_node.books import Books
-from ledger_node.records import BALANCE_ROW_BYTES, ENTRY_ROW_BYTES, BalanceRow
+from ledger_node.records import (
+    BALANCE_ROW_BYTES,
+    ENTRY_ROW_BYTES,
+    FLOORED_BIT,
+    LIMITED_BIT,
+    STATE_BITS,
+    BalanceRow,
+)
 from ledger_node.refusal_rules import limits_of
 
 BALANCES = np.dtype(
@@ -247,9 +254,14 @@ class Judge:
         could_refuse = (
             (flags & LIMITED_BIT != 0)
             | ((flags & FLOORED_BIT != 0) & (out > 0) & (available < out))
-            | (debits > INT64_MAX - rows["debits_posted"] - rows["debits_pending"])
-            | (credits > INT64_MAX - rows["credits_posted"] - rows["credits_pending"])
         )
+        self.could_overflow = bool(
+            (
+                (debits > INT64_MAX - rows["debits_posted"] - rows["debits_pending"])
+                | (credits > INT64_MAX - rows["credits_posted"] - rows["credits_pending"])
+            ).any()
+        )
+        """Whether a counter of an account may have no room: then nothing can be judged here."""
         self._could_refuse = could_refuse
         careful: BoolArray = todo & (could_refuse[accounts.first] | could_refuse[accounts.second])
         return careful
@@ -257,27 +269,17 @@ class Judge:
     def judge(self, index: int) -> Refused | None:
         """Return why an item is refused; else count it in. Items come in their order."""
         accounts, sides, amount = self._accounts, self._sides, int(self._values[index])
-        first_debits = bool(sides.first_debits[index])
-        moves = [
-            (0, self._watched(int(accounts.first[index])), bool(sides.first_in[index]), first_debits),
-            (
-                1,
-                self._watched(int(accounts.second[index])),
-                bool(sides.second_in[index]),
-                not first_debits,
-            ),
-        ]
-        watched = [(i, state, comes_in, d) for i, state, comes_in, d in moves if state is not None]
-        for rule in (_overdraft, _overfull, _overflow):
-            for entry_index, state, comes_in, debits in watched:
-                if refused := rule(entry_index, state, comes_in, debits, amount):
+        moves = (
+            (0, self._watched(int(accounts.first[index])), bool(sides.first_in[index])),
+            (1, self._watched(int(accounts.second[index])), bool(sides.second_in[index])),
+        )
+        for rule in (_overdraft, _overfull):
+            for entry_index, state, comes_in in moves:
+                if state and (refused := rule(entry_index, state, comes_in, amount)):
                     return refused
-        for _, state, comes_in, debits in watched:
-            state.settled += amount if comes_in else -amount
-            if debits:
-                state.debit_room -= amount
-            else:
-                state.credit_room -= amount
+        for _, state, comes_in in moves:
+            if state:
+                state.settled += amount if comes_in else -amount
         return None
 
     def _watched(self, account: int) -> "_Watched | None":
@@ -297,8 +299,6 @@ class Judge:
             settled,
             settled - row.available_balance(row.type.normal_side),
             row.pending_inflow(),
-            row.room(Direction.DEBIT),
-            row.room(Direction.CREDIT),
             limits_of(self._books, slot, row),
         )
 
@@ -310,13 +310,11 @@ class _Watched:
     settled: int
     reserved: int
     pending_inflow: int
-    debit_room: int
-    credit_room: int
     limits: Limits
 
 
 def _overdraft(
-    entry_index: int, state: _Watched, comes_in: bool, _debits: bool, amount: int
+    entry_index: int, state: _Watched, comes_in: bool, amount: int
 ) -> Refused | None:
     minimum, available = state.limits.minimum, state.settled - state.reserved
     if comes_in or minimum is None or available - amount >= minimum:
@@ -325,7 +323,7 @@ def _overdraft(
 
 
 def _overfull(
-    entry_index: int, state: _Watched, comes_in: bool, _debits: bool, amount: int
+    entry_index: int, state: _Watched, comes_in: bool, amount: int
 ) -> Refused | None:
     maximum = state.limits.maximum
     if not comes_in or maximum is None:
@@ -334,12 +332,3 @@ def _overfull(
     if amount <= room:
         return None
     return Refused(entry_index, amount, room, state.pending_inflow, RefusalReason.LIMIT_EXCEEDED)
-
-
-def _overflow(
-    entry_index: int, state: _Watched, _comes_in: bool, debits: bool, amount: int
-) -> Refused | None:
-    room = state.debit_room if debits else state.credit_room
-    if amount <= room:
-        return None
-    return Refused(entry_index, amount, room, reason=RefusalReason.BALANCE_OVERFLOW)

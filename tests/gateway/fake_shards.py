@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ledger_cluster.shards import Answer
 from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
-from ledger_core.commands import Command
+from ledger_core.commands import NO_SOURCE, Command, Source
 from ledger_core.queries import Query
 from ledger_core.results import AccountView, EntryView, Result, TransactionView
 
@@ -61,9 +63,11 @@ class Call:
     account_id: int
     """What it routed by; -1 for a query to one shard."""
     message: Command | Query
+    """A command without its source, which has the caller's port in it."""
     timeout_s: float
     stale: bool | None = None
     shard_id: int = -1
+    source: Source = NO_SOURCE
 
 
 @dataclass
@@ -87,12 +91,20 @@ class FakeShards:
     def shard_ids(self) -> list[int]:
         return list(range(self.shard_count))
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:
+        width = 2**32 // self.shard_count
+        return shard_id * width, (shard_id + 1) * width - 1
+
     def shard_id_of(self, account_id: int) -> int:
         return account_id % self.shard_count
 
     async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+        source = getattr(command, "source", NO_SOURCE)
+        if source != NO_SOURCE:
+            command = msgspec.structs.replace(command, source=NO_SOURCE)
+        shard_id = self.shard_id_of(account_id)
         return await self._result(
-            Call(account_id, command, timeout_s, shard_id=self.shard_id_of(account_id))
+            Call(account_id, command, timeout_s, shard_id=shard_id, source=source)
         )
 
     async def query(

@@ -104,6 +104,7 @@ async def test_reflection_names_and_describes_the_service(channel: grpc.aio.Chan
     assert {item.name for item in services.list_services_response.service} == {  # type: ignore[attr-defined]
         SERVICE,
         "ledger.v1.ReportService",
+        "ledger.v1.JournalService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

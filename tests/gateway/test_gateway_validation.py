@@ -6,88 +6,29 @@ from typing import Any
 import grpc
 import pytest
 from error_details import decode
-from fake_shards import ACCOUNT, ACCOUNT_ID, TRANSACTION, FakeShards
+from fake_shards import ACCOUNT, TRANSACTION, FakeShards
+from history_faults import HISTORY_PARTS, HISTORY_RPCS
+from wrong_values import (
+    ACCOUNT_ID_FAULTS,
+    ACCOUNTS_TOKEN,
+    ACTOR_FAULTS,
+    CODE_FAULTS,
+    CONSISTENCY_FAULTS,
+    CONTROL_FAULTS,
+    CURRENCY_FAULTS,
+    DESCRIPTION_FAULTS,
+    KEY_FAULTS,
+    LABEL_FAULTS,
+    LEDGER_FAULTS,
+    LEDGERS_TOKEN,
+    PAGE_SIZE_FAULTS,
+    REQUEST_ID_FAULTS,
+    TRANSACTION_ID_FAULTS,
+    TYPE_FAULTS,
+)
 
 from ledger.v1 import ledger_pb2
 from ledger_core.results import TransactionPage
-from ledger_gateway.pagination import (
-    AccountCursor,
-    Cursor,
-    encode_account_token,
-    encode_ledger_token,
-    encode_page_token,
-)
-
-ACCOUNT_ID_FAULTS = {
-    "": "is required",
-    "abc": "16 lower-case hex digits",
-    ACCOUNT + "0": "16 lower-case hex digits",
-    ACCOUNT.upper(): "16 lower-case hex digits",
-    "0123456789abcdeg": "16 lower-case hex digits",
-    " 123456789abcdef": "16 lower-case hex digits",
-    ACCOUNT + "\n": "16 lower-case hex digits",
-    "\uff10123456789abcdef": "16 lower-case hex digits",
-    "0x23456789abcdef": "16 lower-case hex digits",
-    TRANSACTION: "16 lower-case hex digits",
-}
-TRANSACTION_ID_FAULTS = {
-    "": "is required",
-    ACCOUNT: "32 lower-case hex digits",
-    TRANSACTION.upper(): "32 lower-case hex digits",
-    TRANSACTION + "0": "32 lower-case hex digits",
-    TRANSACTION[:-1] + "-": "32 lower-case hex digits",
-}
-REQUEST_ID_FAULTS = {
-    "r" * 129: "at most 128 characters, has 129",
-    "é" * 129: "at most 128 characters, has 129",
-    "line\nbreak": "control characters",
-    "nul\x00": "control characters",
-    "c1 control \x85": "control characters",
-}
-CONSISTENCY_FAULTS = {3: "has no value 3", -1: "has no value -1"}
-PAGE_TOKEN_FAULTS = {
-    "x": "is not a page token",
-    "0": "is not a page token",
-    "A" * 40: "is not a page token",
-    encode_page_token(ACCOUNT_ID, Cursor(5, 9)) + "=": "is not a page token",
-    encode_page_token(ACCOUNT_ID, Cursor(5, 9))[:-1]: "is not a page token",
-    encode_page_token(ACCOUNT_ID, Cursor(5, 9)).swapcase(): "is not a page token",
-    encode_page_token(ACCOUNT_ID + 1, Cursor(5, 9)): "made for another account",
-}
-
-LEDGER_FAULTS = {
-    "Main": "the first one a letter",
-    "9books": "the first one a letter",
-    "my books": "the first one a letter",
-    "a" * 64: "at most 63",
-}
-LABEL_FAULTS = {
-    "n" * 129: "at most 128 characters, has 129",
-    "tab\there": "control characters",
-    " name": "begin or end with a space",
-    "name ": "begin or end with a space",
-}
-CODE_FAULTS = {
-    "-1": "the first one a letter or digit",
-    "a b": "at most 32 characters of",
-    "1" * 33: "at most 32 characters of",
-}
-CURRENCY_FAULTS = {
-    "usd": "3 to 12 characters of A-Z",
-    "US": "3 to 12 characters of A-Z",
-    "1USD": "the first one a letter",
-    "A" * 13: "3 to 12 characters of A-Z",
-}
-DESCRIPTION_FAULTS = {
-    "d" * 1_001: "at most 1,000 characters, has 1,001",
-    "☕" * 1_001: "at most 1,000 characters, has 1,001",
-    "d" * 100_000: "at most 1,000 characters, has 100,000",
-}
-ACTOR_FAULTS = {"a" * 129: "at most 128 characters", "a\nb": "control characters"}
-TYPE_FAULTS = {9: "has no value 9", -1: "has no value -1"}
-PAGE_SIZE_FAULTS = {-1: "between 0 and 1,000", 1_001: "between 0 and 1,000"}
-ACCOUNTS_TOKEN = encode_account_token(AccountCursor(1, 7), ledger_pb2.ListAccountsRequest())
-LEDGERS_TOKEN = encode_ledger_token("books")
 
 # RPC -> (a valid request, field -> {wrong value: what is said about it})
 RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
@@ -97,6 +38,7 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "name": {"": "is required"} | LEDGER_FAULTS,
             "description": DESCRIPTION_FAULTS,
             "request_id": REQUEST_ID_FAULTS,
+            "actor": ACTOR_FAULTS,
         },
     ),
     "GetLedger": ({}, {"ledger": LEDGER_FAULTS, "consistency": CONSISTENCY_FAULTS}),
@@ -118,6 +60,7 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "ledger": LEDGER_FAULTS,
             "description": DESCRIPTION_FAULTS,
             "request_id": REQUEST_ID_FAULTS,
+            "actor": ACTOR_FAULTS,
         },
     ),
     "CreateAccount": (
@@ -129,6 +72,7 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "code": CODE_FAULTS,
             "type": TYPE_FAULTS,
             "name": LABEL_FAULTS,
+            "actor": ACTOR_FAULTS,
         },
     ),
     "GetAccount": (
@@ -154,7 +98,7 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "code_prefix": CODE_FAULTS,
             "type": TYPE_FAULTS,
             "state": {4: "has no value 4"},
-            "metadata_key": {"k" * 65: "at most 64 characters"},
+            "metadata_key": KEY_FAULTS,
         },
     ),
     "UpdateAccount": (
@@ -163,12 +107,17 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "account_id": ACCOUNT_ID_FAULTS,
             "name": LABEL_FAULTS,
             "request_id": REQUEST_ID_FAULTS,
+            "actor": ACTOR_FAULTS,
         },
     ),
     **{
         method: (
             {"account_id": ACCOUNT},
-            {"account_id": ACCOUNT_ID_FAULTS, "request_id": REQUEST_ID_FAULTS},
+            {
+                "account_id": ACCOUNT_ID_FAULTS,
+                "request_id": REQUEST_ID_FAULTS,
+                "actor": ACTOR_FAULTS,
+            },
         )
         for method in ("FreezeAccount", "UnfreezeAccount", "CloseAccount")
     },
@@ -180,10 +129,7 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "description": DESCRIPTION_FAULTS,
             "request_id": REQUEST_ID_FAULTS,
             "ledger": {"books": "goes with entries"},
-            "external_reference": {
-                "r" * 257: "at most 256 characters",
-                "r\x00": "control characters",
-            },
+            "external_reference": {"r" * 257: "at most 256 characters"} | CONTROL_FAULTS,
             "actor": ACTOR_FAULTS,
         },
     ),
@@ -222,19 +168,11 @@ RPCS: dict[str, tuple[dict[str, Any], dict[str, dict[Any, str]]]] = {
             "actor": ACTOR_FAULTS,
         },
     ),
-    "ListTransactions": (
-        {"account_id": ACCOUNT},
-        {
-            "account_id": ACCOUNT_ID_FAULTS,
-            "page_size": PAGE_SIZE_FAULTS,
-            "page_token": PAGE_TOKEN_FAULTS,
-            "consistency": CONSISTENCY_FAULTS,
-        },
-    ),
+    **HISTORY_RPCS,
 }
 
 # Fields that have no wrong value: booleans, and revisions, which the shard compares.
-ANY_VALUE = {"settled", "dry_run", "revision"}
+ANY_VALUE = {"settled", "dry_run", "revision", "oldest_first"}
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -407,6 +345,7 @@ PARTS: list[tuple[str, dict[str, Any], str, str]] = [
     ("ReverseTransaction", {"amounts": [1, -1]}, "amounts[1]", "must not be negative"),
     ("ReverseTransaction", {"amounts": [0, 0]}, "amounts", "must not all be 0"),
     ("ReverseTransaction", {"amounts": [1] * 65}, "amounts", "at most 64"),
+    *HISTORY_PARTS,
 ]
 
 

@@ -19,7 +19,7 @@ from ledger_client import (
     NotFoundError,
 )
 from ledger_client.testing import StandaloneLedger, standalone_ledger
-from ledger_gateway.pagination import Cursor, encode_page_token
+from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor
 
 INT64_MAX = 2**63 - 1
 
@@ -335,7 +335,8 @@ def test_a_page_token_is_for_its_account_alone(client: LedgerClient, account: st
 def test_a_forged_page_token_leads_nowhere(
     client: LedgerClient, account: str, cursor: tuple[int, int]
 ) -> None:
-    token = encode_page_token(int(account, 16), Cursor(*cursor))
+    listed = ledger_pb2.ListTransactionsRequest(account_id=account)
+    token = ACCOUNT_TRANSACTIONS.encode(listed, Cursor(*cursor))
     with pytest.raises(InvalidArgumentError) as caught:
         client.list_transactions_page(account, page_token=token)
     assert [item.field for item in caught.value.violations] == ["page_token"]

@@ -54,6 +54,14 @@ def a_follower(hosts: Hosts) -> str:
     return next(node_id for node_id in hosts.nodes if node_id != leader)
 
 
+def begin_install(hosts: Hosts, node_id: str) -> None:
+    for _ in range(500):
+        hosts.turn_all(0.01)
+        if hosts.nodes[node_id].replica_statuses()[0].installing_bytes:
+            return
+    raise AssertionError("no snapshot came")
+
+
 def fail() -> None:
     raise OSError("the disk failed")
 
@@ -101,19 +109,19 @@ def test_it_may_die_in_any_turn_of_the_install(
     fill(hosts)
     node_id = a_follower(hosts)
     longest = 0
-    for turns in range(1, 200):
+    for turns in range(200):
         hosts.stop(node_id)
         hosts.wipe(node_id)
         hosts.start(node_id)
-        for number in range(turns):
+        begin_install(hosts, node_id)
+        for _ in range(turns):
             hosts.turn_all(0.01)
-            if number == turns - 1:
-                # Its last turn wrote, but was not committed.
-                before = audits(hosts)
-                hosts.now += 0.05
-                monkeypatch.setattr(hosts.stores[node_id], "commit", fail)
-                with pytest.raises(OSError, match="disk"):
-                    hosts.nodes[node_id].turn()
+        # Its next turn writes, but is not committed.
+        before = audits(hosts)
+        hosts.now += 0.05
+        monkeypatch.setattr(hosts.stores[node_id], "commit", fail)
+        with pytest.raises(OSError, match="disk"):
+            hosts.nodes[node_id].turn()
         longest = max(longest, hosts.nodes[node_id].replica_statuses()[0].installing_bytes)
         done = before[list(hosts.nodes).index(node_id)].accounts == 2
         hosts.stop(node_id)

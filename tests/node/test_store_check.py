@@ -27,9 +27,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(300):
         account_id, settled = rng.choice(ACCOUNTS), rng.random() < 0.7
         made = shard.transaction(
-            CreateTransaction(account_id, rng.randint(1, 90), "x" * 30, settled, f"t{number}")
+            CreateTransaction(
+                account_id,
+                rng.randint(1, 90),
+                "x" * 30,
+                settled,
+                f"t{number}",
+                external_reference=f"invoice {number // 3}",
+                effective_time_us=rng.choice([0, rng.randrange(1_000_000)]),
+                metadata={"channel": "web"},
+            )
         )
-        if not settled:
+        if not settled and number % 5:
             shard.one(SettleTransaction(account_id, made.number, f"s{number}"))
     tables = shard.store.shard(0)
     tables.save_hard_state(3, "n2")

@@ -34,7 +34,7 @@ def _forget_yes() -> list[Patch]:
     prepare = commit_rules.prepare
 
     def forgetful(books: Any, command: Prepare) -> VoteView:
-        if books.tables.find_request(commit_rules._participant_key(command.origin)) is not None:
+        if books.tables.find_request(commit_rules.participant_key(command.origin)) is not None:
             return prepare(books, command)
         refused = refusal_rules.refusal(books, command.transaction)
         return prepare(books, command) if refused else VoteView(None)
@@ -52,7 +52,7 @@ def _apply_twice() -> list[Patch]:
     apply_decision = commit_rules.apply_decision
 
     def again(books: Any, command: ApplyDecision) -> Done:
-        known = books.tables.find_request(commit_rules._participant_key(command.origin))
+        known = books.tables.find_request(commit_rules.participant_key(command.origin))
         record = books.find_transaction(known.number) if known and known.number else None
         repeated = record is not None and record.status is TransactionStatus.SETTLED
         if record is not None and repeated and command.status is record.status:
@@ -67,7 +67,7 @@ def _reserve_again() -> list[Patch]:
     prepare, add = commit_rules.prepare, ShardTables.add_request
 
     def eager(books: Any, command: Prepare) -> VoteView:
-        known = books.tables.find_request(commit_rules._participant_key(command.origin))
+        known = books.tables.find_request(commit_rules.participant_key(command.origin))
         record = books.find_transaction(known.number) if known and known.number else None
         if known is None or (record is not None and record.status is TransactionStatus.UNDECIDED):
             return prepare(books, command)

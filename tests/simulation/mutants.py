@@ -372,13 +372,13 @@ def _spend_reserved() -> list[Patch]:
 
 @mutant("replicas book with times of their own")
 def _own_time() -> list[Patch]:
-    serial, decode = itertools.count(), commands.decode_batch
+    serial, decode = itertools.count(), commands.decode_raw_batch
 
     def decoded(payload: bytes) -> Any:
         batch = decode(payload)
         return type(batch)(batch.time_us + next(serial), batch.commands)
 
-    return [(state_machine, "decode_batch", decoded)]
+    return [(state_machine, "decode_raw_batch", decoded)]
 
 
 # Plans for what the general mix finds too seldom: the same machinery, with the faults that matter.
