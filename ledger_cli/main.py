@@ -10,6 +10,7 @@ from ledger_cli.cluster import cluster
 from ledger_cli.context import CleanErrors, gateway_options, output_option
 from ledger_cli.dev import dev
 from ledger_cli.ledgers import ledgers
+from ledger_cli.report import report
 from ledger_cli.transactions import transactions
 from ledger_cli.verify import verify
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (accounts, transactions, ledgers, dev, cluster, verify):
+for command in (accounts, transactions, ledgers, report, dev, cluster, verify):
     cli.add_command(command)
 
 
