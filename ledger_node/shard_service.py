@@ -12,7 +12,7 @@ import msgspec
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
-from ledger_cluster.channels import EXECUTE_BYTES_MAX
+from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX
 from ledger_cluster.config import ShardConfig
 from ledger_core.commands import (
     ApplyDecision,
@@ -20,6 +20,7 @@ from ledger_core.commands import (
     CreateTransaction,
     Decide,
     Delivered,
+    Replay,
     Resolve,
     decode_command,
     is_across_shards,
@@ -241,8 +242,10 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Comma
     """Decode commands; raise where one must not enter the log: every replica would apply it."""
     if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
         raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
-    if (size := sum(map(len, commands))) > EXECUTE_BYTES_MAX:
-        raise ValueError(f"{size} bytes of commands; at most {EXECUTE_BYTES_MAX} are taken")
+    # A journal entry that is imported has what was a whole log entry, and travels alone.
+    bytes_max = REPLAY_BYTES_MAX if len(commands) == 1 else EXECUTE_BYTES_MAX
+    if (size := sum(map(len, commands))) > bytes_max:
+        raise ValueError(f"{size} bytes of commands; at most {bytes_max} are taken")
     decoded = []
     for data in commands:
         command: Command = decode_command(data)
@@ -254,6 +257,8 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Comma
         ):
             raise ValueError(fault)
         decoded.append(command)
+    if size > EXECUTE_BYTES_MAX and not isinstance(decoded[0], Replay):
+        raise ValueError(f"a command of {size} bytes; at most {EXECUTE_BYTES_MAX} are taken")
     return decoded
 
 
