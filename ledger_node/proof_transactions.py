@@ -256,7 +256,7 @@ def _explained(uncertain: list[int], left: int) -> bool:
     if len(uncertain) > _UNCERTAIN_MAX:
         return True
     return any(
-        sum(chosen) & _MASK == left
+        -sum(chosen) & _MASK == left
         for size in range(len(uncertain) + 1)
         for chosen in itertools.combinations(uncertain, size)
     )
