@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from ledger.internal.v1 import shard_pb2
 from ledger_cli.context import Session, cluster_config_option, output_option, pass_session
+from ledger_cli.export_report import export_option, print_export_check
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cluster.config import ClusterConfig, ShardConfig, load_cluster_config
@@ -159,9 +161,12 @@ def prove(config: ClusterConfig, audit: Audit) -> list[ShardProof]:
     show_default=True,
     help="How long the audit of one shard may take.",
 )
+@export_option
 @output_option
 @pass_session
-def verify(session: Session, cluster_config: str, audit_timeout: float) -> None:
+def verify(
+    session: Session, cluster_config: str, audit_timeout: float, export_file: Path | None
+) -> None:
     """Prove the books: every shard balances, and its replicas are equal.
 
     Sums debits and credits of every replica of every shard from its accounts, and compares the hash
@@ -169,6 +174,9 @@ def verify(session: Session, cluster_config: str, audit_timeout: float) -> None:
     way; one that takes longer than 30 s is a fault. Exits with 1 if anything is not as it must be,
     or could not be proven.
     """
+    if export_file is not None:
+        print_export_check(session, export_file)
+        return
     config = load_cluster_config(cluster_config)
     with NodeProbe(config) as probe:
         proofs = prove(config, lambda shard_ids: probe.audits(shard_ids, audit_timeout))
