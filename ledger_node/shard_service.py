@@ -32,6 +32,7 @@ from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
+from ledger_node.in_transit import InTransit
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.store import Store
 
@@ -168,6 +169,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             in_flight=result.in_flight,
             undecided=result.undecided,
             unfinished_since_us=result.unfinished_since_us,
+            in_transit=[transit_message(request.shard_id, item) for item in result.in_transit],
         )
 
     async def VerifyReplica(  # noqa: N802  (the name in the protocol)
@@ -208,6 +210,18 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     def _audit(self, shard_id: int) -> Audit:
         with self._store.read() as view:
             return audit(view.shard(shard_id))
+
+
+def transit_message(shard_id: int, transit: InTransit) -> shard_pb2.InTransit:
+    """Return what is in transit as a message."""
+    return shard_pb2.InTransit(
+        shard_id=shard_id,
+        peer_shard_id=transit.peer_shard_id,
+        ledger=transit.ledger,
+        currency=transit.currency,
+        currency_exponent=transit.currency_exponent,
+        net=str(transit.net),
+    )
 
 
 def _verify_progress(audit: DeepAudit) -> shard_pb2.VerifyProgress:
