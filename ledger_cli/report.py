@@ -109,7 +109,7 @@ def trial_balance(
     session: Session, *, ledger: str, as_of: datetime | None, basis: str | None, stale: bool
 ) -> None:
     """Show debits and credits of every code; the two columns have equal sums."""
-    check_basis(as_of, basis)
+    _check_as_of(as_of, basis)
     with _client(session) as client:
         found = client.trial_balance(ledger, as_of=as_of, basis=time_basis(basis), stale=stale)
     report_tables.show_trial_balance(session.output, Heading(ledger, as_of, basis), found)
@@ -123,7 +123,7 @@ def balance_sheet(
     session: Session, *, ledger: str, as_of: datetime | None, basis: str | None, stale: bool
 ) -> None:
     """Show assets, and the liabilities and equity that they are equal to."""
-    check_basis(as_of, basis)
+    _check_as_of(as_of, basis)
     with _client(session) as client:
         found = client.balance_sheet(ledger, as_of=as_of, basis=time_basis(basis), stale=stale)
     report_tables.show_balance_sheet(session.output, Heading(ledger, as_of, basis), found)
@@ -137,7 +137,7 @@ def chart(
     session: Session, *, ledger: str, as_of: datetime | None, basis: str | None, stale: bool
 ) -> None:
     """Show balances by the chart of accounts: each line's own, and with all lines under it."""
-    check_basis(as_of, basis)
+    _check_as_of(as_of, basis)
     with _client(session) as client:
         found = client.chart_balances(ledger, as_of=as_of, basis=time_basis(basis), stale=stale)
     report_tables.show_chart(session.output, Heading(ledger, as_of, basis), found)
@@ -214,7 +214,7 @@ def ageing(
     What is left of an account is its newest money: first in, first out. The sums are always of all
     accounts, however many are shown.
     """
-    check_basis(as_of, basis)
+    _check_as_of(as_of, basis)
     found = Ageing(None if everything else limit)
     page_token = ""
     with _client(session) as client:
@@ -274,6 +274,16 @@ def settlement(
             ledger, start=start, end=end, bucket_days=bucket_days or (), stale=stale
         )
     report_ages.show_settlement(session.output, Heading(ledger), found, start, end)
+
+
+def _check_as_of(as_of: datetime | None, basis: str | None) -> None:
+    """Refuse a basis without a moment, and books that are still to be written."""
+    check_basis(as_of, basis)
+    if as_of and basis != "effective" and as_of > datetime.now(UTC):
+        raise click.UsageError(
+            "--as-of is in the future (a date means its end, in UTC). Leave it out for the books "
+            "as they are now, or add --basis effective for what is dated until then."
+        )
 
 
 def _client(session: Session) -> ReportClient:

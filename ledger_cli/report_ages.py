@@ -203,7 +203,7 @@ def _settlement_fields(
     amount = money_of(part)(part.pending_amount)
     fields: dict[str, str | Text] = {
         "currency": Text(part.currency, style="bold"),
-        "pending now": f"{at_least}{part.pending_transactions:,} transactions, {amount}",
+        "pending now": f"{at_least}{_transactions(part.pending_transactions)}, {amount}",
     }
     for name, count in zip(bucket_names(bucket_days), part.pending_by_age, strict=False):
         fields[f"  {name}"] = f"{count:,}"
@@ -240,6 +240,10 @@ def _settlement_record(
         "settle_p95_ms": part.settle_p95_ms if settled else None,
         "settle_max_ms": part.settle_max_ms if settled else None,
     }
+
+
+def _transactions(count: int) -> str:
+    return "1 transaction" if count == 1 else f"{count:,} transactions"
 
 
 def _days(start: datetime | None, end: datetime | None) -> str:
