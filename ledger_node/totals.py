@@ -6,7 +6,7 @@ block in which the last log entry up to then began, and what has been booked fro
 looks at one block per moment, however long the history is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ledger_core.accounts import Counters, Direction, TimeBasis
 from ledger_core.queries import GetTotals
@@ -28,7 +28,8 @@ def get_totals(tables: ShardTables, query: GetTotals) -> TotalsView:
     }
     sums: dict[int, list[CountersView]] = {number: [] for number in groups}
     reader = _Totals(tables, meta, groups)
-    for time_us in query.as_of_us or [None]:
+    moments: Sequence[int | None] = query.as_of_us or [None]
+    for time_us in moments:
         for number, counters in reader.as_of(time_us, query.basis).items():
             sums[number].append(counters_view(counters))
     return TotalsView(

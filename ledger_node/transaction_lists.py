@@ -155,8 +155,7 @@ def _found_of_account(
 
     def of_account(record: TransactionRecord) -> bool:
         return _fits(record, wanted) and any(
-            entry.account_id == query.account_id and entry.shard_id is None
-            for entry in record.entries
+            entry.account_id == query.account_id for entry in record.booked
         )
 
     if wanted.end_us:
