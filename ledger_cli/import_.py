@@ -1,6 +1,6 @@
 """`ledger import`: an export, once more, in a cluster that has nothing else."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +10,7 @@ import click
 from ledger.v1 import journal_pb2
 from ledger_cli.context import CliError, Session, gateway_options, pass_session
 from ledger_cli.export import progress
-from ledger_cli.export_check import Chain, Entry, Header, Report, check_export, read_export
+from ledger_cli.export_check import Entry, Header, Report, check_export, read_export
 from ledger_client import LedgerError
 from ledger_client.journal import JournalClient
 
@@ -119,6 +119,9 @@ class _Import:
             return
         if entry.number <= batch.replayed:
             self._there += 1
+            if entry.number == batch.replayed and self._comparable:
+                # Before anything is added: is it this file's journal that is there?
+                self._require_link(entry.shard, entry.number, entry.link)
             return
         size = sum(len(item.command) + len(item.outcome) + _ITEM_BYTES for item in shown)
         if batch.entries and (
@@ -150,26 +153,26 @@ class _Import:
 
     def _compare_links(self) -> None:
         """Compare the hash chains; they differ anyway where other ledgers were left out."""
-        if any(chain.hidden for chain in self._chains.values()):
+        if not self._comparable:
             return
         for shard_id, chain in self._chains.items():
             if chain.number:
-                _require_link(shard_id, chain, self._last(shard_id, chain.number))
+                self._require_link(shard_id, chain.number, chain.link)
         self._links = len(self._chains)
 
-    def _last(self, shard_id: int, number: int) -> Iterator[journal_pb2.JournalEntry]:
-        return self._client.list_journal(shard_id, number - 1, number)
+    @property
+    def _comparable(self) -> bool:
+        return not any(chain.hidden for chain in self._chains.values())
 
-
-def _require_link(shard_id: int, chain: Chain, found: Iterable[journal_pb2.JournalEntry]) -> None:
-    links = [entry.link for entry in found]
-    if links != [chain.link]:
-        shown = ", ".join(link.hex() for link in links) or "none"
-        raise CliError(
-            f"Shard {shard_id} has link {shown} at journal entry {chain.number}, the export has "
-            f"{chain.link.hex()}: something else was written to the cluster, or another file was "
-            f"imported. Start again with an empty cluster."
-        )
+    def _require_link(self, shard_id: int, number: int, link: bytes) -> None:
+        found = [entry.link for entry in self._client.list_journal(shard_id, number - 1, number)]
+        if found != [link]:
+            shown = ", ".join(other.hex() for other in found) or "none"
+            raise CliError(
+                f"Shard {shard_id} has link {shown} at journal entry {number}, the export has "
+                f"{link.hex()}: another file was imported, or something else was written to the "
+                f"cluster. Start again with an empty one."
+            )
 
 
 def _require_same_shards(header: Header, shards: Iterable[journal_pb2.JournalShard]) -> None:
