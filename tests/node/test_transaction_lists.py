@@ -106,7 +106,8 @@ def test_an_account_lists_what_fits_newest_first(
     histories: Histories, looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short histories are walked, long ones (more than 60 entries here) are found by index."""
-    monkeypatch.setattr(transaction_lists, "LOOKS_MAX", looks)
+    monkeypatch.setattr(transaction_lists, "ENTRIES_LOOKED_MAX", looks)
+    monkeypatch.setattr(transaction_lists, "RECORDS_LOOKED_MAX", looks)
     random = Random(0)
     for shard in histories.shards:
         with facts(shard) as known:
@@ -173,7 +174,7 @@ def test_a_page_looks_at_a_bounded_number_of_entries(shard: Shard) -> None:
     page = shard.ask(ListTransactions(ACCOUNT, 50, filter=TransactionFilter(S.REJECTED)))
     assert isinstance(page, TransactionPage)
     assert page.transactions == []
-    assert page.next_sequence == 3_000 - transaction_lists.LOOKS_MAX
+    assert page.next_sequence == 3_000 - transaction_lists.ENTRIES_LOOKED_MAX
 
 
 @pytest.mark.parametrize("cursor", [(1, 10_000), (5, 1), (2, 2), (2**64 - 1, 1)])
@@ -212,7 +213,8 @@ def of_ledger(
 def test_a_ledger_lists_what_has_its_home_here(
     histories: Histories, looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction_lists, "LOOKS_MAX", looks)
+    monkeypatch.setattr(transaction_lists, "ENTRIES_LOOKED_MAX", looks)
+    monkeypatch.setattr(transaction_lists, "RECORDS_LOOKED_MAX", looks)
     random = Random(0)
     for shard in histories.shards:
         with facts(shard) as known:
@@ -284,4 +286,4 @@ def test_a_page_of_a_ledger_looks_at_a_bounded_number_of_records(shard: Shard) -
     assert isinstance(page, LedgerTransactionPage)
     assert page.transactions == []
     assert not page.exhausted
-    assert page.next_number == 3_000 - transaction_lists.LOOKS_MAX + 1
+    assert page.next_number == 3_000 - transaction_lists.RECORDS_LOOKED_MAX + 1
