@@ -89,7 +89,12 @@ class World:
     # Steps
 
     def apply(self, shard_id: int, command: Command) -> object:
-        return self.shards[shard_id].one(command)
+        shard = self.shards[shard_id]
+        if isinstance(command, Prepare | ApplyDecision):
+            # Any account of the shard's.
+            routing_id = system_account_id(shard.shard.lower_bound, 0)
+            command = msgspec.structs.replace(command, routing_id=routing_id)
+        return shard.one(command)
 
     @staticmethod
     def prepare_of(command: CreateTransaction) -> Prepare:
