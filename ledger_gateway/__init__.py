@@ -15,6 +15,8 @@ The way of a call, top to bottom:
     dry_run.py           what would become of a transaction
     conversion.py        results -> API messages
     errors.py            errors and refusals -> google.rpc.Status
+    reports.py           the service of reports, with report_requests.py (fields, moments) and
+                         report_messages.py (results -> messages)
 
 `server.py` puts them together with health checking and reflection; `main.py` is the command.
 """

@@ -451,7 +451,7 @@ async def test_a_page_token_is_for_its_own_list(stub: Any, shards: FakeShards) -
     request = reports_pb2.ListAgeingRequest(page_token=token, page_size=7, consistency=2)
     assert len((await stub.ListAgeing(request)).lines) == 7
     for other in ({"ledger": "books"}, {"bucket_days": [1]}, {"type": 1}, {"code_prefix": "1"}):
-        request = reports_pb2.ListAgeingRequest(page_token=token, **other)  # type: ignore[arg-type]
+        request = reports_pb2.ListAgeingRequest(page_token=token, **other)
         (violation,) = (await refused(stub.ListAgeing(request))).violations
         assert violation[0] == "page_token"
         assert "made for another" in violation[1]
