@@ -31,11 +31,11 @@ from ledger_gateway.validation import require
 
 REPORT_SERVICE_NAME = reports_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 
-# How much one call to a shard, one page and one request for a page may take, as for lists of
-# accounts: looking at an account's age costs a shard more than showing it.
+# What one call to a shard may bring, how much a page holds before it ends early, and how many calls
+# it may take: fewer than a list of accounts, since ages are looked up in histories.
 _ACCOUNTS_PER_CALL_MAX = 64
 _PAGE_BYTES_MAX = 1_000_000
-_CALLS_PER_PAGE_MAX = 64
+_CALLS_PER_PAGE_MAX = 16
 
 _log = structlog.get_logger(__name__)
 
