@@ -98,7 +98,10 @@ class Feeder:
 def progress_bar(text: str, total: int) -> Iterator[Callable[[int], object]]:
     """Show a bar on a terminal; yields what counts on."""
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    shown_on = console(stderr=True)
+    with Progress(
+        *columns, console=shown_on, transient=True, disable=not shown_on.is_terminal
+    ) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -1,12 +1,17 @@
 """`ledger accounts`: open accounts, change them and look at them."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from itertools import chain, islice
 
 import click
 
 from ledger.v1 import ledger_pb2
 from ledger_cli.context import (
+    PAGE_SIZE_MAX,
     Session,
+    actor_option,
     gateway_options,
     output_option,
     page_size,
@@ -15,6 +20,21 @@ from ledger_cli.context import (
     request_id_option,
     shown,
     stale_option,
+)
+from ledger_cli.history import (
+    Statement,
+    pages,
+    show_balance,
+    show_entries,
+    show_events,
+    show_statement,
+)
+from ledger_cli.moments import (
+    as_of_options,
+    check_basis,
+    check_range,
+    range_options,
+    time_basis,
 )
 from ledger_cli.options import (
     ACCOUNT_STATES,
@@ -46,6 +66,7 @@ def accounts() -> None:
 @click.option("--name", default="", help="Unique in the ledger.")
 @limit_options
 @metadata_option
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -61,6 +82,7 @@ def create(
     minimum: Bound | None,
     maximum: Bound | None,
     metadata: Sequence[tuple[str, str]],
+    actor: str,
     request_id: str | None,
 ) -> None:
     """Open an account."""
@@ -77,7 +99,9 @@ def create(
             name=name,
             limits=given,
             metadata=dict(metadata),
+            actor=actor,
             request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.account(account)
 
@@ -150,6 +174,7 @@ def list_(
     type=click.IntRange(min=0),
     help="Do it only if the account is at this revision (default: the one it is at now).",
 )
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -164,6 +189,7 @@ def update(
     metadata: Sequence[tuple[str, str]],
     no_metadata: bool,
     revision: int | None,
+    actor: str,
     request_id: str | None,
 ) -> None:
     """Change the name, the limits or the metadata of an account.
@@ -183,48 +209,191 @@ def update(
             name=name,
             metadata=dict(metadata) if metadata or no_metadata else None,
             limits=_merged(before.limits, minimum, maximum) if minimum or maximum else None,
+            actor=actor,
             request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.account(account)
 
 
 @accounts.command()
 @click.argument("account_id")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
 @pass_session
-def freeze(session: Session, account_id: str, request_id: str | None) -> None:
+def freeze(session: Session, account_id: str, actor: str, request_id: str | None) -> None:
     """Let an account take no new transactions; pending ones can still end."""
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        session.output.account(client.freeze_account(account_id, request_id=request_id))
+        account = client.freeze_account(
+            account_id,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
+        )
+    session.output.account(account)
 
 
 @accounts.command()
 @click.argument("account_id")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
 @pass_session
-def unfreeze(session: Session, account_id: str, request_id: str | None) -> None:
+def unfreeze(session: Session, account_id: str, actor: str, request_id: str | None) -> None:
     """Let a frozen account take new transactions again."""
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        session.output.account(client.unfreeze_account(account_id, request_id=request_id))
+        account = client.unfreeze_account(
+            account_id,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
+        )
+    session.output.account(account)
 
 
 @accounts.command()
 @click.argument("account_id")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
 @pass_session
-def close(session: Session, account_id: str, request_id: str | None) -> None:
+def close(session: Session, account_id: str, actor: str, request_id: str | None) -> None:
     """Close an account for good: only at zero, with nothing pending."""
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        session.output.account(client.close_account(account_id, request_id=request_id))
+        account = client.close_account(
+            account_id,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
+        )
+    session.output.account(account)
+
+
+@accounts.command()
+@click.argument("account_id")
+@as_of_options
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def balance(
+    session: Session, account_id: str, as_of: datetime | None, basis: str | None, stale: bool
+) -> None:
+    """Show the balances of an account, now or as they were at a moment.
+
+    What happened just then counts.
+    """
+    check_basis(as_of, basis)
+    with session.client() as client:
+        found = client.get_balance(account_id, as_of, basis=time_basis(basis), stale=stale)
+    show_balance(session.output, found, as_of)
+
+
+@accounts.command()
+@click.argument("account_id")
+@range_options
+@paging_options
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def statement(
+    session: Session,
+    *,
+    account_id: str,
+    start: datetime | None,
+    end: datetime | None,
+    limit: int,
+    everything: bool,
+    stale: bool,
+) -> None:
+    """Show an account's statement: opening balance, entries, closing balance.
+
+    Entries come oldest first. What moved no money for good (pending, cancelled, refused) is shown
+    as well, and leaves the balance as it is.
+    """
+    check_range(start, end)
+    with session.client() as client:
+        found = client.statement(
+            account_id,
+            start,
+            end,
+            page_size=PAGE_SIZE_MAX if everything else min(limit, PAGE_SIZE_MAX),
+            stale=stale,
+        )
+        listed = list(islice(found.entries, None if everything else limit))
+    wanted = Statement(found.opening, found.closing, listed, start, end)
+    show_statement(session.output, wanted)
+    if wanted.left_out:
+        click.echo(f"Only {limit} are shown; --all shows every one.", err=True)
+
+
+@accounts.command()
+@click.argument("account_id")
+@click.option(
+    "--newest-first/--oldest-first", default=True, show_default=True, help="The order of entries."
+)
+@range_options
+@paging_options
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def entries(
+    session: Session,
+    *,
+    account_id: str,
+    newest_first: bool,
+    start: datetime | None,
+    end: datetime | None,
+    limit: int,
+    everything: bool,
+    stale: bool,
+) -> None:
+    """List the entries of an account, with the balance after each."""
+    check_range(start, end)
+    with session.client() as client:
+        listed = pages(
+            partial(
+                client.entries_page,
+                account_id,
+                start=start,
+                end=end,
+                oldest_first=not newest_first,
+                page_size=page_size(limit, everything),
+                stale=stale,
+            )
+        )
+        first = next(listed)
+        found = chain(first.entries, (entry for page in listed for entry in page.entries))
+        wanted = shown(found, limit, everything)
+    show_entries(session.output, wanted, first.currency, first.currency_exponent)
+
+
+@accounts.command()
+@click.argument("account_id")
+@paging_options
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def events(session: Session, account_id: str, limit: int, everything: bool, stale: bool) -> None:
+    """List what happened to an account other than entries, newest first.
+
+    That is its opening, changes of its name, limits, metadata and state, and refused attempts.
+    """
+    with session.client() as client:
+        found = client.account_events(
+            account_id, page_size=page_size(limit, everything), stale=stale
+        )
+        show_events(session.output, shown(found, limit, everything))
 
 
 def _merged(

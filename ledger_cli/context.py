@@ -41,6 +41,7 @@ class Session:
     )
     timeout_s: float = DEFAULT_TIMEOUT_S
     output_format: str = "table"
+    correlation_id: str = field(default_factory=lambda: os.environ.get("LEDGER_CORRELATION_ID", ""))
     repeat_with: str = ""
     """Options that make the write under way the same one again, for the text of an error."""
 
@@ -90,7 +91,17 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]
 
 
 def gateway_options(command: Command) -> Command:
-    """Add --gateway and --timeout; given to a subcommand they win over those before it."""
+    """Add --gateway, --timeout and --correlation-id, for calls of the gateway.
+
+    Given to a subcommand they win over those before it.
+    """
+    command = click.option(
+        "--correlation-id",
+        metavar="ID",
+        expose_value=False,
+        callback=_remember("correlation_id"),
+        help="Kept with what a write does, to follow it up (default: LEDGER_CORRELATION_ID).",
+    )(command)
     command = click.option(
         "--timeout",
         metavar="SECONDS",

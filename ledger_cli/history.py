@@ -1,7 +1,7 @@
 """What was, shown: balances, entries, statements, and the lives of accounts and transactions."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -194,28 +194,6 @@ class Statement:
         return self.closing.version - self.opening.version - len(self.entries)
 
 
-def gather_statement(
-    pages: Iterable[ledger_pb2.GetStatementResponse],
-    limit: int | None,
-    start: datetime | None,
-    end: datetime | None,
-) -> Statement:
-    """Take pages until ``limit`` entries (None: all) are there.
-
-    The first page fixes the end of a period that is not over: the balances of all pages agree.
-    """
-    opening = closing = ledger_pb2.Balance()
-    entries: list[ledger_pb2.AccountEntry] = []
-    for number, page in enumerate(pages):
-        if not number:
-            opening = page.opening_balance
-        closing = page.closing_balance
-        entries += page.entries
-        if limit is not None and len(entries) >= limit:
-            break
-    return Statement(opening, closing, entries[:limit], start, end)
-
-
 def show_statement(output: Output, statement: Statement) -> None:
     """Print a statement: opening balance, entries, closing balance."""
     if output.format == "json":
@@ -372,22 +350,26 @@ def event_name(kind: ledger_pb2.AccountEventKind.ValueType) -> str:
     return ledger_pb2.AccountEventKind.Name(kind).removeprefix("ACCOUNT_EVENT_KIND_")
 
 
-def show_states(output: Output, life: ledger_pb2.ListTransactionStatesResponse) -> None:
+def show_states(
+    output: Output,
+    transaction: ledger_pb2.Transaction,
+    states: Sequence[ledger_pb2.TransactionState],
+) -> None:
     """Print a transaction as it is now, and every state that it has been in."""
     if output.format == "json":
-        states = [state_record(state) for state in life.states]
-        write_json({"transaction": transaction_record(life.transaction), "states": states})
+        records = [state_record(state) for state in states]
+        write_json({"transaction": transaction_record(transaction), "states": records})
         return
     if output.format == "csv":
         output.records(
-            [state_record(state) for state in life.states],
+            [state_record(state) for state in states],
             columns=list(state_record(ledger_pb2.TransactionState())),
         )
         return
-    output.transaction(life.transaction)
+    output.transaction(transaction)
     console().print()
     table = new_table("time", "status", "actor", "request id", "correlation id", "peer")
-    for state in life.states:
+    for state in states:
         table.add_row(
             short_time(state.create_time),
             status_text(state.status),
@@ -412,11 +394,12 @@ def state_record(state: ledger_pb2.TransactionState) -> dict[str, Any]:
 
 
 def _what(event: ledger_pb2.AccountEvent) -> str:
-    """Say what was changed, or why it was refused."""
-    if event.reason:
-        refused = f" {event.transaction_id}" if event.transaction_id else ""
-        return f"{event.reason}{refused}: {event.message}"
-    return _changes(event)
+    """Say what was changed, or why what was refused."""
+    if not event.reason:
+        return _changes(event)
+    refused = f" {event.transaction_id}" if event.transaction_id else ""
+    tried = f" ({_changes(event)})" if event.changes else ""
+    return f"{event.reason}{refused}: {event.message}{tried}"
 
 
 def _changes(event: ledger_pb2.AccountEvent) -> str:

@@ -7,6 +7,7 @@ import click
 from ledger.v1 import ledger_pb2
 from ledger_cli.context import (
     Session,
+    actor_option,
     gateway_options,
     output_option,
     paging_options,
@@ -29,6 +30,7 @@ def ledgers() -> None:
 @click.argument("name")
 @click.option("--description", default="", help="At most 1,000 characters.")
 @currency_and_chart_options
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -40,6 +42,7 @@ def create(
     description: str,
     currencies: Sequence[ledger_pb2.Currency],
     chart: Sequence[ledger_pb2.ChartLine],
+    actor: str,
     request_id: str | None,
 ) -> None:
     """Make a ledger with at least one currency.
@@ -48,7 +51,15 @@ def create(
     """
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        ledger = client.create_ledger(name, currencies, chart, description, request_id=request_id)
+        ledger = client.create_ledger(
+            name,
+            currencies,
+            chart,
+            description,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
+        )
     session.output.ledger(ledger)
 
 
@@ -86,6 +97,7 @@ def list_(session: Session, limit: int, everything: bool, stale: bool) -> None:
     type=click.IntRange(min=0),
     help="Do it only if the ledger is at this revision (default: the one it is at now).",
 )
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -98,6 +110,7 @@ def update(
     currencies: Sequence[ledger_pb2.Currency],
     chart: Sequence[ledger_pb2.ChartLine],
     revision: int | None,
+    actor: str,
     request_id: str | None,
 ) -> None:
     """Add currencies and lines of the chart to a ledger, or change its description.
@@ -115,6 +128,8 @@ def update(
             description=description,
             currencies=currencies,
             chart=chart,
+            actor=actor,
             request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.ledger(ledger)

@@ -9,7 +9,10 @@ from ledger_cli.accounts import accounts
 from ledger_cli.cluster import cluster
 from ledger_cli.context import CleanErrors, gateway_options, output_option
 from ledger_cli.dev import dev
+from ledger_cli.export import export
+from ledger_cli.import_ import import_
 from ledger_cli.ledgers import ledgers
+from ledger_cli.report import report
 from ledger_cli.transactions import transactions
 from ledger_cli.verify import verify
 
@@ -28,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (accounts, transactions, ledgers, dev, cluster, verify):
+for command in (accounts, transactions, ledgers, report, dev, cluster, verify, export, import_):
     cli.add_command(command)
 
 

@@ -1,6 +1,6 @@
 """Asks the nodes themselves: their status, and audits of their replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -93,6 +93,46 @@ class NodeProbe:
             }
             result[shard_id] = {node_id: _audit(call) for node_id, call in calls.items()}
         return result
+
+    def verify_replica(
+        self,
+        node_id: str,
+        shard_id: int,
+        timeout_s: float,
+        tell: Callable[[shard_pb2.VerifyProgress], None],
+    ) -> shard_pb2.VerifyProgress | str:
+        """Have a node prove what its replica has stored; return what it found, or why it did not.
+
+        ``tell`` gets, now and then, how far it is. May be called from several threads at once.
+        """
+        request = shard_pb2.VerifyReplicaRequest(shard_id=shard_id)
+        last = shard_pb2.VerifyProgress()
+        try:
+            for last in self._stubs[node_id].VerifyReplica(request, timeout=timeout_s):
+                tell(last)
+        except grpc.RpcError as error:
+            return _problem(error)
+        if last.outcome != shard_pb2.OUTCOME_OK:
+            return shard_pb2.Outcome.Name(last.outcome).removeprefix("OUTCOME_").lower()
+        if not last.finished:
+            return last.message or "it ended before it was done"
+        return last
+
+    def findings(
+        self, timeout_s: float = STATUS_TIMEOUT_S
+    ) -> dict[str, shard_pb2.NodeFindings | str]:
+        """Ask every node at once what its checks have found; or return why it did not say."""
+        calls = {
+            node_id: stub.GetFindings.future(shard_pb2.GetFindingsRequest(), timeout=timeout_s)
+            for node_id, stub in self._stubs.items()
+        }
+        answers: dict[str, shard_pb2.NodeFindings | str] = {}
+        for node_id, call in calls.items():
+            try:
+                answers[node_id] = call.result()
+            except grpc.RpcError as error:
+                answers[node_id] = _problem(error)
+        return answers
 
 
 def serving_leader(shard: ShardConfig, answers: dict[str, NodeAnswer]) -> str | None:

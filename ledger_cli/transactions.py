@@ -8,6 +8,7 @@ import click
 from ledger.v1 import ledger_pb2
 from ledger_cli.context import (
     Session,
+    actor_option,
     gateway_options,
     output_option,
     page_size,
@@ -17,8 +18,13 @@ from ledger_cli.context import (
     shown,
     stale_option,
 )
+from ledger_cli.history import show_states
+from ledger_cli.moments import check_range, range_options
 from ledger_cli.options import DURATION_S, ENTRY, TIME, metadata_option
+from ledger_cli.output import status_name
 from ledger_core.money import INT64_MAX
+
+STATUSES = tuple(status_name(value) for value in ledger_pb2.TransactionStatus.values() if value)
 
 
 def _one_of_both(ctx: click.Context, param: click.Parameter, value: bool | None) -> bool:
@@ -26,6 +32,11 @@ def _one_of_both(ctx: click.Context, param: click.Parameter, value: bool | None)
     if value is None:
         raise click.MissingParameter(ctx=ctx, param=param)
     return value
+
+
+def transaction_status(name: str | None) -> ledger_pb2.TransactionStatus.ValueType:
+    """Return the status of this name; unspecified for None."""
+    return ledger_pb2.TransactionStatus.Value(f"TRANSACTION_STATUS_{name or 'UNSPECIFIED'}")
 
 
 @click.group()
@@ -59,7 +70,7 @@ def transactions() -> None:
 )
 @click.option("--reference", default="", help="Your own name for it, such as an order number.")
 @metadata_option
-@click.option("--actor", default="", help="Who or what causes it.")
+@actor_option
 @click.option("--effective-time", type=TIME, metavar="TIME", help="Business date (default: now).")
 @click.option(
     "--expire-in",
@@ -124,6 +135,7 @@ def create(
             actor=actor,
             dry_run=dry_run,
             request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.transaction(transaction)
 
@@ -161,7 +173,7 @@ def get(
     metavar="MINOR_UNITS",
     help="Settle only this much of a transaction of two entries, and release the rest.",
 )
-@click.option("--actor", default="", help="Who or what causes it.")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -178,14 +190,18 @@ def settle(
     request_id = session.remember_request(request_id)
     with session.client() as client:
         transaction = client.settle_transaction(
-            transaction_id, amount=amount or 0, actor=actor, request_id=request_id
+            transaction_id,
+            amount=amount or 0,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.transaction(transaction)
 
 
 @transactions.command()
 @click.argument("transaction_id")
-@click.option("--actor", default="", help="Who or what causes it.")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -194,9 +210,13 @@ def cancel(session: Session, transaction_id: str, actor: str, request_id: str | 
     """Cancel a pending transaction: what it reserved is free again."""
     request_id = session.remember_request(request_id)
     with session.client() as client:
-        session.output.transaction(
-            client.cancel_transaction(transaction_id, actor=actor, request_id=request_id)
+        transaction = client.cancel_transaction(
+            transaction_id,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
         )
+    session.output.transaction(transaction)
 
 
 @transactions.command()
@@ -210,7 +230,7 @@ def cancel(session: Session, transaction_id: str, actor: str, request_id: str | 
     help="How much of each entry, given once for each in their order (default: all that is left).",
 )
 @click.option("--description", default="", help="At most 1,000 characters.")
-@click.option("--actor", default="", help="Who or what causes it.")
+@actor_option
 @request_id_option
 @output_option
 @gateway_options
@@ -228,22 +248,78 @@ def reverse(
     request_id = session.remember_request(request_id)
     with session.client() as client:
         transaction = client.reverse_transaction(
-            transaction_id, amounts, description, actor=actor, request_id=request_id
+            transaction_id,
+            amounts,
+            description,
+            actor=actor,
+            request_id=request_id,
+            correlation_id=session.correlation_id,
         )
     session.output.transaction(transaction)
 
 
 @transactions.command("list")
-@click.option("--account-id", required=True, help="16 hex digits.")
+@click.argument("account", default="")
+@click.option("--account-id", default="", help="The same as ACCOUNT.")
+@click.option("--ledger", default="", help="All of this ledger (default: main, without ACCOUNT).")
+@click.option("--status", type=click.Choice(STATUSES), help="Those that have this status now.")
+@range_options
+@click.option("--reference", default="", help="Those with this reference of your own.")
+@click.option("--metadata-key", default="", help="Those that have this key in their metadata.")
 @paging_options
 @stale_option
 @output_option
 @gateway_options
 @pass_session
-def list_(session: Session, account_id: str, limit: int, everything: bool, stale: bool) -> None:
-    """List the transactions of an account, newest first, refused ones included."""
+def list_(
+    session: Session,
+    *,
+    account: str,
+    account_id: str,
+    ledger: str,
+    status: str | None,
+    start: datetime | None,
+    end: datetime | None,
+    reference: str,
+    metadata_key: str,
+    limit: int,
+    everything: bool,
+    stale: bool,
+) -> None:
+    """List the transactions of an ACCOUNT or of a ledger, newest first, refused ones included.
+
+    Those that fit all that is given are shown.
+    """
+    if account and account_id and account != account_id:
+        raise click.UsageError("ACCOUNT and --account-id are the same; give one of them.")
+    account_id = account or account_id
+    if account_id and ledger:
+        raise click.UsageError("--ledger and an account exclude each other.")
+    check_range(start, end)
     with session.client() as client:
         found = client.list_transactions(
-            account_id, page_size=page_size(limit, everything), stale=stale
+            account_id,
+            ledger=ledger,
+            status=transaction_status(status),
+            start=start,
+            end=end,
+            external_reference=reference,
+            metadata_key=metadata_key,
+            page_size=page_size(limit, everything),
+            stale=stale,
         )
         session.output.transactions(shown(found, limit, everything))
+
+
+@transactions.command()
+@click.argument("transaction_id")
+@stale_option
+@output_option
+@gateway_options
+@pass_session
+def states(session: Session, transaction_id: str, stale: bool) -> None:
+    """Show the life of a transaction: every state it has been in, and who brought it there."""
+    with session.client() as client:
+        transaction = client.get_transaction(transaction_id, stale=stale)
+        life = client.transaction_states(transaction_id, stale=stale)
+    show_states(session.output, transaction, life)

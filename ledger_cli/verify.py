@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,11 +11,15 @@ from rich.text import Text
 
 from ledger.internal.v1 import shard_pb2
 from ledger_cli.context import Session, cluster_config_option, output_option, pass_session
+from ledger_cli.deep_verify import ReplicaProof, deep_verify, verify_store
+from ledger_cli.export_report import export_option, print_export_check
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
+from ledger_cli.transit import ShardTransit, TransitFault, transit_faults
 from ledger_cluster.config import ClusterConfig, ShardConfig, load_cluster_config
 from ledger_core.ledgers import MAIN_NAME, USD
 from ledger_core.money import format_amount
+from ledger_node.deep_audit import AUDIT_S_MAX
 
 ATTEMPTS = 10
 PAUSE_S = 0.3
@@ -149,42 +154,180 @@ def prove(config: ClusterConfig, audit: Audit) -> list[ShardProof]:
     return list(proofs.values())
 
 
-@click.command(short_help="Prove that all books balance and replicas are equal.")
+@click.command(short_help="Prove all that is stored, that books balance, and replicas are equal.")
 @cluster_config_option
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Only sum the accounts and compare replicas; do not read the histories.",
+)
 @click.option(
     "--audit-timeout",
     metavar="SECONDS",
     type=click.FloatRange(min=0.1, max=3600),
     default=120.0,
     show_default=True,
-    help="How long the audit of one shard may take.",
+    help="How long summing the accounts of one shard may take.",
 )
+@click.option(
+    "--deep-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=AUDIT_S_MAX),
+    default=AUDIT_S_MAX,
+    show_default=True,
+    help="How long reading all that a replica has stored may take.",
+)
+@click.option(
+    "--data-dir",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Prove the store of a node that is stopped, instead of a cluster.",
+)
+@export_option
 @output_option
 @pass_session
-def verify(session: Session, cluster_config: str, audit_timeout: float) -> None:
-    """Prove the books: every shard balances, and its replicas are equal.
+def verify(
+    session: Session,
+    *,
+    cluster_config: str,
+    quick: bool,
+    audit_timeout: float,
+    deep_timeout: float,
+    data_dir: Path | None,
+    export_file: Path | None,
+) -> None:
+    """Prove the books: every shard balances, its replicas are equal, and its history is whole.
 
     Sums debits and credits of every replica of every shard from its accounts, and compares the hash
     chains of replicas at one applied index. Counts the transactions across shards that are on their
-    way; one that takes longer than 30 s is a fault. Exits with 1 if anything is not as it must be,
-    or could not be proven.
+    way; one that takes longer than 30 s is a fault. When none is, what shards have in transit must
+    net to zero.
+
+    Then every replica reads all that it has stored, in a process of its own beside the work that
+    goes on, and proves it from the first entry of its journal: every checksum, digest and link,
+    every entry from the one before it, every account, total, transaction and hold from the entries.
+    --quick leaves that out.
+
+    Exits with 1 if anything is not as it must be, or could not be proven.
     """
+    if data_dir is not None and export_file is not None:
+        raise click.UsageError("--data-dir and --export cannot be given together.")
+    if export_file is not None:
+        print_export_check(session, export_file)
+        return
+    if data_dir is not None:
+        _verify_store(session, data_dir)
+        return
     config = load_cluster_config(cluster_config)
+    replicas: list[ReplicaProof] = []
     with NodeProbe(config) as probe:
-        proofs = prove(config, lambda shard_ids: probe.audits(shard_ids, audit_timeout))
+
+        def audits(shard_ids: list[int]) -> dict[int, Audits]:
+            return probe.audits(shard_ids, audit_timeout)
+
+        proofs = prove(config, audits)
+        transit = transit_faults(_transits(proofs), lambda ids: _ask_transits(config, audits, ids))
+        if not quick:
+            replicas = deep_verify(probe, config, deep_timeout)
     problems = [problem for proof in proofs for problem in proof.problems()]
+    problems += [str(fault) for fault in transit]
+    problems += [problem for replica in replicas for problem in replica.problems()]
     records = [record for proof in proofs for record in _records(proof)]
     if session.output_format == "json":
-        session.output.record({"ok": not problems, "problems": problems, "shards": records})
+        session.output.record(
+            {
+                "ok": not problems,
+                "problems": problems,
+                "shards": records,
+                "replicas": [replica.record() for replica in replicas],
+            }
+        )
     elif session.output_format == "csv":
         session.output.records(records)
     else:
         _print_proofs(proofs)
         _print_conclusion(proofs)
+        _print_transit(proofs, transit)
+        if not quick:
+            _print_replicas(replicas)
+    _end(problems)
+
+
+def _end(problems: list[str]) -> None:
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise click.exceptions.Exit(1)
+
+
+def _verify_store(session: Session, data_dir: Path) -> None:
+    """Prove the store of a stopped node."""
+    proof = verify_store(data_dir)
+    records = [
+        {
+            "shard_id": audit.shard_id,
+            "applied_index": audit.applied_index,
+            "chain_hash": audit.link,
+            "proven": audit.finished and not audit.faults,
+            "journal_entries": audit.journal_entries,
+            "entries": audit.entries,
+            "accounts": audit.accounts,
+            "transactions": audit.transactions,
+            "orphaned_holds": audit.orphaned_holds,
+            "faults": len(audit.faults),
+        }
+        for audit in proof.audits
+    ]
+    if session.output_format == "json":
+        session.output.record(
+            {"ok": not proof.problems, "problems": proof.problems, "shards": records}
+        )
+    elif session.output_format == "csv":
+        session.output.records(records)
+    else:
+        numbers = ("shard", "index", "journal", "entries", "accounts", "transactions", "faults")
+        table = new_table(*numbers, right=numbers)
+        for audit in proof.audits:
+            counts = (audit.journal_entries, audit.entries, audit.accounts, audit.transactions)
+            table.add_row(
+                str(audit.shard_id),
+                str(audit.applied_index),
+                *map(str, counts),
+                str(len(audit.faults)),
+            )
+        console().print(table)
+        console().print()
+        if proof.problems:
+            console().print(Text("✗ the store is not what was written", style="bold red"))
+        else:
+            entries = sum(audit.entries for audit in proof.audits)
+            line = f"✓ the store is proven from its first entry on ({entries} entries)"
+            console().print(Text(line, style="bold green"))
+    _end(proof.problems)
+
+
+def _transits(proofs: list[ShardProof]) -> dict[int, ShardTransit]:
+    """Return what each shard has in transit, as the audit that reaches furthest says."""
+    return {
+        proof.shard.id: ShardTransit(
+            proof.shard.id,
+            latest.applied_index,
+            proof.in_flight + proof.undecided,
+            latest.in_transit,
+        )
+        for proof in proofs
+        if (latest := proof.latest) is not None
+    }
+
+
+def _ask_transits(
+    config: ClusterConfig, audit: Audit, shard_ids: list[int]
+) -> dict[int, ShardTransit]:
+    proofs = []
+    for shard_id, audits in audit(shard_ids).items():
+        proofs.append(ShardProof(config.shard(shard_id)))
+        proofs[-1].add(audits)
+    return _transits(proofs)
 
 
 def _records(proof: ShardProof) -> list[dict[str, Any]]:
@@ -277,6 +420,32 @@ def _print_conclusion(proofs: list[ShardProof]) -> None:
         replicas = sum(len(proof.shard.replicas) for proof in proofs)
         line = f"✓ all {replicas} replicas equal those of the same shard at the same index"
         screen.print(Text(line, style="bold green"))
+
+
+def _print_transit(proofs: list[ShardProof], faults: list[TransitFault]) -> None:
+    if faults:
+        line = "✗ what is in transit between shards does not net to zero"
+        console().print(Text(line, style="bold red"))
+    elif any(proof.latest and proof.latest.in_transit for proof in proofs) and not any(
+        proof.in_flight + proof.undecided for proof in proofs
+    ):
+        line = "✓ what is in transit between shards nets to zero"
+        console().print(Text(line, style="bold green"))
+
+
+def _print_replicas(replicas: list[ReplicaProof]) -> None:
+    wrong = [replica for replica in replicas if replica.problems()]
+    if wrong:
+        names = ", ".join(f"shard {replica.shard_id} on {replica.node_id}" for replica in wrong)
+        console().print(Text(f"✗ replicas that are not proven: {names}", style="bold red"))
+        return
+    found = [replica.found for replica in replicas if not isinstance(replica.found, str)]
+    line = (
+        f"✓ all {len(replicas)} replicas proven from their first entry on "
+        f"({sum(one.entries for one in found)} entries, "
+        f"{sum(one.journal_entries for one in found)} links of the journals)"
+    )
+    console().print(Text(line, style="bold green"))
 
 
 def _differ(proof: ShardProof) -> bool:

@@ -7,8 +7,9 @@
         ledger.create_transaction(alice, 10_00, "top-up", settled=True)
         ledger.create_transaction(entries=[debit(alice, 4_00), credit(bob, 4_00)], settled=True)
 
-Amounts are int minor units. Every change carries a request id and is retried under it, so that it
-happens once however often it had to be sent. `ledger_client.testing` runs a ledger for tests.
+Amounts are int minor units, moments datetimes with a time zone. Every change carries a request id
+and is retried under it, so that it happens once however often it had to be sent.
+`ledger_client.testing` runs a ledger for tests.
 """
 
 from ledger_client.async_client import AsyncLedgerClient
@@ -30,11 +31,13 @@ from ledger_client.errors import (
     UnknownError,
 )
 from ledger_client.parts import credit, debit, limits
+from ledger_client.statements import AsyncStatement, Statement
 from ledger_core.errors import FieldViolation
 
 __all__ = [
     "AlreadyExistsError",
     "AsyncLedgerClient",
+    "AsyncStatement",
     "DeadlineExceededError",
     "FailedPreconditionError",
     "FieldViolation",
@@ -46,6 +49,7 @@ __all__ = [
     "PermissionDeniedError",
     "ResourceExhaustedError",
     "ServerCancelledError",
+    "Statement",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

@@ -16,10 +16,12 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def create_ledger(
+    *,
     name: str,
     currencies: Iterable[ledger_pb2.Currency],
     chart: Iterable[ledger_pb2.ChartLine],
     description: str,
+    actor: str,
     request_id: str | None,
 ) -> ledger_pb2.CreateLedgerRequest:
     """Build a CreateLedger request."""
@@ -29,6 +31,7 @@ def create_ledger(
         currencies=list(currencies),
         chart=list(chart),
         description=description,
+        actor=actor,
         request_id=request_id or new_request_id(),
     )
 
@@ -55,6 +58,7 @@ def update_ledger(
     description: str | None,
     currencies: Iterable[ledger_pb2.Currency],
     chart: Iterable[ledger_pb2.ChartLine],
+    actor: str,
     request_id: str | None,
 ) -> ledger_pb2.UpdateLedgerRequest:
     """Build an UpdateLedger request."""
@@ -64,6 +68,7 @@ def update_ledger(
         revision=revision,
         currencies=list(currencies),
         chart=list(chart),
+        actor=actor,
         request_id=request_id or new_request_id(),
         **given(description=description),
     )
@@ -79,6 +84,7 @@ def create_account(
     name: str,
     limits: ledger_pb2.Limits | None,
     metadata: Mapping[str, str] | None,
+    actor: str,
 ) -> ledger_pb2.CreateAccountRequest:
     """Build a CreateAccount request."""
     return fill(
@@ -89,6 +95,7 @@ def create_account(
         code=code,
         type=account_type,
         name=name,
+        actor=actor,
         **given(limits=limits, metadata=metadata),
     )
 
@@ -138,6 +145,7 @@ def update_account(
     name: str | None,
     metadata: Mapping[str, str] | None,
     limits: ledger_pb2.Limits | None,
+    actor: str,
     request_id: str | None,
 ) -> ledger_pb2.UpdateAccountRequest:
     """Build an UpdateAccount request."""
@@ -148,14 +156,19 @@ def update_account(
         ledger_pb2.UpdateAccountRequest(),
         account_id=account_id,
         revision=revision,
+        actor=actor,
         request_id=request_id or new_request_id(),
         **given(name=name, metadata=values, limits=limits),
     )
 
 
-def change_account(kind: type[MessageT], account_id: str, request_id: str | None) -> MessageT:
+def change_account(
+    kind: type[MessageT], account_id: str, actor: str, request_id: str | None
+) -> MessageT:
     """Build a FreezeAccount, UnfreezeAccount or CloseAccount request."""
-    return fill(kind(), account_id=account_id, request_id=request_id or new_request_id())
+    return fill(
+        kind(), account_id=account_id, actor=actor, request_id=request_id or new_request_id()
+    )
 
 
 def create_transaction(
@@ -248,11 +261,108 @@ def reverse_transaction(
 
 
 def list_transactions(
-    account_id: str, page_size: int, page_token: str, stale: bool
+    *,
+    account_id: str,
+    ledger: str,
+    status: ledger_pb2.TransactionStatus.ValueType,
+    start: datetime | None,
+    end: datetime | None,
+    external_reference: str,
+    metadata_key: str,
+    page_size: int,
+    page_token: str,
+    stale: bool,
 ) -> ledger_pb2.ListTransactionsRequest:
     """Build a ListTransactions request."""
     return fill(
         ledger_pb2.ListTransactionsRequest(),
+        account_id=account_id,
+        ledger=ledger,
+        status=status,
+        external_reference=external_reference,
+        metadata_key=metadata_key,
+        page_size=page_size,
+        page_token=page_token,
+        consistency=_consistency(stale),
+        **given(start_time=start, end_time=end),
+    )
+
+
+def get_balance(
+    account_id: str,
+    as_of: datetime | None,
+    basis: ledger_pb2.TimeBasis.ValueType,
+    stale: bool,
+) -> ledger_pb2.GetBalanceRequest:
+    """Build a GetBalance request."""
+    return fill(
+        ledger_pb2.GetBalanceRequest(),
+        account_id=account_id,
+        basis=basis,
+        consistency=_consistency(stale),
+        **given(as_of_time=as_of),
+    )
+
+
+def list_entries(
+    *,
+    account_id: str,
+    start: datetime | None,
+    end: datetime | None,
+    oldest_first: bool,
+    page_size: int,
+    page_token: str,
+    stale: bool,
+) -> ledger_pb2.ListEntriesRequest:
+    """Build a ListEntries request."""
+    return fill(
+        ledger_pb2.ListEntriesRequest(),
+        account_id=account_id,
+        oldest_first=oldest_first,
+        page_size=page_size,
+        page_token=page_token,
+        consistency=_consistency(stale),
+        **given(start_time=start, end_time=end),
+    )
+
+
+def get_statement(
+    *,
+    account_id: str,
+    start: datetime | None,
+    end: datetime | None,
+    page_size: int,
+    page_token: str,
+    stale: bool,
+) -> ledger_pb2.GetStatementRequest:
+    """Build a GetStatement request."""
+    return fill(
+        ledger_pb2.GetStatementRequest(),
+        account_id=account_id,
+        page_size=page_size,
+        page_token=page_token,
+        consistency=_consistency(stale),
+        **given(start_time=start, end_time=end),
+    )
+
+
+def list_transaction_states(
+    transaction_id: str, stale: bool
+) -> ledger_pb2.ListTransactionStatesRequest:
+    """Build a ListTransactionStates request."""
+    return fill(
+        ledger_pb2.ListTransactionStatesRequest(),
+        transaction_id=transaction_id,
+        consistency=_consistency(stale),
+    )
+
+
+def list_account_events(
+    account_id: str, page_size: int, page_token: str, stale: bool
+) -> ledger_pb2.ListAccountEventsRequest:
+    """Build a ListAccountEvents request."""
+    return fill(
+        ledger_pb2.ListAccountEventsRequest(),
         account_id=account_id,
         page_size=page_size,
         page_token=page_token,

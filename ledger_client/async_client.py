@@ -7,36 +7,34 @@ from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from ledger.v1 import ledger_pb2
 from ledger_client import _channel, _requests
+from ledger_client._async_history import AsyncHistoryCalls
+from ledger_client._channel import AsyncConnection
 from ledger_client._retries import Attempts
 from ledger_client.errors import from_rpc_error
 
 ResponseT = TypeVar("ResponseT")
 
 
-class _Connection:
-    """A channel and its stubs, bound to the event loop that runs when it is made."""
-
-    def __init__(self, target: str) -> None:
-        self.channel = grpc.aio.insecure_channel(target, options=_channel.OPTIONS)
-        self.ledger = ledger_pb2_grpc.LedgerServiceStub(self.channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[no-untyped-call]
-
-
-class AsyncLedgerClient:
+class AsyncLedgerClient(AsyncHistoryCalls):
     """Talks to a gateway; share one among tasks, and close it in the end (or use ``async with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless
     given, and every attempt of a call repeats it. Methods raise `LedgerError`.
+
+    ``correlation_id`` is yours: the ledger records it with every change, so that you find what a
+    piece of work did. It goes with all calls of this client that are not given one of their own. At
+    most 128 printable ASCII characters.
     """
 
-    def __init__(self, target: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, target: str, timeout_s: float = 10.0, *, correlation_id: str = "") -> None:
+        self._metadata = _channel.metadata(correlation_id)
         self._target = target
         self._timeout_s = timeout_s
-        self._connection: _Connection | None = None
+        self._connection: AsyncConnection | None = None
 
     async def create_ledger(
         self,
@@ -45,11 +43,22 @@ class AsyncLedgerClient:
         chart: Iterable[ledger_pb2.ChartLine] = (),
         description: str = "",
         *,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Ledger:
         """Make a ledger; its first currency is the default of its accounts and entries."""
-        request = _requests.create_ledger(name, currencies, chart, description, request_id)
-        return (await self._call(self._connect().ledger.CreateLedger, request)).ledger
+        request = _requests.create_ledger(
+            name=name,
+            currencies=currencies,
+            chart=chart,
+            description=description,
+            actor=actor,
+            request_id=request_id,
+        )
+        return (
+            await self._call(self._connect().ledger.CreateLedger, request, correlation_id)
+        ).ledger
 
     async def get_ledger(self, ledger: str = "", *, stale: bool = False) -> ledger_pb2.Ledger:
         """Return a ledger with its chart, "main" by default."""
@@ -86,7 +95,9 @@ class AsyncLedgerClient:
         description: str | None = None,
         currencies: Iterable[ledger_pb2.Currency] = (),
         chart: Iterable[ledger_pb2.ChartLine] = (),
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Ledger:
         """Add currencies and lines of the chart to a ledger, or change its description.
 
@@ -98,9 +109,12 @@ class AsyncLedgerClient:
             description=description,
             currencies=currencies,
             chart=chart,
+            actor=actor,
             request_id=request_id,
         )
-        return (await self._call(self._connect().ledger.UpdateLedger, request)).ledger
+        return (
+            await self._call(self._connect().ledger.UpdateLedger, request, correlation_id)
+        ).ledger
 
     async def create_account(
         self,
@@ -112,7 +126,9 @@ class AsyncLedgerClient:
         name: str = "",
         limits: ledger_pb2.Limits | None = None,
         metadata: Mapping[str, str] | None = None,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Open an account in the ledger, "main" by default.
 
@@ -127,8 +143,11 @@ class AsyncLedgerClient:
             name=name,
             limits=limits,
             metadata=metadata,
+            actor=actor,
         )
-        return (await self._call(self._connect().ledger.CreateAccount, request)).account
+        return (
+            await self._call(self._connect().ledger.CreateAccount, request, correlation_id)
+        ).account
 
     async def get_account(
         self, account_id: str = "", *, ledger: str = "", name: str = "", stale: bool = False
@@ -203,7 +222,9 @@ class AsyncLedgerClient:
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         limits: ledger_pb2.Limits | None = None,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Change name, metadata (all of it) or limits; what is None stays as it is.
 
@@ -215,32 +236,60 @@ class AsyncLedgerClient:
             name=name,
             metadata=metadata,
             limits=limits,
+            actor=actor,
             request_id=request_id,
         )
-        return (await self._call(self._connect().ledger.UpdateAccount, request)).account
+        return (
+            await self._call(self._connect().ledger.UpdateAccount, request, correlation_id)
+        ).account
 
     async def freeze_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Let an account take no new transactions; pending ones can still end."""
-        request = _requests.change_account(ledger_pb2.FreezeAccountRequest, account_id, request_id)
-        return (await self._call(self._connect().ledger.FreezeAccount, request)).account
+        request = _requests.change_account(
+            ledger_pb2.FreezeAccountRequest, account_id, actor, request_id
+        )
+        return (
+            await self._call(self._connect().ledger.FreezeAccount, request, correlation_id)
+        ).account
 
     async def unfreeze_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Let a frozen account take new transactions again."""
         request = _requests.change_account(
-            ledger_pb2.UnfreezeAccountRequest, account_id, request_id
+            ledger_pb2.UnfreezeAccountRequest, account_id, actor, request_id
         )
-        return (await self._call(self._connect().ledger.UnfreezeAccount, request)).account
+        return (
+            await self._call(self._connect().ledger.UnfreezeAccount, request, correlation_id)
+        ).account
 
     async def close_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Close an account for good: only at zero, with nothing pending."""
-        request = _requests.change_account(ledger_pb2.CloseAccountRequest, account_id, request_id)
-        return (await self._call(self._connect().ledger.CloseAccount, request)).account
+        request = _requests.change_account(
+            ledger_pb2.CloseAccountRequest, account_id, actor, request_id
+        )
+        return (
+            await self._call(self._connect().ledger.CloseAccount, request, correlation_id)
+        ).account
 
     async def create_transaction(
         self,
@@ -258,6 +307,7 @@ class AsyncLedgerClient:
         actor: str = "",
         dry_run: bool = False,
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Move money: between accounts (``entries``), or into and out of one of them.
 
@@ -283,7 +333,9 @@ class AsyncLedgerClient:
             dry_run=dry_run,
             request_id=request_id,
         )
-        return (await self._call(self._connect().ledger.CreateTransaction, request)).transaction
+        return (
+            await self._call(self._connect().ledger.CreateTransaction, request, correlation_id)
+        ).transaction
 
     async def get_transaction(
         self,
@@ -308,17 +360,27 @@ class AsyncLedgerClient:
         amount: int = 0,
         actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Post what a pending transaction reserved: all (0), or ``amount`` of a two-entry one."""
         request = _requests.settle_transaction(transaction_id, amount, actor, request_id)
-        return (await self._call(self._connect().ledger.SettleTransaction, request)).transaction
+        return (
+            await self._call(self._connect().ledger.SettleTransaction, request, correlation_id)
+        ).transaction
 
     async def cancel_transaction(
-        self, transaction_id: str, *, actor: str = "", request_id: str | None = None
+        self,
+        transaction_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Release what a pending transaction reserved."""
         request = _requests.cancel_transaction(transaction_id, actor, request_id)
-        return (await self._call(self._connect().ledger.CancelTransaction, request)).transaction
+        return (
+            await self._call(self._connect().ledger.CancelTransaction, request, correlation_id)
+        ).transaction
 
     async def reverse_transaction(
         self,
@@ -328,6 +390,7 @@ class AsyncLedgerClient:
         *,
         actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Post the mirror entries of a settled transaction; return the new transaction.
 
@@ -336,29 +399,9 @@ class AsyncLedgerClient:
         request = _requests.reverse_transaction(
             transaction_id, amounts, description, actor, request_id
         )
-        return (await self._call(self._connect().ledger.ReverseTransaction, request)).transaction
-
-    async def list_transactions_page(
-        self, account_id: str, *, page_size: int = 0, page_token: str = "", stale: bool = False
-    ) -> ledger_pb2.ListTransactionsResponse:
-        """Return one page of an account's transactions, newest first."""
-        request = _requests.list_transactions(account_id, page_size, page_token, stale)
-        return await self._call(self._connect().ledger.ListTransactions, request)
-
-    async def list_transactions(
-        self, account_id: str, *, page_size: int = 0, stale: bool = False
-    ) -> AsyncIterator[ledger_pb2.Transaction]:
-        """Go through all transactions of an account, newest first, page by page."""
-        page_token = ""
-        while True:
-            page = await self.list_transactions_page(
-                account_id, page_size=page_size, page_token=page_token, stale=stale
-            )
-            for transaction in page.transactions:
-                yield transaction
-            page_token = page.next_page_token
-            if not page_token:
-                return
+        return (
+            await self._call(self._connect().ledger.ReverseTransaction, request, correlation_id)
+        ).transaction
 
     async def serving_shards(self) -> dict[str, bool]:
         """Tell what serves now: ``""`` is the whole, ``"shard-0"``, … are the shards."""
@@ -378,19 +421,23 @@ class AsyncLedgerClient:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
-    def _connect(self) -> _Connection:
+    def _connect(self) -> AsyncConnection:
         # Not in __init__: a client may be made before there is an event loop.
         if self._connection is None:
-            self._connection = _Connection(self._target)
+            self._connection = AsyncConnection(self._target)
         return self._connection
 
     async def _call(
-        self, method: Callable[..., Awaitable[ResponseT]], request: Message
+        self,
+        method: Callable[..., Awaitable[ResponseT]],
+        request: Message,
+        correlation_id: str = "",
     ) -> ResponseT:
+        metadata = _channel.metadata(correlation_id) or self._metadata
         attempts = Attempts(self._timeout_s)
         while True:
             try:
-                return await method(request, timeout=attempts.timeout_s())
+                return await method(request, timeout=attempts.timeout_s(), metadata=metadata)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
             await asyncio.sleep(attempts.pause_s(failure))

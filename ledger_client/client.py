@@ -11,20 +11,26 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _channel, _requests
+from ledger_client._history import HistoryCalls
 from ledger_client._retries import Attempts
 from ledger_client.errors import from_rpc_error
 
 ResponseT = TypeVar("ResponseT")
 
 
-class LedgerClient:
+class LedgerClient(HistoryCalls):
     """Talks to a gateway; share one among threads, and close it in the end (or use ``with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless
     given, and every attempt of a call repeats it. Methods raise `LedgerError`.
+
+    ``correlation_id`` is yours: the ledger records it with every change, so that you find what a
+    piece of work did. It goes with all calls of this client that are not given one of their own. At
+    most 128 printable ASCII characters.
     """
 
-    def __init__(self, target: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, target: str, timeout_s: float = 10.0, *, correlation_id: str = "") -> None:
+        self._metadata = _channel.metadata(correlation_id)
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(target, options=_channel.OPTIONS)
         self._stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
@@ -37,11 +43,20 @@ class LedgerClient:
         chart: Iterable[ledger_pb2.ChartLine] = (),
         description: str = "",
         *,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Ledger:
         """Make a ledger; its first currency is the default of its accounts and entries."""
-        request = _requests.create_ledger(name, currencies, chart, description, request_id)
-        return self._call(self._stub.CreateLedger, request).ledger
+        request = _requests.create_ledger(
+            name=name,
+            currencies=currencies,
+            chart=chart,
+            description=description,
+            actor=actor,
+            request_id=request_id,
+        )
+        return self._call(self._stub.CreateLedger, request, correlation_id).ledger
 
     def get_ledger(self, ledger: str = "", *, stale: bool = False) -> ledger_pb2.Ledger:
         """Return a ledger with its chart, "main" by default."""
@@ -75,7 +90,9 @@ class LedgerClient:
         description: str | None = None,
         currencies: Iterable[ledger_pb2.Currency] = (),
         chart: Iterable[ledger_pb2.ChartLine] = (),
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Ledger:
         """Add currencies and lines of the chart to a ledger, or change its description.
 
@@ -87,9 +104,10 @@ class LedgerClient:
             description=description,
             currencies=currencies,
             chart=chart,
+            actor=actor,
             request_id=request_id,
         )
-        return self._call(self._stub.UpdateLedger, request).ledger
+        return self._call(self._stub.UpdateLedger, request, correlation_id).ledger
 
     def create_account(
         self,
@@ -101,7 +119,9 @@ class LedgerClient:
         name: str = "",
         limits: ledger_pb2.Limits | None = None,
         metadata: Mapping[str, str] | None = None,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Open an account in the ledger, "main" by default.
 
@@ -116,8 +136,9 @@ class LedgerClient:
             name=name,
             limits=limits,
             metadata=metadata,
+            actor=actor,
         )
-        return self._call(self._stub.CreateAccount, request).account
+        return self._call(self._stub.CreateAccount, request, correlation_id).account
 
     def get_account(
         self, account_id: str = "", *, ledger: str = "", name: str = "", stale: bool = False
@@ -191,7 +212,9 @@ class LedgerClient:
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         limits: ledger_pb2.Limits | None = None,
+        actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Change name, metadata (all of it) or limits; what is None stays as it is.
 
@@ -203,32 +226,52 @@ class LedgerClient:
             name=name,
             metadata=metadata,
             limits=limits,
+            actor=actor,
             request_id=request_id,
         )
-        return self._call(self._stub.UpdateAccount, request).account
+        return self._call(self._stub.UpdateAccount, request, correlation_id).account
 
     def freeze_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Let an account take no new transactions; pending ones can still end."""
-        request = _requests.change_account(ledger_pb2.FreezeAccountRequest, account_id, request_id)
-        return self._call(self._stub.FreezeAccount, request).account
+        request = _requests.change_account(
+            ledger_pb2.FreezeAccountRequest, account_id, actor, request_id
+        )
+        return self._call(self._stub.FreezeAccount, request, correlation_id).account
 
     def unfreeze_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Let a frozen account take new transactions again."""
         request = _requests.change_account(
-            ledger_pb2.UnfreezeAccountRequest, account_id, request_id
+            ledger_pb2.UnfreezeAccountRequest, account_id, actor, request_id
         )
-        return self._call(self._stub.UnfreezeAccount, request).account
+        return self._call(self._stub.UnfreezeAccount, request, correlation_id).account
 
     def close_account(
-        self, account_id: str, *, request_id: str | None = None
+        self,
+        account_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Account:
         """Close an account for good: only at zero, with nothing pending."""
-        request = _requests.change_account(ledger_pb2.CloseAccountRequest, account_id, request_id)
-        return self._call(self._stub.CloseAccount, request).account
+        request = _requests.change_account(
+            ledger_pb2.CloseAccountRequest, account_id, actor, request_id
+        )
+        return self._call(self._stub.CloseAccount, request, correlation_id).account
 
     def create_transaction(
         self,
@@ -246,6 +289,7 @@ class LedgerClient:
         actor: str = "",
         dry_run: bool = False,
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Move money: between accounts (``entries``), or into and out of one of them.
 
@@ -271,7 +315,7 @@ class LedgerClient:
             dry_run=dry_run,
             request_id=request_id,
         )
-        return self._call(self._stub.CreateTransaction, request).transaction
+        return self._call(self._stub.CreateTransaction, request, correlation_id).transaction
 
     def get_transaction(
         self,
@@ -296,17 +340,23 @@ class LedgerClient:
         amount: int = 0,
         actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Post what a pending transaction reserved: all (0), or ``amount`` of a two-entry one."""
         request = _requests.settle_transaction(transaction_id, amount, actor, request_id)
-        return self._call(self._stub.SettleTransaction, request).transaction
+        return self._call(self._stub.SettleTransaction, request, correlation_id).transaction
 
     def cancel_transaction(
-        self, transaction_id: str, *, actor: str = "", request_id: str | None = None
+        self,
+        transaction_id: str,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Release what a pending transaction reserved."""
         request = _requests.cancel_transaction(transaction_id, actor, request_id)
-        return self._call(self._stub.CancelTransaction, request).transaction
+        return self._call(self._stub.CancelTransaction, request, correlation_id).transaction
 
     def reverse_transaction(
         self,
@@ -316,6 +366,7 @@ class LedgerClient:
         *,
         actor: str = "",
         request_id: str | None = None,
+        correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
         """Post the mirror entries of a settled transaction; return the new transaction.
 
@@ -324,28 +375,7 @@ class LedgerClient:
         request = _requests.reverse_transaction(
             transaction_id, amounts, description, actor, request_id
         )
-        return self._call(self._stub.ReverseTransaction, request).transaction
-
-    def list_transactions_page(
-        self, account_id: str, *, page_size: int = 0, page_token: str = "", stale: bool = False
-    ) -> ledger_pb2.ListTransactionsResponse:
-        """Return one page of an account's transactions, newest first."""
-        request = _requests.list_transactions(account_id, page_size, page_token, stale)
-        return self._call(self._stub.ListTransactions, request)
-
-    def list_transactions(
-        self, account_id: str, *, page_size: int = 0, stale: bool = False
-    ) -> Iterator[ledger_pb2.Transaction]:
-        """Go through all transactions of an account, newest first, page by page."""
-        page_token = ""
-        while True:
-            page = self.list_transactions_page(
-                account_id, page_size=page_size, page_token=page_token, stale=stale
-            )
-            yield from page.transactions
-            page_token = page.next_page_token
-            if not page_token:
-                return
+        return self._call(self._stub.ReverseTransaction, request, correlation_id).transaction
 
     def serving_shards(self) -> dict[str, bool]:
         """Tell what serves now: ``""`` is the whole, ``"shard-0"``, … are the shards."""
@@ -361,11 +391,14 @@ class LedgerClient:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., ResponseT], request: Message) -> ResponseT:
+    def _call(
+        self, method: Callable[..., ResponseT], request: Message, correlation_id: str = ""
+    ) -> ResponseT:
+        metadata = _channel.metadata(correlation_id) or self._metadata
         attempts = Attempts(self._timeout_s)
         while True:
             try:
-                return method(request, timeout=attempts.timeout_s())
+                return method(request, timeout=attempts.timeout_s(), metadata=metadata)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
             time.sleep(attempts.pause_s(failure))

@@ -1,7 +1,7 @@
 """What the client raises: one class per gRPC status.
 
     LedgerError                     status, reason, message, metadata, violations, retry_delay_s
-    ├── InvalidArgumentError        INVALID_ARGUMENT: fields are wrong, see violations
+    ├── InvalidArgumentError        INVALID_ARGUMENT: fields are wrong, see violations; a ValueError
     ├── NotFoundError               NOT_FOUND
     ├── AlreadyExistsError          ALREADY_EXISTS: a request id with another body, a name taken, …
     ├── FailedPreconditionError     FAILED_PRECONDITION: no longer pending, …
@@ -55,8 +55,8 @@ class LedgerError(Exception):
         """How long the server asks to wait before another attempt, if it does."""
 
 
-class InvalidArgumentError(LedgerError):
-    """Fields of the request are wrong."""
+class InvalidArgumentError(LedgerError, ValueError):
+    """Fields of the request are wrong: found by the client or by the server."""
 
 
 class NotFoundError(LedgerError):

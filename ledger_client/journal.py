@@ -58,11 +58,17 @@ class JournalClient:
         self,
         shard_id: int,
         entries: Sequence[journal_pb2.JournalEntry],
+        after_number: int,
         *,
         ends: bool = False,
     ) -> journal_pb2.ReplayJournalResponse:
-        """Apply journal entries of another cluster; ``ends`` says that there are no more."""
-        request = journal_pb2.ReplayJournalRequest(shard_id=shard_id, entries=entries, ends=ends)
+        """Apply journal entries of another cluster, the first one of them after ``after_number``.
+
+        ``ends`` says that there are no more.
+        """
+        request = journal_pb2.ReplayJournalRequest(
+            shard_id=shard_id, entries=entries, after_number=after_number, ends=ends
+        )
         return self._call(self._stub.ReplayJournal, request)
 
     def close(self) -> None:

@@ -255,7 +255,8 @@ class _Lane:
         size = 0
         for count, call in enumerate(self._waiting):
             size += len(call.data)
-            if count == _BATCH_MAX or size > EXECUTE_BYTES_MAX:
+            # A single call may be larger: an entry of a journal that is imported.
+            if count == _BATCH_MAX or (count and size > EXECUTE_BYTES_MAX):
                 break
         else:
             count = len(self._waiting)

@@ -68,7 +68,7 @@ class HistoryRpcs:
                 conversion.time_us_up(request.end_time),
                 sequence,
             )
-            answer = await self._shards.query(account_id, query, context, request.consistency)
+            answer = await self._shards.query_page(account_id, query, context, request.consistency)
             page = unwrap(answer.result, EntryPage)
             response = ledger_pb2.ListEntriesResponse(
                 entries=[conversion.account_entry(item) for item in page.entries],
@@ -173,7 +173,7 @@ class HistoryRpcs:
                 sequence=cursor.sequence if cursor else 0,
             )
         )
-        answer = await self._shards.query(account_id, query, context, request.consistency)
+        answer = await self._shards.query_page(account_id, query, context, request.consistency)
         view = answer.result
         if cursor and isinstance(view, StatementView) and view.closing.version < cursor.version:
             answer = await self._shards.query(account_id, query, context)

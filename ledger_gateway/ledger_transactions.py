@@ -16,6 +16,7 @@ from collections import deque
 from ledger.v1 import ledger_pb2
 from ledger_cluster.shards import Answer
 from ledger_core.ledgers import MAIN_NAME
+from ledger_core.money import INT64_MAX
 from ledger_core.queries import ListLedgerTransactions
 from ledger_core.results import LedgerTransactionPage, TransactionView
 from ledger_gateway import conversion, fields
@@ -181,7 +182,8 @@ def _start(shard_id: int, cursor: LedgerCursor) -> tuple[int, int]:
     """
     if shard_id == cursor.shard_id:
         return cursor.time_us, cursor.number
-    return cursor.time_us + (shard_id > cursor.shard_id), 0
+    later = shard_id > cursor.shard_id and cursor.time_us < INT64_MAX
+    return cursor.time_us + later, 0
 
 
 def _order(place: LedgerCursor) -> Order:

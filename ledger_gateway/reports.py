@@ -31,11 +31,11 @@ from ledger_gateway.validation import require
 
 REPORT_SERVICE_NAME = reports_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 
-# How much one call to a shard, one page and one request for a page may take, as for lists of
-# accounts: looking at an account's age costs a shard more than showing it.
+# What one call to a shard may bring, how much a page holds before it ends early, and how many calls
+# it may take: fewer than a list of accounts, since ages are looked up in histories.
 _ACCOUNTS_PER_CALL_MAX = 64
 _PAGE_BYTES_MAX = 1_000_000
-_CALLS_PER_PAGE_MAX = 64
+_CALLS_PER_PAGE_MAX = 16
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class ReportService(reports_pb2_grpc.ReportServiceServicer):
         """Return debits and credits of every code."""
         books = await self._as_of(request, context)
         return reports_pb2.GetTrialBalanceResponse(
-            currencies=_parts(
+            currencies=await _parts(
                 books,
                 lambda totals, chart: report_messages.trial_balance(
                     reports.trial_balance(totals, chart)
@@ -87,7 +87,7 @@ class ReportService(reports_pb2_grpc.ReportServiceServicer):
         """Return assets against liabilities and equity."""
         books = await self._as_of(request, context)
         return reports_pb2.GetBalanceSheetResponse(
-            currencies=_parts(
+            currencies=await _parts(
                 books,
                 lambda totals, chart: report_messages.balance_sheet(
                     reports.balance_sheet(totals, chart)
@@ -106,7 +106,7 @@ class ReportService(reports_pb2_grpc.ReportServiceServicer):
         query = queries.GetTotals(request.ledger or MAIN_NAME, periods.moments, basis)
         books = await self._ask_all(query.ledger, query, request.consistency, context)
         return reports_pb2.GetIncomeStatementResponse(
-            currencies=_parts(
+            currencies=await _parts(
                 books,
                 lambda totals, chart: report_messages.income_statement(
                     reports.income_statement(totals, chart, periods.spans)
@@ -121,7 +121,7 @@ class ReportService(reports_pb2_grpc.ReportServiceServicer):
         """Return balances by the lines of the chart."""
         books = await self._as_of(request, context)
         return reports_pb2.GetChartBalancesResponse(
-            currencies=_parts(
+            currencies=await _parts(
                 books,
                 lambda totals, chart: report_messages.chart_balances(
                     reports.chart_balances(totals, chart)
@@ -228,10 +228,19 @@ class ReportService(reports_pb2_grpc.ReportServiceServicer):
         return _Books(view, answers)
 
 
-def _parts(
+async def _parts(
     books: _Books, build: Callable[[reports.CurrencyTotals, reports.Chart], PartT]
 ) -> list[PartT]:
-    """Make a report of the sums of all shards, a part for each currency."""
+    """Make a report of the sums of all shards, a part for each currency.
+
+    In a thread: with tens of thousands of codes it takes a while, and other calls go on.
+    """
+    return await asyncio.to_thread(_build, books, build)
+
+
+def _build(
+    books: _Books, build: Callable[[reports.CurrencyTotals, reports.Chart], PartT]
+) -> list[PartT]:
     chart = reports.Chart(books.ledger.chart)
     views = {answer.shard_id: unwrap(answer.result, TotalsView) for answer in books.answers}
     try:

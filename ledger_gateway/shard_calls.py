@@ -12,7 +12,7 @@ from ledger_cluster.shards import Answer, Shards
 from ledger_core.commands import Command, routing_id
 from ledger_core.errors import OutcomeUnknownError, ShardUnavailableError
 from ledger_core.queries import Query
-from ledger_core.results import Result
+from ledger_core.results import Failure, Result
 
 TIMEOUT_DEFAULT_S = 10.0
 TIMEOUT_MAX_S = 60.0
@@ -65,6 +65,20 @@ class ShardCalls:
         """Answer a query from the shard to which ``account_id`` routes."""
         ask = partial(self._shards.query, account_id, query)
         return await _answer(ask, context, consistency)
+
+    async def query_page(
+        self, account_id: int, query: Query, context: Context, consistency: int
+    ) -> Answer:
+        """Answer a query that goes on where a page ended.
+
+        A stale replica may be behind the one that answered before, and not know that place: then
+        the leader is asked.
+        """
+        answer = await self.query(account_id, query, context, consistency)
+        unknown = isinstance(answer.result, Failure) and answer.result.field == "page_token"
+        if unknown and consistency == ledger_pb2.READ_CONSISTENCY_STALE:
+            return await self.query(account_id, query, context)
+        return answer
 
     async def query_shard(
         self,

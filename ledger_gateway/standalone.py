@@ -16,7 +16,7 @@ from ledger_core.ids import U32_MAX
 from ledger_core.queries import Query
 from ledger_core.results import Result
 from ledger_node.fatal import die
-from ledger_node.node import rested_at
+from ledger_node.node import ENTRY_BYTES_MAX, rested_at
 from ledger_node.reads import answer
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import ShardRange, Store, StoreIdentity
@@ -130,7 +130,7 @@ class StandaloneShards:
         if not self._queue:
             return
         began_at = time.monotonic()
-        batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
+        batch = self._take_batch()
         results = self._apply([item.command for item in batch])
         self._ready_at = rested_at(began_at, time.monotonic())
         if self._queue:
@@ -139,10 +139,23 @@ class StandaloneShards:
             if not item.result.done():
                 item.result.set_result(result)
 
+    def _take_batch(self) -> list[_Pending]:
+        """Take what waits, up to the bounds of a log entry of a cluster: so it can be imported."""
+        size = 0
+        for count, item in enumerate(self._queue):
+            size += len(item.command)
+            if count == _BATCH_MAX or (count and size > ENTRY_BYTES_MAX):
+                break
+        else:
+            count = len(self._queue)
+        batch, self._queue = self._queue[:count], self._queue[count:]
+        return batch
+
     def _expire(self) -> None:
         """Let pending transactions expire whose time is over: every log entry does so."""
         with self._store.read() as view:
-            due = any(view.shard(_SHARD_ID).expirations_until(_now_us()))
+            tables = view.shard(_SHARD_ID)
+            due = any(tables.expirations_until(_now_us())) and not tables.meta().importing
         if due and not self._store.full():
             self._apply([])
 

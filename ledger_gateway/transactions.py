@@ -125,7 +125,7 @@ class TransactionRpcs:
 
         async def ask(page_size: int) -> tuple[ledger_pb2.ListTransactionsResponse, int]:
             query = queries.ListTransactions(account_id, page_size, *cursor, filter=wanted)
-            answer = await self._shards.query(account_id, query, context, request.consistency)
+            answer = await self._shards.query_page(account_id, query, context, request.consistency)
             page = unwrap(answer.result, TransactionPage)
             response = ledger_pb2.ListTransactionsResponse(
                 transactions=[conversion.transaction(item) for item in page.transactions],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ledger_core.accounts import Counters
 from ledger_core.ids import format_account_id
+from ledger_node.in_transit import InTransit, of_account
 from ledger_node.store import ShardTables
 
 FAULTS_MAX = 100
@@ -32,6 +33,7 @@ class Audit:
     """Transactions for whose decision this shard waits."""
     unfinished_since_us: int = 0
     """Since when the oldest of these two kinds is so; 0 if there is none."""
+    in_transit: list[InTransit] = field(default_factory=list)
 
 
 def audit(tables: ShardTables) -> Audit:
@@ -57,6 +59,8 @@ def audit(tables: ShardTables) -> Audit:
         sums.credits_posted += balance.credits_posted
         sums.debits_pending += balance.debits_pending
         sums.credits_pending += balance.credits_pending
+        if (transit := of_account(meta, balance)) is not None:
+            result.in_transit.append(transit)
         after = Counters()
         if balance.last_position:
             after = tables.entry(balance.last_position).after

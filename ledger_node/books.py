@@ -45,7 +45,7 @@ _encode = msgspec.msgpack.Encoder().encode
 DAY_US = 24 * 60 * 60 * 1_000_000
 
 # The books of a shard are numbered below this many bits; see `Books.in_transit_account`.
-_BOOK_BITS = 10
+BOOK_BITS = 10
 
 
 class InvariantError(Exception):
@@ -171,7 +171,7 @@ class Books:
             if (book.ledger, book.currency) == (ledger, currency.code):
                 return index
         index = len(meta.books)
-        if index >> _BOOK_BITS:
+        if index >> BOOK_BITS:
             raise InvariantError("a shard has 1,024 ledgers and currencies at most")
         external_id = system_account_id(meta.lower_bound, index)
         external_slot = self.add_account(
@@ -195,7 +195,7 @@ class Books:
     def in_transit_account(self, ledger: str, currency: Currency, peer_shard_id: int) -> int:
         """Return the id of the account for money due to or from another shard; make it first."""
         book = self.book(ledger, currency)
-        ordinal = (peer_shard_id + 1) << _BOOK_BITS | book
+        ordinal = (peer_shard_id + 1) << BOOK_BITS | book
         account_id = system_account_id(self.meta.lower_bound, ordinal)
         if self.find_slot(account_id) is None:
             self.add_account(

@@ -76,6 +76,7 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     record.reversal_of = command.reversal_of
     record.clearing = clearing
     books.save_transaction(number, record)
+    add_references(books, number, record)
     book_new(books, number, record, kind)
     books.tables.add_request(key, RequestRow(command.body_hash, number, 0))
     if refused is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
-from ledger_cluster.channels import EXECUTE_BYTES_MAX
+from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.commands import Command, CreateTransaction, encode_batch, encode_command
 from ledger_core.queries import Query
@@ -40,7 +40,9 @@ MESSAGES_PER_TURN_MAX = 2_000
 INBOX_MESSAGES_MAX = 50_000
 BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 512 << 10
-assert BATCH_BYTES_MAX + EXECUTE_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
+ENTRY_BYTES_MAX = BATCH_BYTES_MAX + EXECUTE_BYTES_MAX
+# The larger ones are entries of another journal, one in each log entry.
+assert ENTRY_BYTES_MAX < REPLAY_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 
 # After a turn a node rests for as long as the turn took, within these bounds. A turn blocks the
 # event loop, so under load the rest lets arrivals gather and share the next turn's fsync. Where
@@ -356,10 +358,12 @@ class Node:
         commands: list[bytes] = []
         size = 0
         while replica.proposals and len(commands) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
-            proposal = replica.proposals.popleft()
-            taken.append(proposal)
-            commands.extend(proposal.commands)
+            proposal = replica.proposals[0]
             size += sum(map(len, proposal.commands))
+            if taken and size > ENTRY_BYTES_MAX:
+                break
+            taken.append(replica.proposals.popleft())
+            commands.extend(proposal.commands)
         replica.waiting_commands -= len(commands)
 
         def done(outcome: ProposalOutcome, log_index: int, results: list[Result] | None) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from ledger_core.accounts import Counters
 from ledger_core.ids import format_account_id, format_transaction_id
-from ledger_node.records import ShardMeta
+from ledger_node.records import GroupRecord, ShardMeta
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_scan import ScannedShard, row_name
 
@@ -22,7 +22,7 @@ FAULTS_MAX: Final = 100
 # After so many rows the clock is looked at, and progress is told.
 _ROWS_PER_LOOK: Final = 4_096
 NO_GROUP: Final = 2**64 - 1
-"""The group of an account whose balance row cannot be read."""
+"""The group of an account of which that cannot be known, because a row of it is wrong."""
 
 # What decoding a row can raise whose bytes are not what was written.
 UNREADABLE: Final = (StoreCorruptError, msgspec.MsgspecError, struct.error, ValueError)
@@ -94,6 +94,7 @@ class Proof:
         self.meta: ShardMeta = shard.tables.meta()
         self.accounts = Accounts()
         self.faults: list[str] = []
+        self.groups: dict[int, GroupRecord] = {}
         self.orphaned_holds = 0
         self.undecided_at_home: list[int] = []
         self.rows_done = 0
@@ -109,7 +110,7 @@ class Proof:
     def advance(self) -> None:
         """Count a row that was read; TooLongError once the time is over."""
         self.rows_done += 1
-        if self.rows_done % _ROWS_PER_LOOK == 0:
+        if self.rows_done % _ROWS_PER_LOOK == 1:
             self._tell(self.rows_done)
             if time.monotonic() > self._deadline:
                 raise TooLongError

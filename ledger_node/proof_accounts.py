@@ -36,6 +36,7 @@ _CHANGES = (
 def read_accounts(proof: Proof) -> None:
     """Read all accounts, and hold the rows of each against each other."""
     accounts, meta = proof.accounts, proof.meta
+    proof.groups = _read_groups(proof)
     for key, balance in proof.rows("balances", lambda _key, row: BalanceRow.unpack(row)):
         (slot,) = key_numbers("balances", key)
         if not len(accounts.ids) <= slot < meta.next_slot:
@@ -51,7 +52,12 @@ def read_accounts(proof: Proof) -> None:
                 f"is of {proof.account(balance.account_id)}, but table account_info says "
                 f"{proof.account(info.account_id)}",
             )
-        accounts.add(balance.account_id, balance.group, info.create_time_us if info else 0)
+        what = _group_fault(proof, balance, info)
+        if what:
+            name = proof.account(balance.account_id)
+            proof.fault("balances", f"{row_name('balances', key)}, {name}", what)
+        group = NO_GROUP if what else balance.group
+        accounts.add(balance.account_id, group, info.create_time_us if info else 0)
     while len(accounts.ids) < meta.next_slot:
         _add_unreadable(proof, len(accounts.ids))
     _read_slots(proof)
@@ -95,7 +101,6 @@ def prove_accounts(proof: Proof, newest_marks: dict[int, int]) -> None:
 
     ``newest_marks``: the block of the newest mark of each group.
     """
-    groups = _read_groups(proof)
     opened, changes, limits_changed = _read_events(proof)
     sums: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for key, balance in proof.rows("balances", lambda _key, row: BalanceRow.unpack(row)):
@@ -103,7 +108,7 @@ def prove_accounts(proof: Proof, newest_marks: dict[int, int]) -> None:
         if slot >= len(proof.accounts.ids):
             continue
         _add(sums[balance.group], balance)
-        what = [*_differences(proof, slot, balance), *_group_faults(proof, balance, groups, slot)]
+        what = _differences(proof, slot, balance)
         info = find_account_info(proof, slot)
         if info is not None:
             what += _limit_faults(balance, info, changed=slot in limits_changed)
@@ -123,8 +128,8 @@ def prove_accounts(proof: Proof, newest_marks: dict[int, int]) -> None:
             )
         if (opened[slot] == 1) != bool(info.request_id):
             proof.fault("account_events", row, f"was opened {opened[slot]} times")
-    _prove_totals(proof, groups, sums, newest_marks)
-    _prove_balance(proof, groups, sums)
+    _prove_totals(proof, sums, newest_marks)
+    _prove_balance(proof, sums)
 
 
 def _add(sums: list[int], balance: BalanceRow) -> None:
@@ -163,22 +168,20 @@ def _differences(proof: Proof, slot: int, balance: BalanceRow) -> list[str]:
     return what
 
 
-def _group_faults(
-    proof: Proof, balance: BalanceRow, groups: dict[int, GroupRecord], slot: int
-) -> list[str]:
+def _group_fault(proof: Proof, balance: BalanceRow, info: AccountRecord | None) -> str:
+    """Say what is wrong with the group that an account belongs to."""
     if balance.book >= len(proof.meta.books):
-        return [f"there is no book {balance.book}"]
-    group = groups.get(balance.group)
+        return f"there is no book {balance.book}"
+    group = proof.groups.get(balance.group)
     if group is None:
-        return [f"its group {balance.group} is missing"]
-    info = find_account_info(proof, slot)
+        return f"there is no group {balance.group}"
     own = is_system_account_id(proof.meta.lower_bound, balance.account_id)
     if (group.book, group.type) != (balance.book, balance.type) or (
         (group.role is not GroupRole.ACCOUNT) != own
         or (info is not None and not own and group.code != info.code)
     ):
-        return [f"it does not belong to group {balance.group}"]
-    return []
+        return f"it does not belong to group {balance.group}"
+    return ""
 
 
 def _limit_faults(balance: BalanceRow, info: AccountRecord, *, changed: bool) -> list[str]:
@@ -246,7 +249,6 @@ def _read_groups(proof: Proof) -> dict[int, GroupRecord]:
 
 def _prove_totals(
     proof: Proof,
-    groups: dict[int, GroupRecord],
     sums: dict[int, list[int]],
     newest_marks: dict[int, int],
 ) -> None:
@@ -258,12 +260,12 @@ def _prove_totals(
         seen.add(number)
         expected = sums.get(number, [0, 0, 0, 0, 0])
         ours = [*counters_of(totals), totals.accounts]
-        if number not in groups:
+        if number not in proof.groups:
             proof.fault("totals", f"group {number}", "there is no such group")
         elif ours != expected and complete:
             proof.fault(
                 "totals",
-                f"group {number} ({_group_name(proof, groups[number])})",
+                f"group {number} ({_group_name(proof, proof.groups[number])})",
                 f"has {show(counters_of(totals))} in {totals.accounts} accounts, but its accounts "
                 f"make {show((expected[0], expected[1], expected[2], expected[3]))} in "
                 f"{expected[4]}",
@@ -275,7 +277,7 @@ def _prove_totals(
                 f"changed last in block {totals.last_block}, but its newest row of table "
                 f"total_marks is of block {newest_marks.get(number)}",
             )
-    for number in groups.keys() - seen:
+    for number in proof.groups.keys() - seen:
         if not proof.shard.has("totals", number.to_bytes(4)):
             proof.fault("totals", f"group {number}", "the row is missing")
 
@@ -286,18 +288,16 @@ def _group_name(proof: Proof, group: GroupRecord) -> str:
     return ", ".join([*parts, group.type.name, group.code or group.role.name])
 
 
-def _prove_balance(
-    proof: Proof, groups: dict[int, GroupRecord], sums: dict[int, list[int]]
-) -> None:
+def _prove_balance(proof: Proof, sums: dict[int, list[int]]) -> None:
     """Check that debits equal credits in every ledger and currency."""
     if NO_GROUP in proof.accounts.groups:
         return
     books: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for number, of_group in sums.items():
-        if number in groups:
-            books[groups[number].book] = [
-                a + b for a, b in zip(books[groups[number].book], of_group, strict=True)
-            ]
+        if number in proof.groups:
+            of_book = books[proof.groups[number].book]
+            for place, value in enumerate(of_group):
+                of_book[place] += value
     for index, (debits, credits_, reserved, coming, _count) in sorted(books.items()):
         if index < len(proof.meta.books) and (debits != credits_ or reserved != coming):
             book = proof.meta.books[index]

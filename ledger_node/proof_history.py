@@ -59,6 +59,8 @@ class HistoryProof:
         self._effective: defaultdict[int, _Sums] = defaultdict(lambda: [0, 0, 0, 0])
         self._dated_now: set[int] = set()
         self._dated_rows = 0
+        # Subjects and groups whose sums were found wrong: all that follow are.
+        self._wrong: set[tuple[str, int]] = set()
 
     def run(self) -> None:
         """Walk from the first entry to the last, then check that nothing is left over."""
@@ -109,7 +111,7 @@ class HistoryProof:
             what.append(f"its log index {record.index} is out of order")
         self._index, self._time_us = record.index, max(self._time_us, record.time_us)
         count = sum(item.entries for item in record.items)
-        rows = self._rows_of(record, count, what)
+        rows = self._rows_of(record, count, f"journal number {number}", what)
         digests, offset = [], 0
         for item in record.items:
             end = offset + item.entries * ENTRY_ROW_BYTES
@@ -123,7 +125,7 @@ class HistoryProof:
             self._journal_fault(number, "; ".join(what))
         self._number, self._link = number, record.link
 
-    def _rows_of(self, record: JournalRecord, count: int, what: list[str]) -> bytes:
+    def _rows_of(self, record: JournalRecord, count: int, whose: str, what: list[str]) -> bytes:
         """Return the rows of a journal entry as they are stored, after walking through them."""
         while self._block is not None and self._block[0] < record.first_position:
             self._stray_block()
@@ -131,15 +133,14 @@ class HistoryProof:
             what.append(f"its rows begin at position {record.first_position}, not {self._position}")
         rows = b""
         if count:
+            place = f"position {record.first_position}"
             if self._block is None or self._block[0] != record.first_position:
-                what.append(f"its {count} rows of entries are missing")
+                self._proof.fault("entries", place, f"{count} rows are missing that {whose} wrote")
             else:
                 _, rows = self._block
                 if len(rows) != count * ENTRY_ROW_BYTES:
-                    what.append(
-                        f"it wrote {count} rows of entries, but {len(rows) / ENTRY_ROW_BYTES:g} "
-                        f"are there"
-                    )
+                    found = f"{len(rows) / ENTRY_ROW_BYTES:g}"
+                    self._proof.fault("entries", place, f"{whose} wrote {count} rows, not {found}")
                 self._walk(record.first_position, rows, record.time_us)
                 self._next_block()
         self._position = record.first_position + count
@@ -277,6 +278,8 @@ class HistoryProof:
             return []  # the pass over that table tells
         if mark is None or [*counters_of(mark)] == before:
             return []
+        if not self._is_first("total_marks", group):
+            return []
         return [
             f"the row of table total_marks, group {group}, block {block}, says "
             f"{show(counters_of(mark))} before this, but that was {_shown(before)}"
@@ -295,13 +298,19 @@ class HistoryProof:
                 found = counters_of(self._proof.tables.effective_log(subject, self._time_us))
             except UNREADABLE:
                 continue  # the pass over that table tells
-            if [*found] != self._effective[subject]:
+            if [*found] != self._effective[subject] and self._is_first("effective_log", subject):
                 self._proof.fault(
                     "effective_log",
                     name,
                     f"says {show(found)}, but entries make {_shown(self._effective[subject])}",
                 )
         self._dated_now.clear()
+
+    def _is_first(self, table: str, number: int) -> bool:
+        """Whether the sums of a group or subject are found wrong for the first time."""
+        known = (table, number) in self._wrong
+        self._wrong.add((table, number))
+        return not known
 
     # What is kept for reads of the past, once everything was walked through
 

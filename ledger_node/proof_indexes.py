@@ -51,6 +51,10 @@ def _prove_log(proof: Proof) -> None:
     if proof.shard.log_count() != last - first + 1:
         proof.fault("log", "", f"has {proof.shard.log_count()} entries from {first} to {last}")
         return
+    if last and last < proof.meta.applied_index:
+        proof.fault(
+            "log", f"index {last + 1}", f"is missing: {proof.meta.applied_index} is applied"
+        )
     newest_term = 0
     for index in range(first, last + 1):
         proof.advance()

@@ -16,7 +16,6 @@ import msgspec
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.durations import duration_bucket
-from ledger_core.ids import metadata_key_digest, reference_digest
 from ledger_node.proof import UNREADABLE, Proof
 from ledger_node.records import (
     EntryRecord,
@@ -256,7 +255,7 @@ def _explained(uncertain: list[int], left: int) -> bool:
     if len(uncertain) > _UNCERTAIN_MAX:
         return True
     return any(
-        sum(chosen) & _MASK == left
+        -sum(chosen) & _MASK == left
         for size in range(len(uncertain) + 1)
         for chosen in itertools.combinations(uncertain, size)
     )
@@ -293,13 +292,9 @@ def _undecided_keys(_proof: Proof, number: int, record: TransactionRecord) -> It
 
 
 def _reference_keys(proof: Proof, number: int, record: TransactionRecord) -> Iterator[bytes]:
-    if record.home_shard_id is not None or record.book >= len(proof.meta.books):
-        return
-    ledger = proof.meta.books[record.book].ledger
-    if record.external_reference:
-        yield reference_digest(ledger, record.external_reference) + number.to_bytes(8)
-    for key in record.metadata:
-        yield metadata_key_digest(ledger, key) + number.to_bytes(8)
+    if record.book < len(proof.meta.books):
+        for digest in record.reference_digests(proof.meta.books[record.book].ledger):
+            yield digest + number.to_bytes(8)
 
 
 _KEYS: Final[dict[str, Callable[[Proof, int, TransactionRecord], Iterator[bytes]]]] = {

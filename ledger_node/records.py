@@ -452,9 +452,7 @@ class TransactionRecord(msgspec.Struct, array_like=True):
         return self.states[-1].status
 
     def reference_digests(self, ledger: str) -> list[bytes]:
-        """Return what it is found by at its home: its external reference and metadata keys."""
-        if self.home_shard_id is not None:
-            return []
+        """Return what it is found by: its external reference and metadata keys."""
         digests = [metadata_key_digest(ledger, key) for key in self.metadata]
         if self.external_reference:
             digests.append(reference_digest(ledger, self.external_reference))

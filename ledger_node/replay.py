@@ -34,6 +34,10 @@ Execute = Callable[[Books, Command], object]
 _decode_expired = msgspec.msgpack.Decoder(tuple[int, int]).decode
 
 
+# So high numbers would leave none for what comes after the import.
+_NUMBERS_END = 1 << 63
+
+
 class _DiffersError(Exception):
     """An item does not lead to what it led to where it comes from."""
 
@@ -119,6 +123,8 @@ def _repeat(books: Books, item: ReplayedItem, execute: Execute) -> None:
 
 def _take_number(meta: ShardMeta, number: int) -> None:
     """Go on at a transaction's number: those left out are of ledgers that are not imported."""
+    if number >= _NUMBERS_END:
+        raise _DiffersError(f"{number} is no transaction number")
     if number < meta.next_transaction:
         raise _DiffersError(
             f"took transaction number {number}, but the next one here is {meta.next_transaction}"

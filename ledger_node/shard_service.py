@@ -12,7 +12,7 @@ import msgspec
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
-from ledger_cluster.channels import EXECUTE_BYTES_MAX
+from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX
 from ledger_cluster.config import ShardConfig
 from ledger_core.commands import (
     ApplyDecision,
@@ -20,6 +20,7 @@ from ledger_core.commands import (
     CreateTransaction,
     Decide,
     Delivered,
+    Replay,
     Resolve,
     decode_command,
     is_across_shards,
@@ -31,6 +32,7 @@ from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
+from ledger_node.in_transit import InTransit
 from ledger_node.node import ExecuteReply, Node, QueryReply
 from ledger_node.store import Store
 
@@ -167,6 +169,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             in_flight=result.in_flight,
             undecided=result.undecided,
             unfinished_since_us=result.unfinished_since_us,
+            in_transit=[transit_message(request.shard_id, item) for item in result.in_transit],
         )
 
     async def VerifyReplica(  # noqa: N802  (the name in the protocol)
@@ -209,6 +212,18 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             return audit(view.shard(shard_id))
 
 
+def transit_message(shard_id: int, transit: InTransit) -> shard_pb2.InTransit:
+    """Return what is in transit as a message."""
+    return shard_pb2.InTransit(
+        shard_id=shard_id,
+        peer_shard_id=transit.peer_shard_id,
+        ledger=transit.ledger,
+        currency=transit.currency,
+        currency_exponent=transit.currency_exponent,
+        net=str(transit.net),
+    )
+
+
 def _verify_progress(audit: DeepAudit) -> shard_pb2.VerifyProgress:
     return shard_pb2.VerifyProgress(
         outcome=shard_pb2.OUTCOME_OK,
@@ -241,8 +256,10 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Comma
     """Decode commands; raise where one must not enter the log: every replica would apply it."""
     if not 1 <= len(commands) <= COMMANDS_PER_CALL_MAX:
         raise ValueError(f"{len(commands)} commands; 1 to {COMMANDS_PER_CALL_MAX} are taken")
-    if (size := sum(map(len, commands))) > EXECUTE_BYTES_MAX:
-        raise ValueError(f"{size} bytes of commands; at most {EXECUTE_BYTES_MAX} are taken")
+    # A journal entry that is imported has what was a whole log entry, and travels alone.
+    bytes_max = REPLAY_BYTES_MAX if len(commands) == 1 else EXECUTE_BYTES_MAX
+    if (size := sum(map(len, commands))) > bytes_max:
+        raise ValueError(f"{size} bytes of commands; at most {bytes_max} are taken")
     decoded = []
     for data in commands:
         command: Command = decode_command(data)
@@ -254,6 +271,8 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Comma
         ):
             raise ValueError(fault)
         decoded.append(command)
+    if size > EXECUTE_BYTES_MAX and not isinstance(decoded[0], Replay):
+        raise ValueError(f"a command of {size} bytes; at most {EXECUTE_BYTES_MAX} are taken")
     return decoded
 
 

@@ -77,11 +77,6 @@ class HistoryTables(RowTables):
                 yield position, row
                 position = row.previous
 
-    def first_position(self, position: int) -> int:
-        """Return where the entries begin of the log entry that wrote the one at a position."""
-        with self._source.txn.cursor(self._entries) as cursor:
-            return _seek(cursor, position)
-
     def entry_bytes(self, position: int) -> bytes:
         """Return the rows, as they are stored, of the log entry whose rows begin at a position."""
         return self._must(self._entries, _U64.pack(position))

@@ -1,20 +1,21 @@
 """The sums of a ledger's accounts by group, now or just after a moment.
 
-Every log entry that changes a group changes its sums, and leaves a mark where a new block of
-entries (`ENTRIES_PER_BLOCK`) begins. As of a moment, a group has what it had at the start of the
-block in which the last log entry up to then began, and what has been booked from there on: a read
-looks at one block per moment, however long the history is.
+Every log entry that changes a group changes its sums, and leaves a mark if it is the first to do so
+in its block of entries (`ENTRIES_PER_BLOCK`). As of a moment, a group has what it had at the start
+of the block in which the next log entry began, and what had been booked since: a read looks at one
+block per moment, however long the history is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ledger_core.accounts import Counters, Direction, TimeBasis
+from ledger_core.accounts import Counters, TimeBasis
 from ledger_core.queries import GetTotals
 from ledger_core.results import CountersView, GroupTotalsView, TotalsView
 from ledger_node.history_reads import counters_view
 from ledger_node.moments import copy_counters, make_effective
-from ledger_node.records import ENTRY_EFFECT, EntryRow, ShardMeta
+from ledger_node.records import ENTRY_EFFECT, ShardMeta
 from ledger_node.store_tables import ENTRIES_PER_BLOCK, GROUP_SUBJECT, ShardTables
+from ledger_node.sums import add_effect
 
 
 def get_totals(tables: ShardTables, query: GetTotals) -> TotalsView:
@@ -28,7 +29,8 @@ def get_totals(tables: ShardTables, query: GetTotals) -> TotalsView:
     }
     sums: dict[int, list[CountersView]] = {number: [] for number in groups}
     reader = _Totals(tables, meta, groups)
-    for time_us in query.as_of_us or [None]:
+    moments: Sequence[int | None] = query.as_of_us or [None]
+    for time_us in moments:
         for number, counters in reader.as_of(time_us, query.basis).items():
             sums[number].append(counters_view(counters))
     return TotalsView(
@@ -72,36 +74,34 @@ class _Totals:
 
     def _recorded(self, time_us: int) -> dict[int, Counters]:
         """Return what log entries up to a moment have made of the sums."""
-        newest = self._newest_position(time_us)
-        if newest == 0:
-            return {number: Counters() for number in self._groups}
-        last = self._tables.first_position(newest)
-        block = last // ENTRIES_PER_BLOCK
+        # The first log entry behind the moment begins in this block. Of those before it, only the
+        # ones that begin in it as well are in no mark: fewer entries than a block has.
+        end = self._end_position(time_us)
+        block = end // ENTRIES_PER_BLOCK
         sums = {number: self._at_block(number, block) for number in self._groups}
         for position, rows in self._tables.blocks_from(block * ENTRIES_PER_BLOCK):
-            if position > last:
+            if position >= end:
                 break
             for row in rows:
                 counters = sums.get(self._group(row.account_id))
                 if counters is not None:
-                    _book(counters, row)
+                    posted, pending = ENTRY_EFFECT[row.kind]
+                    add_effect(counters, row.direction, posted * row.amount, pending * row.amount)
         return sums
 
-    def _newest_position(self, time_us: int) -> int:
-        """Return the position of the last entry recorded at or before a moment; 0: none was."""
-        low, high = 0, self._meta.next_position
-        while high - low > 1:
+    def _end_position(self, time_us: int) -> int:
+        """Return the position behind the last entry recorded at or before a moment."""
+        low, high = 1, self._meta.next_position
+        while low < high:
             middle = (low + high) // 2
             if self._tables.entry(middle).time_us <= time_us:
-                low = middle
+                low = middle + 1
             else:
                 high = middle
         return low
 
     def _at_block(self, group: int, block: int) -> Counters:
         """Return what a group had before the first log entry that began in a block."""
-        if block == 0:
-            return Counters()
         marked = self._tables.total_mark_from(group, block)
         return copy_counters(self._tables.totals(group)) if marked is None else marked
 
@@ -112,14 +112,3 @@ class _Totals:
             assert slot is not None, "every entry has its account"
             group = self._group_of[account_id] = self._tables.balance(slot).group
         return group
-
-
-def _book(counters: Counters, row: EntryRow) -> None:
-    """Add what an entry did."""
-    posted, pending = ENTRY_EFFECT[row.kind]
-    if row.direction is Direction.DEBIT:
-        counters.debits_posted += posted * row.amount
-        counters.debits_pending += pending * row.amount
-    else:
-        counters.credits_posted += posted * row.amount
-        counters.credits_pending += pending * row.amount

@@ -32,8 +32,9 @@ from ledger_node.views import account_not_found, transaction_view
 # meets more of the others than this ends early, and the next one goes on.
 _ENTRIES_PER_SHOWN = 4
 
-# How many entries or records a page with filters may look at.
-LOOKS_MAX = 1_000
+# How many entries of an account, or records of a shard, a page with filters may look at.
+ENTRIES_LOOKED_MAX = 500
+RECORDS_LOOKED_MAX = 1_500
 
 # The sequence number of a cursor whose position is a transaction number: no account has so many
 # entries.
@@ -77,7 +78,7 @@ def list_transactions(tables: ShardTables, query: ListTransactions) -> Transacti
         ):
             return page_token_failure(_NO_ENTRY)
         return _history_of_account(tables, query, query.position)
-    if (wanted.external_reference or wanted.metadata_key) and balance.sequence > LOOKS_MAX:
+    if (wanted.external_reference or wanted.metadata_key) and balance.sequence > ENTRIES_LOOKED_MAX:
         return _found_of_account(tables, query, balance, U64_MAX)
     position = balance.last_position
     if wanted.end_us:
@@ -97,7 +98,7 @@ def _history_of_account(
     wanted = query.filter
     looks = query.page_size * _ENTRIES_PER_SHOWN
     if wanted != ALL_TRANSACTIONS:
-        looks = max(looks, LOOKS_MAX)
+        looks = max(looks, ENTRIES_LOOKED_MAX)
     books = tables.meta().books
     shown: list[TransactionView] = []
     room = PageRoom(query.page_size)
@@ -155,8 +156,7 @@ def _found_of_account(
 
     def of_account(record: TransactionRecord) -> bool:
         return _fits(record, wanted) and any(
-            entry.account_id == query.account_id and entry.shard_id is None
-            for entry in record.entries
+            entry.account_id == query.account_id for entry in record.booked
         )
 
     if wanted.end_us:
@@ -232,11 +232,11 @@ def _take(
     shown: list[TransactionView] = []
     room = PageRoom(page_size)
     last = 0, 0
-    for looked, (number, record) in enumerate(islice(found, LOOKS_MAX + 1)):
+    for looked, (number, record) in enumerate(islice(found, RECORDS_LOOKED_MAX + 1)):
         create_time_us = record.states[0].time_us
         if create_time_us < wanted.start_us:
             break
-        if room.full or looked == LOOKS_MAX:
+        if room.full or looked == RECORDS_LOOKED_MAX:
             return shown, last, False
         if fits(record):
             view = transaction_view(number, record, books[record.book])

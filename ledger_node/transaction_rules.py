@@ -294,7 +294,7 @@ def state_of(
 
 
 def add_references(books: Books, number: int, record: TransactionRecord) -> None:
-    """At the home: make a new transaction be found by its external reference and metadata keys."""
+    """Make a new transaction be found by its external reference and metadata keys."""
     for digest in record.reference_digests(books.meta.books[record.book].ledger):
         books.tables.add_reference(digest, number)
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
-from ledger_cli import verify
+from ledger_cli import transit, verify
 from ledger_cluster.config import ClusterConfig, generate_cluster_config, load_cluster_config
 
 Run = Callable[..., Result]
@@ -30,6 +30,8 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
 
     status: shard_pb2.NodeStatus
     audits: dict[int, list[shard_pb2.ReplicaAudit]] = field(default_factory=dict)
+    faults: dict[int, list[str]] = field(default_factory=dict)
+    """What the deep audit of a shard finds here."""
 
     def GetNodeStatus(self, request: Any, context: Any) -> Any:
         return self.status
@@ -37,6 +39,19 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
     def AuditReplica(self, request: Any, context: Any) -> Any:
         answers = self.audits[request.shard_id]
         return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def VerifyReplica(self, request: Any, context: Any) -> Any:
+        yield shard_pb2.VerifyProgress(outcome=shard_pb2.OUTCOME_OK, rows_done=1, rows_estimated=2)
+        yield shard_pb2.VerifyProgress(
+            outcome=shard_pb2.OUTCOME_OK,
+            finished=True,
+            journal_entries=3,
+            entries=2,
+            faults=self.faults.get(request.shard_id, []),
+        )
+
+    def GetFindings(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
 
     def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -265,6 +280,74 @@ def test_verify_reports_faults_of_accounts(run: Run, cluster: FakeCluster) -> No
     shown = run("verify")
     assert shown.exit_code == 1
     assert shown.stderr == "shard 0: n2: account 1: counters differ from its history\n"
+
+
+def test_verify_has_every_replica_prove_its_history(run: Run, cluster: FakeCluster) -> None:
+    shown = run("verify")
+    assert shown.exit_code == 0
+    assert "✓ all 6 replicas proven from their first entry on (12 entries, 18 links" in shown.stdout
+    cluster.nodes["n2"].faults[1] = ["table entries, position 7: fails its checksum"]
+    shown = run("verify")
+    assert shown.exit_code == 1
+    assert shown.stderr == "shard 1: n2: table entries, position 7: fails its checksum\n"
+    assert "✗ replicas that are not proven: shard 1 on n2" in shown.stdout
+    report = json.loads(run("verify", "-o", "json").stdout)
+    assert not report["ok"]
+    assert [(r["shard_id"], r["node_id"], r["faults"]) for r in report["replicas"]][3:] == [
+        (1, "n1", 0),
+        (1, "n2", 1),
+        (1, "n3", 0),
+    ]
+    assert run("verify", "--quick").exit_code == 0
+
+
+def due(shard_id: int, peer_shard_id: int, net: int) -> Any:
+    return shard_pb2.InTransit(
+        shard_id=shard_id,
+        peer_shard_id=peer_shard_id,
+        ledger="main",
+        currency="USD",
+        currency_exponent=2,
+        net=str(net),
+    )
+
+
+def test_verify_nets_what_is_in_transit(
+    run: Run, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transit, "PAUSE_S", 0.0)
+    for node in cluster.nodes.values():
+        node.audits[0][0].in_transit.append(due(0, 1, 500))
+        node.audits[1][0].in_transit.append(due(1, 0, -500))
+    shown = run("verify", "--quick")
+    assert shown.exit_code == 0
+    assert "✓ what is in transit between shards nets to zero" in shown.stdout
+    for node in cluster.nodes.values():
+        node.audits[1][0].in_transit[0].net = "-499"
+    shown = run("verify", "--quick")
+    assert shown.exit_code == 1
+    assert shown.stderr == (
+        "shards 0 and 1: what is in transit between them in ledger main does not net to zero, but "
+        "to 0.01 USD, and nothing is in flight\n"
+    )
+    # While something is in flight, the one side may have it, and the other not yet.
+    for node in cluster.nodes.values():
+        node.audits[0][0].in_flight = 1
+    assert run("verify", "--quick").exit_code == 0
+
+
+def test_shards_that_go_on_are_not_netted(
+    run: Run, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked one after the other, they can differ by a transaction that passed in between."""
+    monkeypatch.setattr(transit, "PAUSE_S", 0.0)
+    for node in cluster.nodes.values():
+        for index in range(40):
+            first = audit(0, index=11 + index)
+            first.in_transit.append(due(0, 1, 500 + index))
+            node.audits[0].append(first)
+        node.audits[1][0].in_transit.append(due(1, 0, -499))
+    assert run("verify", "--quick").exit_code == 0
 
 
 def test_verify_tells_what_is_on_its_way(run: Run, cluster: FakeCluster) -> None:

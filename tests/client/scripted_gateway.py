@@ -44,11 +44,14 @@ class ScriptedGateway:
     steps: list[Step]
     requests: list[Any] = field(default_factory=list)
     times_left_s: list[float] = field(default_factory=list)
+    correlation_ids: list[str] = field(default_factory=list)
     target: str = ""
 
     def answer(self, request: Message, context: grpc.ServicerContext) -> Message:
         self.requests.append(request)
         self.times_left_s.append(context.time_remaining() or 0.0)
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        self.correlation_ids.append(metadata.get("x-correlation-id", ""))
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if callable(step):
             return step(context)

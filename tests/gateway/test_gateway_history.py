@@ -305,6 +305,28 @@ async def test_a_replica_that_is_behind_the_first_page_is_not_enough(
     assert [call.stale for call in shards.calls] == [True, True, False]
 
 
+@pytest.mark.parametrize("method", ["ListEntries", "GetStatement", "ListTransactions"])
+async def test_a_replica_that_does_not_know_the_place_is_not_enough(
+    method: str, stub: Any, shards: FakeShards
+) -> None:
+    pages = {
+        "ListEntries": entry_page(1, then=2),
+        "GetStatement": StatementView(balance(0), balance(3), entry_page(1, then=2)),
+        "ListTransactions": TransactionPage([], 4, 5),
+    }
+    unknown = Failure(Reason.INVALID_FIELDS, "points to no entry", "page_token")
+    shards.results = [pages[method], unknown, pages[method], unknown]
+    request = getattr(ledger_pb2, f"{method}Request")(account_id=ACCOUNT, consistency=2)
+    request.page_token = (await getattr(stub, method)(request)).next_page_token
+    await getattr(stub, method)(request)
+    # The leader knows: where it does not, the token is wrong.
+    request.consistency = 1
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(stub, method)(request)
+    assert [name for name, _ in decode(caught.value).violations] == ["page_token"]
+    assert [call.stale for call in shards.calls] == [True, True, False, False]
+
+
 # ListTransactionStates, ListAccountEvents
 
 

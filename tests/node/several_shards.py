@@ -5,6 +5,7 @@ stored, and does what is left to do. So whatever happened before, it must bring 
 """
 
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -28,6 +29,7 @@ from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, Failure, TransactionView, VoteView
 from ledger_node.records import InFlightRecord, TransactionRecord
 from ledger_node.store import ShardRange
+from tests.node.history_model import HistoryModel
 from tests.node.shard import Shard
 
 SHARDS = 3
@@ -87,7 +89,12 @@ class World:
     # Steps
 
     def apply(self, shard_id: int, command: Command) -> object:
-        return self.shards[shard_id].one(command)
+        shard = self.shards[shard_id]
+        if isinstance(command, Prepare | ApplyDecision):
+            # Any account of the shard's.
+            routing_id = system_account_id(shard.shard.lower_bound, 0)
+            command = msgspec.structs.replace(command, routing_id=routing_id)
+        return shard.one(command)
 
     @staticmethod
     def prepare_of(command: CreateTransaction) -> Prepare:
@@ -167,6 +174,12 @@ class World:
     def check_every_shard_balances(self) -> None:
         for shard in self.shards:
             assert shard.audit().faults == []
+
+    def check_histories(self) -> None:
+        """What is kept for reads of the past follows from entries and records."""
+        for shard in self.shards:
+            with shard.store.read() as view:
+                HistoryModel(view.shard(shard.shard.id)).check(Random(shard.shard.id))
 
     def balance(self, shard_id: int, which: int) -> AccountView:
         view = self.shards[shard_id].ask(GetAccount(self.accounts[shard_id][which]))

@@ -1,8 +1,10 @@
 """The full ledger on one shard against the model: entries, limits, states, parts, time."""
 
+import random
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -29,7 +31,11 @@ from ledger_core.ledgers import USD
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, Failure, Result, TransactionView
 from tests.node.books_model import BooksModel, ModelAccount, Outcome
+from tests.node.history_model import HistoryModel
 from tests.node.shard import Shard
+
+# So few that groups have marks.
+ENTRIES_PER_BLOCK = 4
 
 NAMES = ["cash", "alice", "bob", "fees"]
 TYPES = [AccountType.ASSET, AccountType.LIABILITY, AccountType.LIABILITY, AccountType.INCOME]
@@ -56,6 +62,11 @@ def entries(draw: st.DrawFn) -> list[Entry]:
 
 
 class BooksAgainstModel(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = patch("ledger_node.sums.ENTRIES_PER_BLOCK", ENTRIES_PER_BLOCK)
+        self.patch.start()
+
     @initialize()
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -70,6 +81,7 @@ class BooksAgainstModel(RuleBasedStateMachine):
             self.model.accounts[account_id] = ModelAccount(type_, limits)
 
     def teardown(self) -> None:
+        self.patch.stop()
         if hasattr(self, "shard"):
             self.shard.close()
             shutil.rmtree(self.folder)
@@ -95,8 +107,16 @@ class BooksAgainstModel(RuleBasedStateMachine):
     def tick(self) -> None:
         self.model.advance(self.shard.time_us + 1)
 
-    @rule(entries=entries(), settled=st.booleans(), lives=st.integers(0, 6))
-    def create(self, entries: list[Entry], settled: bool, lives: int) -> None:
+    @rule(
+        entries=entries(),
+        settled=st.booleans(),
+        lives=st.integers(0, 6),
+        effective_us=st.one_of(st.just(0), st.integers(1, 2**45), st.integers(1, 100)),
+        reference=st.sampled_from(["", "invoice 1", "invoice 2"]),
+    )
+    def create(
+        self, entries: list[Entry], settled: bool, lives: int, effective_us: int, reference: str
+    ) -> None:
         expire = self.shard.time_us + 2 + lives if lives and not settled else 0
         command = CreateTransaction(
             entries[0].account_id,
@@ -106,6 +126,9 @@ class BooksAgainstModel(RuleBasedStateMachine):
             self.request_id(),
             entries,
             expire_time_us=expire,
+            effective_time_us=effective_us,
+            external_reference=reference,
+            metadata={reference: "yes"} if reference else {},
         )
         self.tick()
         self.compare(command, self.model.create(command))
@@ -140,6 +163,7 @@ class BooksAgainstModel(RuleBasedStateMachine):
     @rule(account_id=accounts, change=st.sampled_from(["freeze", "unfreeze", "unfreeze", "close"]))
     def change_state(self, account_id: int, change: str) -> None:
         self.tick()
+        kind: dict[str, type[FreezeAccount | UnfreezeAccount | CloseAccount]]
         kind = {"freeze": FreezeAccount, "unfreeze": UnfreezeAccount, "close": CloseAccount}
         expected = getattr(self.model, change)(account_id)
         result = self.shard.one(kind[change](account_id, self.request_id()))
@@ -171,6 +195,12 @@ class BooksAgainstModel(RuleBasedStateMachine):
             assert view.available_balance == self.model.available(account_id)
             assert view.state.name == self.model.accounts[account_id].state
         assert self.shard.audit().faults == []
+
+    @invariant()
+    def what_is_kept_for_history_follows_from_entries_and_records(self) -> None:
+        if hasattr(self, "shard"):
+            with self.shard.store.read() as view:
+                HistoryModel(view.shard(0), ENTRIES_PER_BLOCK).check(random.Random(self.count))
 
 
 TestBooksAgainstModel = BooksAgainstModel.TestCase

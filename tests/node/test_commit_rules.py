@@ -389,6 +389,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.drive()
         self.world.check_nothing_is_in_flight()
         self.world.check_every_shard_balances()
+        self.world.check_histories()
         self.check_atomicity()
         assert sum(settled for settled, _ in self.world.balances()) == 600
         self.world.close()

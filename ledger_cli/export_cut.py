@@ -1,0 +1,260 @@
+"""Where the journals of all shards can be cut so that the parts belong together.
+
+Shards journal each for itself. If an export took each one as far as it happened to be, it could
+have a decision without the votes that it rests on, or an account without its ledger. So it takes no
+entry whose cause it does not take: a *consistent cut* (Chandy and Lamport: Distributed Snapshots,
+1985).
+
+The cut is found from three looks at how far the shards are. What has happened by the second look
+was caused by what had happened when that one ended, so the third look knows all of it; and only
+what came after the first look can lack a cause in the second one. So only the entries between the
+first look and the third are looked at, and those shortly before, which tell what is begun.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import msgspec
+
+from ledger.v1 import journal_pb2
+from ledger_cli.export_check import shard_key
+from ledger_client.journal import JournalClient
+from ledger_core import commands
+from ledger_core.accounts import TransactionStatus
+from ledger_core.ids import request_key, transaction_request_key
+
+# So many entries of each shard before the first look are looked at, too.
+LOOK_BACK = 200
+
+Token = Hashable
+"""Something that happened on one shard, and that what happens on another one may rest on."""
+
+_DECIDED_ONLY = (
+    TransactionStatus.PENDING,
+    TransactionStatus.INSUFFICIENT_FUNDS,
+    TransactionStatus.REJECTED,
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A journal entry: what others may rest on, and what it rests on itself."""
+
+    number: int
+    produces: frozenset[Token]
+    requires: frozenset[Token]
+
+
+def consistent_cut(client: JournalClient, ledger: str = "") -> list[journal_pb2.JournalShard]:
+    """Return the shards, each with the number of the last entry that is to be exported."""
+    first, second, third = (client.list_shards() for _ in range(3))
+    reached = {shard.shard_id: shard.last_number for shard in second}
+    if second != third:
+        window: dict[int, list[journal_pb2.JournalEntry]] = {
+            before.shard_id: list(
+                client.list_journal(
+                    before.shard_id,
+                    max(0, before.last_number - LOOK_BACK),
+                    after.last_number,
+                    ledger,
+                )
+            )
+            for before, after in zip(first, third, strict=True)
+        }
+        reached = close(events(window, _Ranges(second)), reached)
+    for shard in second:
+        shard.last_number = reached[shard.shard_id]
+    return second
+
+
+def close(journals: Mapping[int, list[Event]], reached: Mapping[int, int]) -> dict[int, int]:
+    """Take entries off the ends of the journals until none rests on what is not taken."""
+    cut = dict(reached)
+    while True:
+        outside: dict[Token, set[int]] = {}
+        for shard_id, journal in journals.items():
+            for event in journal:
+                if event.number > cut[shard_id]:
+                    for token in event.produces:
+                        outside.setdefault(token, set()).add(shard_id)
+        shorter = dict(cut)
+        for shard_id, journal in journals.items():
+            for event in journal:
+                if event.number > cut[shard_id]:
+                    break
+                # What a shard does rests on its own past in any case.
+                if any(outside.get(token, set()) - {shard_id} for token in event.requires):
+                    shorter[shard_id] = event.number - 1
+                    break
+        if shorter == cut:
+            return cut
+        cut = shorter
+
+
+class _Ranges:
+    """Finds the shard of an account."""
+
+    def __init__(self, shards: Iterable[journal_pb2.JournalShard]) -> None:
+        self._shards = list(shards)
+
+    def shard_of(self, account_id: int) -> int:
+        key = shard_key(account_id)
+        for shard in self._shards:
+            if shard.lower_bound <= key <= shard.upper_bound:
+                return shard.shard_id
+        return -1
+
+
+def events(
+    journals: Mapping[int, Iterable[journal_pb2.JournalEntry]], ranges: _Ranges
+) -> dict[int, list[Event]]:
+    """Say of journal entries what they rest on. Hidden items of other ledgers say nothing."""
+    shown = {
+        shard_id: [
+            (entry.number, [item for item in entry.items if not item.hidden]) for entry in journal
+        ]
+        for shard_id, journal in journals.items()
+    }
+    origins: dict[tuple[int, int], bytes] = {}
+    for shard_id, journal in shown.items():
+        for item in chain.from_iterable(items for _, items in journal):
+            if item.number and (origin := _begun(item)) is not None:
+                origins[shard_id, item.number] = origin
+    found: dict[int, list[Event]] = {}
+    for shard_id, journal in shown.items():
+        found[shard_id] = []
+        for number, items in journal:
+            steps = [_Step(shard_id, item, origins, ranges) for item in items]
+            found[shard_id].append(
+                Event(
+                    number,
+                    frozenset(token for step in steps for token in step.produces()),
+                    frozenset(token for step in steps for token in step.requires()),
+                )
+            )
+    return found
+
+
+def _begun(item: journal_pb2.JournalItem) -> bytes | None:
+    """Return the origin of a transaction that an item begins: what other shards know it by."""
+    command = _decode(item)
+    match command:
+        case commands.CreateTransaction():
+            return transaction_request_key(command.account_id, command.request_id)
+        case commands.ReverseTransaction():
+            home = command.account_id.to_bytes(8) + command.number.to_bytes(8)
+            return request_key(command.request_id) + b"t" + home
+    return None
+
+
+def _decode(item: journal_pb2.JournalItem) -> commands.Command | None:
+    return commands.decode_command(item.command) if item.command else None
+
+
+class _Step:
+    """An item of a journal: what it is the cause of elsewhere, and its causes elsewhere."""
+
+    def __init__(
+        self,
+        shard_id: int,
+        item: journal_pb2.JournalItem,
+        origins: Mapping[tuple[int, int], bytes],
+        ranges: _Ranges,
+    ) -> None:
+        self._shard_id = shard_id
+        self._item = item
+        self._origins = origins
+        self._ranges = ranges
+        self._command = _decode(item)
+        self._outcome = msgspec.msgpack.decode(item.outcome)
+        self._done = self._outcome == "done" or isinstance(self._outcome, list)
+
+    def produces(self) -> Iterator[Token]:
+        """Yield what other shards may go on from."""
+        command, item, shard_id = self._command, self._item, self._shard_id
+        match command:
+            case None:
+                yield "ended", shard_id, self._outcome[0]
+            case commands.CreateTransaction() | commands.ReverseTransaction() | commands.Resolve():
+                if item.number:
+                    yield "decided", shard_id, item.number
+            case commands.Decide():
+                yield "decided", shard_id, command.number
+            case commands.SettleTransaction() | commands.CancelTransaction():
+                if item.rows:
+                    yield "ended", shard_id, command.number
+            case commands.Prepare():
+                if item.number:
+                    yield "prepared", shard_id, command.origin
+                    yield "prepared for", shard_id, command.transaction.account_id
+            case commands.ApplyDecision():
+                home = self._home_of(command.origin)
+                if command.status in (*_DECIDED_ONLY, TransactionStatus.SETTLED):
+                    yield "applied", home, command.number
+                if command.status not in _DECIDED_ONLY:
+                    yield "applied the end", home, command.number
+            case _ if self._done:
+                yield from _made(command)
+
+    def requires(self) -> Iterator[Token]:
+        """Yield what other shards must have done before."""
+        command = self._command
+        match command:
+            case commands.CreateTransaction():
+                for entry in command.entries:
+                    yield "account", entry.account_id
+            case commands.Decide():
+                origin = self._origins.get((self._shard_id, command.number))
+                for vote in command.votes:
+                    if vote.refused is None and origin is not None:
+                        yield "prepared", vote.shard_id, origin
+                    elif vote.refused is None:
+                        # It was begun long ago: any transaction of the account may be this one.
+                        yield "prepared for", vote.shard_id, command.account_id
+            case commands.ApplyDecision():
+                home = self._home_of(command.origin)
+                yield "decided", home, command.number
+                if command.status not in _DECIDED_ONLY:
+                    yield "ended", home, command.number
+            case commands.Delivered():
+                yield "applied", self._shard_id, command.number
+                if command.state > 1:
+                    yield "applied the end", self._shard_id, command.number
+            case _:
+                yield from _needed(command)
+
+    def _home_of(self, origin: bytes) -> int:
+        """Return the home's shard: the account id stands behind the request and one letter."""
+        return self._ranges.shard_of(int.from_bytes(origin[17:25]))
+
+
+def _made(command: commands.Command | None) -> Iterator[Token]:
+    match command:
+        case commands.CreateAccount():
+            yield "account", command.account_id
+        case commands.UpdateAccount() if command.name is not None:
+            yield "renamed", command.account_id
+        case commands.ClaimName():
+            yield "name", command.name, command.account_id
+        case commands.CreateLedger() | commands.ExtendLedger():
+            if isinstance(command, commands.CreateLedger):
+                yield "ledger", command.name
+            for currency in command.currencies:
+                yield "currency", command.name, currency.code
+            for line in command.chart:
+                yield "line", command.name, line.code
+
+
+def _needed(command: commands.Command | None) -> Iterator[Token]:
+    match command:
+        case commands.CreateAccount():
+            yield "ledger", command.ledger
+            yield "currency", command.ledger, command.currency.code
+            for end in range(1, len(command.code) + 1):
+                yield "line", command.ledger, command.code[:end]
+            yield "name", command.name, command.account_id
+        case commands.UpdateAccount():
+            yield "name", command.name, command.account_id
+        case commands.ReleaseName():
+            yield "renamed", command.account_id
