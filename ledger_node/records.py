@@ -34,6 +34,8 @@ _SUMS = struct.Struct("<QqQqQqQq")
 _TOTALS = struct.Struct("<QQ")
 _REQUEST = struct.Struct("<16sQI4x")
 
+_encode_record = msgspec.msgpack.Encoder().encode
+
 # The last byte of a balance row.
 FLOORED_BIT, LIMITED_BIT, STATE_BITS = 0x80, 0x40, 0x0F
 
@@ -86,7 +88,9 @@ class BalanceRow(Counters):
             self.group,
             self.book,
             self.type,
-            self.state | (FLOORED_BIT if self.floored else 0) | (LIMITED_BIT if self.limited else 0),
+            self.state
+            | (FLOORED_BIT if self.floored else 0)
+            | (LIMITED_BIT if self.limited else 0),
         )
 
     @classmethod
@@ -445,6 +449,15 @@ class TransactionRecord(msgspec.Struct, array_like=True):
     participants: list[ParticipantRecord] = []
     home_shard_id: int | None = None
     home_number: int = 0
+
+    def encoded(self) -> bytes:
+        """Encode, as it is stored."""
+        return _encode_record(self)
+
+    @classmethod
+    def decoded(cls, data: bytes) -> "TransactionRecord":
+        """Decode."""
+        return msgspec.msgpack.decode(data, type=cls)
 
     @property
     def status(self) -> TransactionStatus:

@@ -24,6 +24,7 @@ from ledger_core.commands import (
     CreateAccount,
     CreateLedger,
     CreateTransaction,
+    CreateTransfers,
     Decide,
     Delivered,
     EndReplay,
@@ -58,6 +59,7 @@ from ledger_node.transaction_rules import (
     expire_transactions,
     reverse_transaction,
 )
+from ledger_node.transfer_rules import NO_HASH, command_of, create_transfers
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
 _IMPORTS = (Replay, EndReplay)
@@ -154,6 +156,8 @@ def _execute(books: Books, command: Command) -> tuple[Result, object]:
     """
     if isinstance(command, Replay | EndReplay):
         raise InvariantError("an import is none of the commands that are journaled")
+    if isinstance(command, CreateTransfers):
+        return create_transfers(books, command, _execute_one)
     if isinstance(command, ClaimName | ReleaseName | BetweenShards):
         # Steps of other requests; doing them again changes nothing, so they are not kept.
         result = _step(books, command)
@@ -166,7 +170,7 @@ def _execute(books: Books, command: Command) -> tuple[Result, object]:
         outcome = _dispatch(books, command, key, hashed)
         if isinstance(outcome, RequestRow):
             books.tables.add_request(key, outcome)
-    elif first.body_hash != hashed:
+    elif not _is_repeat(books, first, hashed):
         outcome = _reused_request_id(books, command, first)
         if isinstance(command, AccountChange | CreateAccount):
             note_refused_change(books, command, outcome)
@@ -179,6 +183,21 @@ def _execute(books: Books, command: Command) -> tuple[Result, object]:
         # Its slot is no business of a journal's reader.
         return result, "done"
     return result, (outcome.number, outcome.state)
+
+
+def _execute_one(books: Books, command: CreateTransaction) -> Result:
+    return _execute(books, command)[0]
+
+
+def _is_repeat(books: Books, first: RequestRow, hashed: bytes) -> bool:
+    """Whether a request asks for the same as the first one under its id."""
+    if first.body_hash != NO_HASH:
+        return first.body_hash == hashed
+    record = books.find_transaction(first.number)
+    if record is None:
+        raise InvariantError(f"transaction {first.number} of a request is missing")
+    asked = command_of(record, books.meta.books[record.book], books.shard_id)
+    return body_hash(asked) == hashed
 
 
 def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> RequestRow | Failure:

@@ -7,6 +7,7 @@ share the pages that are walked.
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import lmdb
 
@@ -47,13 +48,13 @@ class ColumnTables(RowTables):
         """Store (number, encoded `TransactionRecord`) of new transactions."""
         self._put_rows(self._transactions, rows)
 
-    def _find_rows(
-        self, table: lmdb._Database, keys: Sequence[bytes]
-    ) -> list[tuple[bytes, bytes]]:
+    def _find_rows(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         crc32, pack = zlib.crc32, _CRC.pack
-        found = []
+        found: list[tuple[bytes, bytes]] = []
         with self._source.txn.cursor(table) as cursor:
-            for key, value in cursor.getmulti(keys):
+            # bytes: the environment is not opened for memoryviews (buffers=True).
+            rows = cast("list[tuple[bytes, bytes]]", cursor.getmulti(keys))
+            for key, value in rows:
                 row = value[:-4]
                 if value[-4:] != pack(crc32(row, crc32(key))):
                     unseal(key, value)  # Raises, and says what to do.

@@ -27,8 +27,8 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
-from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_columns import ColumnTables
+from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_history import HistoryTables
 from ledger_node.store_rows import TransactionSource, unseal
 

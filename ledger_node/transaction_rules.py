@@ -54,7 +54,7 @@ def create_transaction(
 ) -> int | Failure:
     """Record a transaction, begun or refused; return its number, or why nothing was recorded."""
     if not command.entries:
-        expanded = _expand(books, command)
+        expanded = expand(books, command)
         if isinstance(expanded, Failure):
             return expanded
         refused = refusal(books, expanded, own_accounts=True)
@@ -70,14 +70,14 @@ def create_transaction(
 def dry_run(books: Books, command: CreateTransaction) -> VoteView | Failure:
     """Say whether the accounts on this shard would take a transaction now. Nothing is kept."""
     if not command.entries:
-        expanded = _expand(books, command)
+        expanded = expand(books, command)
         if isinstance(expanded, Failure):
             return expanded
         return VoteView(refusal(books, expanded, own_accounts=True))
     return VoteView(refusal(books, command))
 
 
-def _expand(books: Books, command: CreateTransaction) -> CreateTransaction | Failure:
+def expand(books: Books, command: CreateTransaction) -> CreateTransaction | Failure:
     """Return the one-account form as entries: the account against its external account."""
     account_id = command.account_id
     slot = books.find_slot(account_id)

@@ -22,21 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_core.accounts import AccountState, AccountType, Direction, EntryKind
+from ledger_core.accounts import AccountState, AccountType, Direction
 from ledger_core.commands import CreateTransfers, Limits, Refused
-from ledger_core.errors import Reason, RefusalReason
+from ledger_core.errors import RefusalReason
 from ledger_core.ids import SYSTEM_ACCOUNTS_MAX
 from ledger_core.money import INT64_MAX
-from ledger_core.results import Failure
 from ledger_core.transfers import (
     I64Array,
     TransferForm,
-    U64Array,
-    amounts,
     first_accounts,
     mixed_ids,
     second_accounts,
-    transfer_command,
 )
 from ledger_node.books import Books
 from ledger_node.records import (
@@ -122,14 +118,15 @@ class Accounts:
 
     def settled(self) -> I64Array:
         """Settled balances."""
-        net = self.rows["credits_posted"] - self.rows["debits_posted"]
+        net: I64Array = self.rows["credits_posted"] - self.rows["debits_posted"]
         return np.where(self.is_credit_normal, net, -net)
 
     def reserved(self) -> I64Array:
         """What is reserved for outflow."""
-        return np.where(
+        reserved: I64Array = np.where(
             self.is_credit_normal, self.rows["debits_pending"], self.rows["credits_pending"]
         )
+        return reserved
 
 
 def read_accounts(books: Books, block: CreateTransfers) -> Accounts:
@@ -244,21 +241,20 @@ class Judge:
         accounts, sides = self._accounts, self._sides
         first, second = accounts.first[todo], accounts.second[todo]
         values, count = self._values[todo], len(accounts.rows)
-        out, debits, credits = (np.zeros(count, np.int64) for _ in range(3))
+        out, debited, credited = (np.zeros(count, np.int64) for _ in range(3))
         np.add.at(out, first, np.where(sides.first_in[todo], 0, values))
         np.add.at(out, second, np.where(sides.second_in[todo], 0, values))
-        np.add.at(debits, np.where(sides.first_debits[todo], first, second), values)
-        np.add.at(credits, np.where(sides.first_debits[todo], second, first), values)
+        np.add.at(debited, np.where(sides.first_debits[todo], first, second), values)
+        np.add.at(credited, np.where(sides.first_debits[todo], second, first), values)
         rows, flags = accounts.rows, accounts.rows["flags"]
         available = accounts.settled() - accounts.reserved()
-        could_refuse = (
-            (flags & LIMITED_BIT != 0)
-            | ((flags & FLOORED_BIT != 0) & (out > 0) & (available < out))
+        could_refuse = (flags & LIMITED_BIT != 0) | (
+            (flags & FLOORED_BIT != 0) & (out > 0) & (available < out)
         )
         self.could_overflow = bool(
             (
-                (debits > INT64_MAX - rows["debits_posted"] - rows["debits_pending"])
-                | (credits > INT64_MAX - rows["credits_posted"] - rows["credits_pending"])
+                (debited > INT64_MAX - rows["debits_posted"] - rows["debits_pending"])
+                | (credited > INT64_MAX - rows["credits_posted"] - rows["credits_pending"])
             ).any()
         )
         """Whether a counter of an account may have no room: then nothing can be judged here."""
@@ -313,18 +309,14 @@ class _Watched:
     limits: Limits
 
 
-def _overdraft(
-    entry_index: int, state: _Watched, comes_in: bool, amount: int
-) -> Refused | None:
+def _overdraft(entry_index: int, state: _Watched, comes_in: bool, amount: int) -> Refused | None:
     minimum, available = state.limits.minimum, state.settled - state.reserved
     if comes_in or minimum is None or available - amount >= minimum:
         return None
     return Refused(entry_index, amount, available - minimum, state.reserved)
 
 
-def _overfull(
-    entry_index: int, state: _Watched, comes_in: bool, amount: int
-) -> Refused | None:
+def _overfull(entry_index: int, state: _Watched, comes_in: bool, amount: int) -> Refused | None:
     maximum = state.limits.maximum
     if not comes_in or maximum is None:
         return None

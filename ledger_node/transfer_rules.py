@@ -1,9 +1,9 @@
 """What a block of transfers does to the books: judged by `transfer_blocks`, booked here at once."""
 
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +50,6 @@ Execute = Callable[[Books, CreateTransaction], Result]
 """Executes a transfer as a single command."""
 
 _SETTLED = int(TransactionStatus.SETTLED)
-_crc32 = __import__("zlib").crc32
 
 
 def create_transfers(
@@ -161,11 +160,10 @@ class _Taken:
     accounts: Accounts
     sides: Sides
     statuses: NDArray[np.uint8]
-    refusals: dict[int, RefusalView] = msgspec.UNSET  # type: ignore[assignment]
+    refusals: dict[int, RefusalView] = field(default_factory=dict)
 
     def book(self, keys: list[bytes], refused: dict[int, Refused]) -> int:
         """Write transactions, requests, entries, balances and sums; return the first number."""
-        self.refusals = {}
         items = np.flatnonzero(self.statuses)
         if not len(items):
             return 0
@@ -243,9 +241,7 @@ class _Taken:
             )
         )
 
-    def _add_marks(
-        self, of: NDArray[np.intp], rows: NDArray[np.void], positions: I64Array
-    ) -> None:
+    def _add_marks(self, of: NDArray[np.intp], rows: NDArray[np.void], positions: I64Array) -> None:
         tables, keys = self.books.tables, self.accounts.keys
         for i in np.flatnonzero(rows["sequence"] % ENTRIES_PER_MARK == 0).tolist():
             tables.add_entry_mark(
@@ -268,9 +264,7 @@ class _Taken:
                 totals.debits_posted += debit
                 totals.credits_posted += credit
 
-    def _check(
-        self, where: NDArray[np.intp], debits: NDArray[np.bool_], effects: I64Array
-    ) -> None:
+    def _check(self, where: NDArray[np.intp], debits: NDArray[np.bool_], effects: I64Array) -> None:
         """Assert that the block balances, and what the funds check promised."""
         if int(np.where(debits, effects, -effects).sum()):
             raise InvariantError("a block of transfers leaves the books unbalanced")
@@ -283,9 +277,7 @@ class _Taken:
 
     # Requests and transactions
 
-    def _add_requests(
-        self, items: NDArray[np.intp], numbers: I64Array, keys: list[bytes]
-    ) -> None:
+    def _add_requests(self, items: NDArray[np.intp], numbers: I64Array, keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
         pack = RequestRow.pack
         self.books.tables.add_request_rows(
@@ -424,9 +416,8 @@ def _with_checksums(rows: NDArray[np.void]) -> bytes:
     """Return packed entry rows with their CRC-32."""
     raw = rows.tobytes()
     size, length = ENTRY_ROW_BYTES, ENTRY_ROW_BYTES - 4
-    rows["crc"] = [
-        _crc32(raw[start : start + length]) for start in range(0, len(raw), size)
-    ]
+    crc32 = zlib.crc32
+    rows["crc"] = [crc32(raw[start : start + length]) for start in range(0, len(raw), size)]
     return rows.tobytes()
 
 

@@ -127,7 +127,7 @@ def transaction_view(
             )
             for entry in record.entries
         ],
-        refusal=_refusal_view(record, book) if shown.status.is_refusal else None,
+        refusal=refusal_view(record, book) if shown.status.is_refusal else None,
         request_id=record.states[0].request_id,
         create_time_us=record.states[0].time_us,
         update_time_us=shown.time_us,
@@ -170,7 +170,8 @@ def transaction_not_found(account_id: int, number: int) -> Failure:
     )
 
 
-def _refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
+def refusal_view(record: TransactionRecord, book: Book) -> RefusalView | None:
+    """Show why a transaction was refused, if it was."""
     refusal = record.refusal
     if refusal is None:
         return None
