@@ -68,15 +68,25 @@ def request_id(block: CreateTransfers, index: int) -> str:
     return str(uuid.UUID(bytes=block.request_ids[16 * index : 16 * index + 16]))
 
 
-def request_keys(block: CreateTransfers) -> list[bytes]:
-    """The key of every item's request: `ledger_core.ids.transaction_request_key`, all at once."""
+def request_keys(block: CreateTransfers) -> NDArray[np.uint8]:
+    """The key of every item's request, a row each: `ledger_core.ids.transaction_request_key`."""
     count = len(block.forms)
     keys = np.empty((count, 25), np.uint8)
     keys[:, :16] = np.frombuffer(block.request_ids, np.uint8).reshape(count, 16)
     keys[:, 16] = ord("a")
     keys[:, 17:] = big_endian(first_accounts(block))
-    joined = keys.tobytes()
-    return [joined[start : start + 25] for start in range(0, len(joined), 25)]
+    return keys
+
+
+def split_rows(rows: NDArray[np.uint8]) -> list[bytes]:
+    """Return the rows of an array of bytes, each by itself."""
+    joined, size = rows.tobytes(), rows.shape[1]
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def byte_rows(values: NDArray[np.void]) -> NDArray[np.uint8]:
+    """Return structured values as the bytes they are packed as, a row each."""
+    return np.frombuffer(values.tobytes(), np.uint8).reshape(len(values), values.itemsize)
 
 
 def request_id_texts(request_ids: bytes) -> NDArray[np.uint8]:
@@ -90,9 +100,9 @@ def request_id_texts(request_ids: bytes) -> NDArray[np.uint8]:
 
 
 def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Return numbers of 8 bytes as one row of 8 bytes each, the highest first."""
+    """Return numbers as one row of bytes each, the highest first."""
     swapped = values.astype(values.dtype.newbyteorder(">"))
-    return swapped.view(np.uint8).reshape(len(values), 8)
+    return swapped.view(np.uint8).reshape(len(values), values.dtype.itemsize)
 
 
 def transfer_fault(block: CreateTransfers) -> str | None:

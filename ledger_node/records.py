@@ -41,6 +41,7 @@ FLOORED_BIT, LIMITED_BIT, STATE_BITS = 0x80, 0x40, 0x0F
 
 BALANCE_ROW_BYTES = _BALANCE.size
 ENTRY_ROW_BYTES = _ENTRY.size + _CRC.size
+REQUEST_ROW_BYTES = _REQUEST.size
 
 # What an entry of each kind adds to the posted and the pending counter of its side.
 ENTRY_EFFECT = {

@@ -16,7 +16,6 @@ Then all that were taken are booked together. `tests/node/test_transfer_blocks.p
 and every answer against the same items as single commands.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +29,11 @@ from ledger_core.money import INT64_MAX
 from ledger_core.transfers import (
     I64Array,
     TransferForm,
+    big_endian,
     first_accounts,
     mixed_ids,
     second_accounts,
+    split_rows,
 )
 from ledger_node.books import Books
 from ledger_node.records import (
@@ -94,13 +95,13 @@ IndexArray = NDArray[np.intp]
 class Accounts:
     """The accounts that a block names, each once: their rows, all 0 where there is none.
 
-    ``first`` and ``second`` say which account is which item's; ``keys`` are the slots' keys.
+    ``first`` and ``second`` say which account is which item's.
     """
 
     rows: NDArray[np.void]
     known: BoolArray
     system: BoolArray
-    keys: list[bytes]
+    slots: I64Array
     first: IndexArray
     second: IndexArray
 
@@ -135,23 +136,21 @@ def read_accounts(books: Books, block: CreateTransfers) -> Accounts:
     two = forms < TransferForm.IN
     named = np.concatenate([first_accounts(block), second_accounts(block)[two]])
     ids, where = np.unique(named, return_inverse=True)
-    id_bytes = ids.astype(">u8").tobytes()
-    found = books.tables.slot_rows([id_bytes[i : i + 8] for i in range(0, len(id_bytes), 8)])
-    found_ids = np.frombuffer(b"".join([key for key, _ in found]), ">u8").astype(np.uint64)
-    places = np.searchsorted(ids, found_ids)
+    found_ids, found_slots = books.tables.slot_rows(split_rows(big_endian(ids)))
+    known_ids = np.frombuffer(b"".join(found_ids), ">u8").astype(np.uint64)
+    places = np.searchsorted(ids, known_ids)
     first = where[: len(forms)]
     second = np.zeros(len(forms), np.intp)
     second[two] = where[len(forms) :]
-    keys = [b""] * len(ids)
-    for place, (_, key) in zip(places.tolist(), found, strict=True):
-        keys[place] = key
+    slots = np.zeros(len(ids), np.int64)
+    slots[places] = np.frombuffer(b"".join(found_slots), ">u4")
     rows = np.zeros(len(ids), BALANCES)
-    rows[places] = _rows_of(books, [key for _, key in found])
+    rows[places] = _rows_of(books, slots[places])
     rows["account_id"] = ids
     known = np.zeros(len(ids), bool)
     known[places] = True
     mixed = mixed_ids(ids) - np.uint64(books.meta.lower_bound << 32)
-    accounts = Accounts(rows, known, mixed < SYSTEM_ACCOUNTS_MAX, keys, first, second)
+    accounts = Accounts(rows, known, mixed < SYSTEM_ACCOUNTS_MAX, slots, first, second)
     if not two.all():
         _add_external(books, accounts, np.flatnonzero(~two))
     return accounts
@@ -161,8 +160,8 @@ def _add_external(books: Books, accounts: Accounts, items: IndexArray) -> None:
     """Let the other account of items of the one-account form be the external one of their book."""
     first = accounts.first[items]
     for book in np.unique(accounts.rows["book"][first][accounts.known[first]]).tolist():
-        key = books.meta.books[book].external_slot.to_bytes(4)
-        row = _rows_of(books, [key])
+        slot = books.meta.books[book].external_slot
+        row = _rows_of(books, np.array([slot]))
         same = np.flatnonzero((accounts.rows["account_id"] == row["account_id"]) & accounts.known)
         if len(same):
             place = int(same[0])
@@ -171,17 +170,17 @@ def _add_external(books: Books, accounts: Accounts, items: IndexArray) -> None:
             accounts.rows = np.concatenate([accounts.rows, row])
             accounts.known = np.append(accounts.known, True)
             accounts.system = np.append(accounts.system, True)
-            accounts.keys.append(key)
+            accounts.slots = np.append(accounts.slots, slot)
         of_book = accounts.known[first] & (accounts.rows["book"][first] == book)
         accounts.second[items[of_book]] = place
 
 
-def _rows_of(books: Books, keys: Sequence[bytes]) -> NDArray[np.void]:
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    rows = np.frombuffer(books.tables.balance_rows([keys[i] for i in order]), BALANCES)
-    unsorted = np.empty(len(keys), BALANCES)
-    unsorted[order] = rows
-    return unsorted
+def _rows_of(books: Books, slots: I64Array) -> NDArray[np.void]:
+    order = np.argsort(slots)
+    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
+    rows = np.empty(len(slots), BALANCES)
+    rows[order] = np.frombuffer(books.tables.balance_rows(keys), BALANCES)
+    return rows
 
 
 @dataclass(slots=True)
@@ -288,7 +287,7 @@ class Judge:
 
     def _watch(self, account: int) -> "_Watched":
         accounts = self._accounts
-        slot = int.from_bytes(accounts.keys[account])
+        slot = int(accounts.slots[account])
         row = BalanceRow.unpack(accounts.rows[account].tobytes())
         settled = row.settled_balance(row.type.normal_side)
         return _Watched(

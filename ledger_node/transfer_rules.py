@@ -16,8 +16,10 @@ from ledger_core.transfers import (
     TransferForm,
     amounts,
     big_endian,
+    byte_rows,
     request_id_texts,
     request_keys,
+    split_rows,
     transfer_command,
 )
 from ledger_node.account_events import note_refused_transaction
@@ -26,14 +28,15 @@ from ledger_node.records import (
     ENTRY_ROW_BYTES,
     FLOORED_BIT,
     LIMITED_BIT,
+    REQUEST_ROW_BYTES,
     Book,
     EntryRecord,
-    RequestRow,
     StateRecord,
     TransactionRecord,
 )
 from ledger_node.refusal_rules import refusal, refused_status
 from ledger_node.store import ENTRIES_PER_MARK
+from ledger_node.store_columns import Bytes
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     ENTRIES,
@@ -57,10 +60,11 @@ def create_transfers(
 ) -> tuple[TransfersView, object]:
     """Do the transfers of a block, in their order; return what became of each, and the outcome."""
     books.write_rows()
-    keys = request_keys(block)
+    key_rows = request_keys(block)
+    keys = split_rows(key_rows)
     accounts = read_accounts(books, block)
     todo = np.ones(len(keys), bool)
-    if known := books.tables.knows_request(sorted(keys)):
+    if known := books.tables.known_requests(keys):
         todo &= np.array([key not in known for key in keys])
     if len(set(keys)) < len(keys):
         return _one_by_one(books, block, execute)
@@ -79,7 +83,7 @@ def create_transfers(
     for index, why in refused.items():
         statuses[index] = refused_status(why)
     taken = _Taken(books, block, accounts, sides, statuses)
-    first_number = taken.book(keys, refused)
+    first_number = taken.book(key_rows, refused)
     others: dict[int, TransactionView | Failure] = {}
     for index in np.flatnonzero(~recorded).tolist():
         result = execute(books, transfer_command(block, index, books.shard_id))
@@ -162,7 +166,7 @@ class _Taken:
     statuses: NDArray[np.uint8]
     refusals: dict[int, RefusalView] = field(default_factory=dict)
 
-    def book(self, keys: list[bytes], refused: dict[int, Refused]) -> int:
+    def book(self, keys: Bytes, refused: dict[int, Refused]) -> int:
         """Write transactions, requests, entries, balances and sums; return the first number."""
         items = np.flatnonzero(self.statuses)
         if not len(items):
@@ -231,21 +235,17 @@ class _Taken:
         for column in ("debits_posted", "credits_posted", "sequence"):
             rows[column][touched] = last[column]
         rows["last_position"][touched] = positions
-        size = rows.itemsize
-        packed = rows[touched].tobytes()
-        keys = self.accounts.keys
+        slots = self.accounts.slots[touched]
+        order = np.argsort(slots)
         self.books.tables.save_balance_rows(
-            sorted(
-                (keys[place], packed[size * i : size * i + size])
-                for i, place in enumerate(touched.tolist())
-            )
+            big_endian(slots[order].astype(np.uint32)), byte_rows(rows[touched[order]])
         )
 
     def _add_marks(self, of: NDArray[np.intp], rows: NDArray[np.void], positions: I64Array) -> None:
-        tables, keys = self.books.tables, self.accounts.keys
+        tables, slots = self.books.tables, self.accounts.slots
         for i in np.flatnonzero(rows["sequence"] % ENTRIES_PER_MARK == 0).tolist():
             tables.add_entry_mark(
-                int.from_bytes(keys[of[i]]),
+                int(slots[of[i]]),
                 int(rows["sequence"][i]),
                 int(positions[i]),
                 self.books.meta.time_us,
@@ -279,35 +279,31 @@ class _Taken:
 
     def _add_requests(self, items: NDArray[np.intp], numbers: I64Array, keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
-        pack = RequestRow.pack
-        self.books.tables.add_request_rows(
-            sorted(
-                (keys[item], pack(RequestRow(NO_HASH, number, 0)))
-                for item, number in zip(items.tolist(), numbers.tolist(), strict=True)
-            )
-        )
+        rows = np.zeros((len(items), REQUEST_ROW_BYTES), np.uint8)
+        # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
+        rows[:, 16:24] = numbers.astype("<u8").view(np.uint8).reshape(-1, 8)
+        self.books.tables.add_request_rows(keys[items], rows)
 
     def _add_transactions(
         self, items: NDArray[np.intp], numbers: I64Array, refused: dict[int, Refused]
     ) -> None:
         books, block = self.books, self.block
-        rows: list[tuple[bytes, bytes]] = []
         special = refused.keys() | block.texts.keys()
         plain = np.array([item not in special for item in items.tolist()], bool)
         of_book = self.accounts.rows["book"][self.accounts.first[items]]
         for book in np.unique(of_book[plain]).tolist():
             chosen = plain & (of_book == book)
-            rows += self._plain_rows(items[chosen], numbers[chosen], book)
+            rows = self._plain_rows(items[chosen], book)
+            books.tables.add_transaction_rows(big_endian(numbers[chosen]), rows)
         for item, number in zip(items[~plain].tolist(), numbers[~plain].tolist(), strict=True):
             record = self._record(item, refused.get(item))
-            rows.append((number.to_bytes(8), record.encoded()))
+            books.save_transaction(number, record)
             add_references(books, number, record)
             if record.refusal is not None:
                 note_refused_transaction(books, number, record)
                 view = refusal_view(record, books.meta.books[record.book])
                 assert view is not None
                 self.refusals[item] = view
-        books.tables.add_transaction_rows(sorted(rows))
 
     def _record(self, item: int, refused: Refused | None) -> TransactionRecord:
         """Return the record of an item that was refused, or has texts."""
@@ -322,9 +318,7 @@ class _Taken:
         record.amount = asked.amount
         return record
 
-    def _plain_rows(
-        self, items: NDArray[np.intp], numbers: I64Array, book: int
-    ) -> list[tuple[bytes, bytes]]:
+    def _plain_rows(self, items: NDArray[np.intp], numbers: I64Array, book: int) -> Bytes:
         """Encode records that differ in numbers only: a template, and the columns laid over it."""
         accounts, block, sides = self.accounts, self.block, self.sides
         template, at = _template(self.books, book, block)
@@ -350,12 +344,7 @@ class _Taken:
         rows[:, at.amount - 1] = _INT64
         raw = np.frombuffer(block.request_ids, np.uint8).reshape(-1, 16)[items]
         rows[:, at.request_id : at.request_id + 36] = request_id_texts(raw.tobytes())
-        joined, size = rows.tobytes(), rows.shape[1]
-        number_keys = big_endian(numbers).tobytes()
-        return [
-            (number_keys[8 * i : 8 * i + 8], joined[size * i : size * i + size])
-            for i in range(len(items))
-        ]
+        return rows
 
 
 NO_HASH = bytes(16)
