@@ -277,7 +277,7 @@ class _Taken:
 
     # Requests and transactions
 
-    def _add_requests(self, items: NDArray[np.intp], numbers: I64Array, keys: list[bytes]) -> None:
+    def _add_requests(self, items: NDArray[np.intp], numbers: I64Array, keys: Bytes) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
         rows = np.zeros((len(items), REQUEST_ROW_BYTES), np.uint8)
         # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
@@ -318,7 +318,7 @@ class _Taken:
         record.amount = asked.amount
         return record
 
-    def _plain_rows(self, items: NDArray[np.intp], numbers: I64Array, book: int) -> Bytes:
+    def _plain_rows(self, items: NDArray[np.intp], book: int) -> Bytes:
         """Encode records that differ in numbers only: a template, and the columns laid over it."""
         accounts, block, sides = self.accounts, self.block, self.sides
         template, at = _template(self.books, book, block)
