@@ -385,12 +385,25 @@ class JournalPage(msgspec.Struct, tag=20, tag_field="kind", array_like=True, fro
     replayed: int
 
 
+class BookView(msgspec.Struct, array_like=True, frozen=True):
+    """A currency of a ledger on one shard, and its external account there."""
+
+    ledger: str
+    currency: str
+    currency_exponent: int
+    external_account_id: int
+
+
 class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, frozen=True):
     """What became of the transfers of a block, in their order.
 
     ``statuses`` has a byte for each: the status of the transaction that it made, which ``refusals``
     explains where it was refused; or 0 where ``others`` has a failure, or the first result of a
     repeated request. Transactions were numbered one after the other from ``first_number``.
+
+    Of the one-account form the account decides what is booked: ``sides`` has the direction of the
+    first entry of each such transfer, ``book_places`` (two bytes each, little-endian) the place of
+    its book in ``books``. Both are 0 for other transfers, and empty where a block has no others.
     """
 
     time_us: int
@@ -398,6 +411,9 @@ class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, f
     statuses: bytes
     refusals: dict[int, RefusalView]
     others: dict[int, TransactionView | Failure]
+    books: list[BookView] = []
+    book_places: bytes = b""
+    sides: bytes = b""
 
 
 class Replayed(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):

@@ -12,18 +12,15 @@ import msgspec
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     Command,
-    CreateTransaction,
     EndReplay,
     Replay,
     ReplayedItem,
     decode_command,
-    routing_id,
-    transaction_fault,
 )
 from ledger_core.errors import Reason
-from ledger_core.ids import shard_key
 from ledger_core.results import Failure, Replayed
 from ledger_node.books import Books, InvariantError
+from ledger_node.command_check import command_fault
 from ledger_node.records import ShardMeta
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import expire_transaction
@@ -137,14 +134,10 @@ def _decode(books: Books, item: ReplayedItem) -> Command:
     """Return a command, checked like one that is to enter the log."""
     command = decode_command(item.command)
     meta = books.meta
-    if not meta.lower_bound <= shard_key(routing_id(command)) <= meta.upper_bound:
-        raise _DiffersError(f"is not of shard {books.shard_id}")
     if isinstance(command, Replay | EndReplay):
         raise _DiffersError("is a step of an import itself")
-    if isinstance(command, CreateTransaction) and (
-        fault := transaction_fault(command, books.shard_id)
-    ):
-        raise _DiffersError(f"is no transaction: it {fault}")
+    if fault := command_fault(command, books.shard_id, meta.lower_bound, meta.upper_bound):
+        raise _DiffersError(fault)
     return command
 
 

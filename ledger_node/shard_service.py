@@ -24,12 +24,10 @@ from ledger_core.commands import (
     Resolve,
     decode_command,
     is_across_shards,
-    routing_id,
-    transaction_fault,
 )
-from ledger_core.ids import shard_key
 from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
+from ledger_node.command_check import command_fault
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
 from ledger_node.in_transit import InTransit
@@ -263,12 +261,7 @@ def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Comma
     decoded = []
     for data in commands:
         command: Command = decode_command(data)
-        routing = routing_id(command)
-        if not shard.lower_bound <= shard_key(routing) <= shard.upper_bound:
-            raise ValueError(f"{routing:016x} is not of shard {shard.id}")
-        if isinstance(command, CreateTransaction) and (
-            fault := transaction_fault(command, shard.id)
-        ):
+        if fault := command_fault(command, shard.id, shard.lower_bound, shard.upper_bound):
             raise ValueError(fault)
         decoded.append(command)
     if size > EXECUTE_BYTES_MAX and not isinstance(decoded[0], Replay):

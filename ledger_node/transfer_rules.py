@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import CreateTransaction, CreateTransfers, Entry, Refused
 from ledger_core.ledgers import MAIN_NAME, Currency
-from ledger_core.results import Failure, RefusalView, Result, TransactionView, TransfersView
+from ledger_core.results import (
+    BookView,
+    Failure,
+    RefusalView,
+    Result,
+    TransactionView,
+    TransfersView,
+)
 from ledger_core.transfers import (
     I64Array,
     TransferForm,
@@ -67,7 +74,7 @@ def create_transfers(
     if known := books.tables.known_requests(keys):
         todo &= np.array([key not in known for key in keys])
     if len(set(keys)) < len(keys):
-        return _one_by_one(books, block, execute)
+        return _one_by_one(books, block, accounts, execute)
     two = np.frombuffer(block.forms, "u1") < TransferForm.IN
     # Even a refused transaction has its book.
     book = books.book(block.ledger, block.currency) if (two & todo).any() else 0
@@ -75,7 +82,7 @@ def create_transfers(
     static = todo & static_refusals(block, accounts, book)
     judge = Judge(books, accounts, sides, amounts(block), todo & ~static)
     if judge.could_overflow:
-        return _one_by_one(books, block, execute)
+        return _one_by_one(books, block, accounts, execute)
     refused, failed = _refusals(books, block, judge, static)
     recorded = todo.copy()
     recorded[failed] = False
@@ -90,22 +97,42 @@ def create_transfers(
         if not isinstance(result, TransactionView | Failure):
             raise InvariantError(f"a transfer led to {result}")
         others[index] = result
-    return _answer(books, first_number, statuses.tobytes(), taken.refusals, others)
+    view = TransfersView(
+        books.meta.time_us,
+        first_number,
+        statuses.tobytes(),
+        taken.refusals,
+        others,
+        *_one_account_books(books, block, accounts),
+    )
+    return view, (first_number, view.statuses)
 
 
-def _answer(
-    books: Books,
-    first_number: int,
-    statuses: bytes,
-    refusals: dict[int, RefusalView],
-    others: dict[int, TransactionView | Failure],
-) -> tuple[TransfersView, object]:
-    view = TransfersView(books.meta.time_us, first_number, statuses, refusals, others)
-    return view, (first_number, statuses)
+def _one_account_books(
+    books: Books, block: CreateTransfers, accounts: Accounts
+) -> tuple[list[BookView], bytes, bytes]:
+    """Return what `TransfersView` has of the one-account form: books, their places, and sides."""
+    one = (np.frombuffer(block.forms, "u1") >= TransferForm.IN) & accounts.known[accounts.first]
+    if not one.any():
+        return [], b"", b""
+    numbers, some, places = np.unique(
+        accounts.rows["book"][accounts.first[one]], return_index=True, return_inverse=True
+    )
+    external_ids = accounts.rows["account_id"][accounts.second[one]][some]
+    views = []
+    for number, external_id in zip(numbers.tolist(), external_ids.tolist(), strict=True):
+        book = books.meta.books[number]
+        views.append(BookView(book.ledger, book.currency, book.currency_exponent, external_id))
+    of_items = np.zeros(len(one), "<u2")
+    of_items[one] = places
+    sides = np.zeros(len(one), np.uint8)
+    debits = sides_of(block, accounts).first_debits[one]
+    sides[one] = np.where(debits, np.uint8(Direction.DEBIT), np.uint8(Direction.CREDIT))
+    return views, of_items.tobytes(), sides.tobytes()
 
 
 def _one_by_one(
-    books: Books, block: CreateTransfers, execute: Execute
+    books: Books, block: CreateTransfers, accounts: Accounts, execute: Execute
 ) -> tuple[TransfersView, object]:
     """Do the transfers of a block as single commands: what cannot be judged together."""
     first_number, next_number = 0, books.meta.next_transaction
@@ -124,7 +151,15 @@ def _one_by_one(
         statuses[index] = result.status
         if result.refusal is not None:
             refusals[index] = result.refusal
-    return _answer(books, first_number, bytes(statuses), refusals, others)
+    view = TransfersView(
+        books.meta.time_us,
+        first_number,
+        bytes(statuses),
+        refusals,
+        others,
+        *_one_account_books(books, block, accounts),
+    )
+    return view, (first_number, view.statuses)
 
 
 def _refusals(

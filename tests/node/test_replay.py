@@ -19,6 +19,7 @@ from ledger_core.commands import (
     CreateAccount,
     CreateLedger,
     CreateTransaction,
+    CreateTransfers,
     EndReplay,
     FreezeAccount,
     Limits,
@@ -293,6 +294,12 @@ TAMPERED: list[tuple[str, int, int, dict[str, object]]] = [
         2,
         1,
         {"command": encode_command(CreateTransaction(ALICE, 0, "", True, "b"))},
+    ),
+    (
+        "is no block of transfers: it columns differ in length",
+        2,
+        1,
+        {"command": encode_command(CreateTransfers(ALICE, "main", USD, b"\1", b"", b"", b"", b""))},
     ),
     (
         r"led to \"TRANSACTION_NOT_FOUND\"",

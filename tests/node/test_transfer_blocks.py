@@ -90,6 +90,8 @@ class Twins:
             assert answer.status == view.statuses[index]
             assert answer.refusal == view.refusals.get(index)
             assert answer.create_time_us == view.time_us
+            if items[index][0].is_one_account:
+                compare_book(view, index, answer)
         assert view.first_number in (0, first + len(before) - 0, first) or before
         self.used += [item[4] for item in items]
         self.compare()
@@ -121,6 +123,18 @@ class Twins:
         used = self.used[-50:]
         request = rng.choice(used) if used and rng.random() < 0.05 else request_id(rng)
         return form, first, 0 if form.is_one_account else second, amount, request
+
+
+def compare_book(view: TransfersView, index: int, answer: TransactionView) -> None:
+    """Of the one-account form the view says what only the account knew."""
+    book = view.books[int.from_bytes(view.book_places[2 * index : 2 * index + 2], "little")]
+    first, second = answer.entries
+    assert (answer.ledger, answer.currency) == (book.ledger, book.currency)
+    assert (answer.currency_exponent, second.account_id) == (
+        book.currency_exponent,
+        book.external_account_id,
+    )
+    assert view.sides[index] == first.direction
 
 
 def rows_of(tables: object, name: str) -> dict[bytes, object]:
