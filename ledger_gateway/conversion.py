@@ -83,7 +83,7 @@ def transaction(view: TransactionView) -> ledger_pb2.Transaction:
         currency=view.currency,
         currency_exponent=view.currency_exponent,
         entries=[_entry(item) for item in view.entries],
-        refusal=_refusal(view.refusal) if view.refusal else None,
+        refusal=refusal(view.refusal) if view.refusal else None,
         request_id=view.request_id,
         effective_time=timestamp(view.effective_time_us),
         external_reference=view.external_reference,
@@ -93,6 +93,18 @@ def transaction(view: TransactionView) -> ledger_pb2.Transaction:
         settled_amount=view.settled_amount,
         reversal_of=_transaction_id(view.account_id, view.reversal_of),
         reversed_amounts=view.reversed_amounts,
+    )
+
+
+def refusal(view: RefusalView) -> ledger_pb2.Refusal:
+    """Why a transaction was refused."""
+    return ledger_pb2.Refusal(
+        reason=view.reason,
+        entry_index=view.entry_index,
+        account_id=format_account_id(view.account_id),
+        required_amount=view.required_amount,
+        available_amount=view.available_amount,
+        message=view.message,
     )
 
 
@@ -253,15 +265,4 @@ def _entry(view: EntryView) -> ledger_pb2.Entry:
         amount=view.amount,
         currency=view.currency,
         currency_exponent=view.currency_exponent,
-    )
-
-
-def _refusal(view: RefusalView) -> ledger_pb2.Refusal:
-    return ledger_pb2.Refusal(
-        reason=view.reason,
-        entry_index=view.entry_index,
-        account_id=format_account_id(view.account_id),
-        required_amount=view.required_amount,
-        available_amount=view.available_amount,
-        message=view.message,
     )

@@ -12,11 +12,11 @@ from ledger_core.refusals import refusal_message
 from ledger_core.results import AccountView, EntryView, RefusalView, TransactionView, VoteView
 from ledger_gateway import conversion
 from ledger_gateway.errors import unwrap
-from ledger_gateway.shard_calls import Context, ShardCalls
+from ledger_gateway.shard_calls import ShardCalls, Timed
 
 
 async def dry_run(
-    shards: ShardCalls, command: CreateTransaction, context: Context
+    shards: ShardCalls, command: CreateTransaction, context: Timed
 ) -> ledger_pb2.Transaction:
     """Return the transaction as it would be recorded now, without id and times."""
     if command.entries:

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from ledger.v1 import ledger_pb2
 from ledger_core.errors import FieldViolation, LedgerError, RefusedError
 from ledger_core.results import Failure, Result
 
@@ -23,6 +24,9 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_CHARS_MAX = 500
 _METADATA_CHARS_MAX = 128
 _VIOLATIONS_MAX = 10
+# In one answer there may be thousands of errors of this kind.
+_ITEM_MESSAGE_CHARS_MAX = 300
+_ITEM_VIOLATIONS_MAX = 4
 
 ViewT = TypeVar("ViewT", bound=Result)
 
@@ -30,13 +34,18 @@ ViewT = TypeVar("ViewT", bound=Result)
 def unwrap(result: Result, kind: type[ViewT]) -> ViewT:
     """Return the result, which must be of this kind; raise RefusedError for a Failure."""
     if isinstance(result, Failure):
-        violations = [FieldViolation(result.field, result.message)] if result.field else None
-        raise RefusedError(
-            result.reason, result.message, metadata=result.metadata, violations=violations
-        )
+        raise failure_error(result)
     if not isinstance(result, kind):
         raise TypeError(f"expected {kind.__name__}, the shard answered {type(result).__name__}")
     return result
+
+
+def failure_error(failure: Failure) -> RefusedError:
+    """Return a Failure as an error."""
+    violations = [FieldViolation(failure.field, failure.message)] if failure.field else None
+    return RefusedError(
+        failure.reason, failure.message, metadata=failure.metadata, violations=violations
+    )
 
 
 def to_status(error: LedgerError) -> status_pb2.Status:
@@ -68,6 +77,23 @@ def to_status(error: LedgerError) -> status_pb2.Status:
         delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def to_call_error(error: LedgerError) -> ledger_pb2.CallError:
+    """Return an error of one item of a call that has many."""
+    return ledger_pb2.CallError(
+        code=status_code(error).value[0],
+        reason=error.reason,
+        message=_clip(error.message, _ITEM_MESSAGE_CHARS_MAX),
+        violations=[
+            ledger_pb2.FieldViolation(
+                field=_clip(violation.field, _METADATA_CHARS_MAX),
+                description=_clip(violation.description, _METADATA_CHARS_MAX),
+            )
+            for violation in error.violations[:_ITEM_VIOLATIONS_MAX]
+        ],
+        metadata={key: _clip(value, _METADATA_CHARS_MAX) for key, value in error.metadata.items()},
+    )
 
 
 def status_code(error: LedgerError) -> grpc.StatusCode:

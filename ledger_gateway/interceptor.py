@@ -5,7 +5,8 @@ caller gets an incident id to quote.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -22,11 +23,11 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the unary methods of our services; health checking and reflection pass untouched.
+    """Wraps the methods of our services; health checking and reflection pass untouched.
 
-    At most ``calls_max`` of them run at once. Health checks are not counted: they must get through
-    when the service is full. A request has at most ``request_bytes_max``, or what ``larger_ones``
-    says for its method.
+    At most ``calls_max`` of them run at once; a stream is one as long as it lasts. Health checks
+    are not counted: they must get through when the service is full. A request has at most
+    ``request_bytes_max``, or what ``larger_ones`` says for its method.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith(self._prefixes):
+        if handler is None or not method.startswith(self._prefixes):
             return handler
-        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        wrap = self._wrap if handler.unary_unary is not None else self._wrap_stream
+        wrapped = self._wrapped[method] = wrap(method, handler)
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
@@ -67,22 +69,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         bytes_max = self._larger_ones.get(method, self._request_bytes_max)
 
         async def guarded(data: bytes, context: Context) -> Any:
-            self._calls += 1
-            try:
-                self._require_room()
+            async with self._answering(method, context):
                 _require_size(data, bytes_max)
                 return await handle(_parse(parse, data), context)
-            except LedgerError as error:
-                await abort(context, error)
-            except grpc.aio.AbortError:
-                raise
-            # Exception only: a cancelled call (CancelledError) has nobody to answer to.
-            except Exception:
-                incident = secrets.token_hex(4)
-                _log.exception("call failed", method=method, incident=incident)
-                await abort(context, _internal_error(incident))
-            finally:
-                self._calls -= 1
 
         # No deserializer: the request is parsed inside, so that an unreadable one is answered in
         # our words (gRPC would say INTERNAL).
@@ -91,6 +80,51 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
+
+    def _wrap_stream(self, method: str, handler: Handler) -> Handler:
+        """Wrap a method that is a stream both ways: our services have no others."""
+        handle: Any = handler.stream_stream
+        parse: Any = handler.request_deserializer
+        bytes_max = self._larger_ones.get(method, self._request_bytes_max)
+
+        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+            async for data in requests:
+                _require_size(data, bytes_max)
+                yield _parse(parse, data)
+
+        # No generator: gRPC would not close it when the caller goes while an answer is written.
+        async def guarded(requests: AsyncIterator[bytes], context: Context) -> None:
+            async with (
+                self._answering(method, context),
+                aclosing(handle(parsed(requests), context)) as responses,
+            ):
+                async for response in responses:
+                    await context.write(response)
+
+        return grpc.stream_stream_rpc_method_handler(
+            guarded,
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    @asynccontextmanager
+    async def _answering(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Count a call, and end it with the status of what goes wrong."""
+        self._calls += 1
+        try:
+            self._require_room()
+            yield
+        except LedgerError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        # Exception only: a cancelled call (CancelledError) has nobody to answer to.
+        except Exception:
+            incident = secrets.token_hex(4)
+            _log.exception("call failed", method=method, incident=incident)
+            await abort(context, _internal_error(incident))
+        finally:
+            self._calls -= 1
 
     def _require_room(self) -> None:
         if self._calls > self._calls_max:

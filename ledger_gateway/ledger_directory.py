@@ -13,7 +13,7 @@ from ledger_core.ledgers import MAIN_NAME, USD, ChartCode, Currency, ledger_key,
 from ledger_core.queries import GetLedger
 from ledger_core.results import LedgerView
 from ledger_gateway.errors import unwrap
-from ledger_gateway.shard_calls import Context, ShardCalls
+from ledger_gateway.shard_calls import ShardCalls, Timed
 
 CHART_AGE_S_MAX = 5.0
 LEDGERS_MAX = 1_000
@@ -31,7 +31,7 @@ class LedgerDirectory:
         self._known: dict[str, tuple[LedgerView, float]] = {}
 
     async def currencies(
-        self, ledger: str, codes_by_field: dict[str, str], context: Context
+        self, ledger: str, codes_by_field: dict[str, str], context: Timed
     ) -> dict[str, Currency]:
         """Return currencies of a ledger by request field; "" is its default currency.
 
@@ -56,7 +56,7 @@ class LedgerDirectory:
             )
         return {field: found[code] for field, code in codes_by_field.items()}
 
-    async def chart_line(self, ledger: str, code: str, context: Context) -> ChartCode | None:
+    async def chart_line(self, ledger: str, code: str, context: Timed) -> ChartCode | None:
         """Return the line of the chart that rules a code; None where there is no chart.
 
         Raises RefusedError if there is a chart and none of its lines fits.
@@ -76,12 +76,12 @@ class LedgerDirectory:
             )
         return line
 
-    async def require(self, ledger: str, context: Context) -> None:
+    async def require(self, ledger: str, context: Timed) -> None:
         """Raise RefusedError if there is no such ledger."""
         if self._remembered(ledger) is None:
             await self.fetch(ledger, context)
 
-    async def fetch(self, ledger: str, context: Context) -> LedgerView:
+    async def fetch(self, ledger: str, context: Timed) -> LedgerView:
         """Look a ledger up, whatever is remembered; RefusedError if there is none."""
         answer = await self._shards.query(ledger_key(ledger), GetLedger(ledger), context)
         return self.remember(unwrap(answer.result, LedgerView))

@@ -1,8 +1,9 @@
 """The public service: start reading here.
 
-The RPCs are in four modules, by what they are about; in each, top to bottom:
+The RPCs are in five modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
+    bulk.py           thousands of transactions in one call, and streams of such calls
     accounts.py       opening, changing, finding accounts
     ledgers.py        sets of books with their currencies and charts
     history.py        what was: balances, entries, statements, and who did what
@@ -12,23 +13,33 @@ shard that holds the account, convert the result. Whatever goes wrong is raised 
 the interceptor turns it into a status.
 """
 
+import asyncio
+
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
+from ledger_gateway.bulk import BulkRpcs
+from ledger_gateway.bulk_work import Room
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
 from ledger_gateway.shard_calls import ShardCalls
-from ledger_gateway.transactions import TransactionRpcs
 
 SERVICE_NAME = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name
+BULK_METHODS = (f"/{SERVICE_NAME}/CreateTransactions", f"/{SERVICE_NAME}/StreamTransactions")
 
 
 class LedgerService(
-    TransactionRpcs, AccountRpcs, LedgerRpcs, HistoryRpcs, ledger_pb2_grpc.LedgerServiceServicer
+    BulkRpcs, AccountRpcs, LedgerRpcs, HistoryRpcs, ledger_pb2_grpc.LedgerServiceServicer
 ):
     """`ledger.v1.LedgerService` on top of the shards. Remembers ledgers, and nothing else."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
+        self._room = Room()
+        self._stopping = asyncio.Event()
+
+    def stop_streams(self) -> None:
+        """Let streams answer what they have begun, and then end: they would never do so."""
+        self._stopping.set()

@@ -13,6 +13,7 @@ from ledger.v1.journal_pb2_grpc import add_JournalServiceServicer_to_server
 from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from ledger.v1.reports_pb2_grpc import add_ReportServiceServicer_to_server
 from ledger_cluster.shards import Shards
+from ledger_gateway.bulk import BULK_REQUEST_BYTES_MAX
 from ledger_gateway.health import HealthMonitor
 from ledger_gateway.interceptor import ErrorInterceptor
 from ledger_gateway.journal import (
@@ -21,7 +22,7 @@ from ledger_gateway.journal import (
     REPLAY_REQUEST_BYTES_MAX,
     JournalService,
 )
-from ledger_gateway.ledger_service import SERVICE_NAME, LedgerService
+from ledger_gateway.ledger_service import BULK_METHODS, SERVICE_NAME, LedgerService
 from ledger_gateway.reports import REPORT_SERVICE_NAME, ReportService
 
 # Those whose calls are bounded and whose errors are mapped; health checks are about the first one.
@@ -29,11 +30,15 @@ SERVICE_NAMES = (SERVICE_NAME, REPORT_SERVICE_NAME, JOURNAL_SERVICE_NAME)
 CALLS_MAX = 4_096
 REQUEST_BYTES_MAX = 256 * 1024
 
+_LARGER_ONES = {
+    REPLAY_METHOD: REPLAY_REQUEST_BYTES_MAX,
+    **dict.fromkeys(BULK_METHODS, BULK_REQUEST_BYTES_MAX),
+}
 _OPTIONS = [
     # On by default, and a second server would share the port in silence.
     ("grpc.so_reuseport", 0),
-    # The interceptor holds all but one method to REQUEST_BYTES_MAX.
-    ("grpc.max_receive_message_length", REPLAY_REQUEST_BYTES_MAX),
+    # The interceptor holds most methods to REQUEST_BYTES_MAX.
+    ("grpc.max_receive_message_length", max(_LARGER_ONES.values())),
     # Clients may ping an idle connection every 10 s (the default refuses below 5 minutes), and we
     # ping them, so that calls of vanished clients end.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -67,6 +72,7 @@ class GatewayServer:
         self._calls_max = calls_max
         self._monitor = HealthMonitor(shards, SERVICE_NAME)
         self._server: grpc.aio.Server | None = None
+        self._ledger_service = LedgerService(shards)
 
     @property
     def address(self) -> str:
@@ -82,14 +88,14 @@ class GatewayServer:
                     SERVICE_NAMES,
                     self._calls_max,
                     REQUEST_BYTES_MAX,
-                    {REPLAY_METHOD: REPLAY_REQUEST_BYTES_MAX},
+                    _LARGER_ONES,
                 )
             ],
             options=_OPTIONS,
             # A hard wall behind the interceptor's own limit, which answers in our words.
             maximum_concurrent_rpcs=2 * self._calls_max,
         )
-        add_LedgerServiceServicer_to_server(LedgerService(self._shards), server)
+        add_LedgerServiceServicer_to_server(self._ledger_service, server)
         add_ReportServiceServicer_to_server(ReportService(self._shards), server)
         add_JournalServiceServicer_to_server(JournalService(self._shards), server)
         add_HealthServicer_to_server(self._monitor.service, server)  # type: ignore[no-untyped-call]
@@ -107,6 +113,7 @@ class GatewayServer:
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take no more calls, and let the running ones end within ``grace_s``."""
         await self._monitor.stop()
+        self._ledger_service.stop_streams()
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None

@@ -1,11 +1,14 @@
 """Calls to the shards, within what the caller has left of its deadline."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from ledger.v1 import ledger_pb2
 from ledger_cluster.shards import Answer, Shards
@@ -13,6 +16,7 @@ from ledger_core.commands import Command, routing_id
 from ledger_core.errors import OutcomeUnknownError, ShardUnavailableError
 from ledger_core.queries import Query
 from ledger_core.results import Failure, Result
+from ledger_core.transfers import U64Array, shard_keys
 
 TIMEOUT_DEFAULT_S = 10.0
 TIMEOUT_MAX_S = 60.0
@@ -24,6 +28,27 @@ _ANSWER_RESERVE_S = 0.1
 _OVERRUN_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Timed(Protocol):
+    """What tells how long a call may still take: the context of an RPC, or a `Deadline`."""
+
+    def time_remaining(self) -> float | None:
+        """Return seconds, or None where the caller set no deadline."""
+        ...
+
+
+class Deadline:
+    """The end of a call that consists of many. It is set once: they share the time."""
+
+    def __init__(self, context: Timed) -> None:
+        remaining_s = context.time_remaining()
+        given_s = TIMEOUT_DEFAULT_S if remaining_s is None else min(remaining_s, TIMEOUT_MAX_S)
+        self._at = time.monotonic() + given_s
+
+    def time_remaining(self) -> float:
+        """Return seconds; 0 or less once it has passed."""
+        return self._at - time.monotonic()
 
 
 class ShardCalls:
@@ -44,7 +69,22 @@ class ShardCalls:
         """Return the shard that holds an account."""
         return self._shards.shard_id_of(account_id)
 
-    async def execute(self, command: Command, context: Context) -> Result:
+    def shard_ids_of(self, account_ids: U64Array) -> NDArray[np.int64]:
+        """Return the shard of each account, all at once."""
+        lower_bounds, shard_ids = self._places
+        found: NDArray[np.int64] = shard_ids[
+            np.searchsorted(lower_bounds, shard_keys(account_ids), side="right") - 1
+        ]
+        return found
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The lowest shard key of every shard, and the shards, in the order of their keys."""
+        places = sorted((self.shard_bounds(item)[0], item) for item in self.shard_ids())
+        lower_bounds, shard_ids = zip(*places, strict=True)
+        return np.array(lower_bounds, np.uint32), np.array(shard_ids, np.int64)
+
+    async def execute(self, command: Command, context: Timed) -> Result:
         """Run a command where it belongs."""
         timeout_s = _timeout_s(context)
         try:
@@ -59,7 +99,7 @@ class ShardCalls:
         self,
         account_id: int,
         query: Query,
-        context: Context,
+        context: Timed,
         consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
     ) -> Answer:
         """Answer a query from the shard to which ``account_id`` routes."""
@@ -67,7 +107,7 @@ class ShardCalls:
         return await _answer(ask, context, consistency)
 
     async def query_page(
-        self, account_id: int, query: Query, context: Context, consistency: int
+        self, account_id: int, query: Query, context: Timed, consistency: int
     ) -> Answer:
         """Answer a query that goes on where a page ended.
 
@@ -84,7 +124,7 @@ class ShardCalls:
         self,
         shard_id: int,
         query: Query,
-        context: Context,
+        context: Timed,
         consistency: int = ledger_pb2.READ_CONSISTENCY_LINEARIZABLE,
     ) -> Answer:
         """Answer a query from one shard."""
@@ -93,7 +133,7 @@ class ShardCalls:
 
 
 async def _answer(
-    ask: Callable[..., Awaitable[Answer]], context: Context, consistency: int
+    ask: Callable[..., Awaitable[Answer]], context: Timed, consistency: int
 ) -> Answer:
     timeout_s = _timeout_s(context)
     try:
@@ -103,7 +143,7 @@ async def _answer(
         raise ShardUnavailableError("the shard did not answer in time") from None
 
 
-def _timeout_s(context: Context) -> float:
+def _timeout_s(context: Timed) -> float:
     """Return how long the shards may take: what the caller has left, but never without bound.
 
     With hardly any time left the call is still tried: it may be quick enough.

@@ -17,7 +17,7 @@ from ledger_gateway.errors import unwrap
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledger_transactions import ledger_transactions
 from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor, fitting_page
-from ledger_gateway.shard_calls import Context, ShardCalls
+from ledger_gateway.shard_calls import Context, ShardCalls, Timed
 from ledger_gateway.source import require_valid
 
 
@@ -35,13 +35,9 @@ class TransactionRpcs:
     ) -> ledger_pb2.CreateTransactionResponse:
         """Move money, at once or as a pending transaction."""
         source = require_valid(validation.create_transaction(request), context)
-        command = await self._new_transaction(request, source, context)
-        if request.dry_run:
-            transaction = await dry_run(self._shards, command, context)
-        else:
-            result = await self._shards.execute(command, context)
-            transaction = conversion.transaction(unwrap(result, TransactionView))
-        return ledger_pb2.CreateTransactionResponse(transaction=transaction)
+        return ledger_pb2.CreateTransactionResponse(
+            transaction=await self._create_transaction(request, source, context)
+        )
 
     async def GetTransaction(
         self, request: ledger_pb2.GetTransactionRequest, context: Context
@@ -148,11 +144,24 @@ class TransactionRpcs:
         result = await self._shards.execute(command, context)
         return conversion.transaction(unwrap(result, TransactionView))
 
+    async def _create_transaction(
+        self,
+        request: ledger_pb2.CreateTransactionRequest,
+        source: commands.Source,
+        context: Timed,
+    ) -> ledger_pb2.Transaction:
+        """Run a request whose fields are right; raises LedgerError."""
+        command = await self._new_transaction(request, source, context)
+        if request.dry_run:
+            return await dry_run(self._shards, command, context)
+        result = await self._shards.execute(command, context)
+        return conversion.transaction(unwrap(result, TransactionView))
+
     async def _new_transaction(
         self,
         request: ledger_pb2.CreateTransactionRequest,
         source: commands.Source,
-        context: Context,
+        context: Timed,
     ) -> commands.CreateTransaction:
         """Fill in the currencies and shards of the entries, and check what these decide."""
         ledger = request.ledger or MAIN_NAME
@@ -179,7 +188,7 @@ class TransactionRpcs:
         return command
 
     async def _entries(
-        self, ledger: str, request: ledger_pb2.CreateTransactionRequest, context: Context
+        self, ledger: str, request: ledger_pb2.CreateTransactionRequest, context: Timed
     ) -> list[commands.Entry]:
         if not request.entries:
             return []
@@ -220,7 +229,7 @@ class TransactionRpcs:
             maximum_balance=entry.maximum_balance if entry.HasField("maximum_balance") else None,
         )
 
-    async def _is_known(self, command: commands.CreateTransaction, context: Context) -> bool:
+    async def _is_known(self, command: commands.CreateTransaction, context: Timed) -> bool:
         """Whether this is a repeat: its time may be over, but it has an answer."""
         query = queries.GetTransactionByRequest(command.account_id, command.request_id)
         answer = await self._shards.query(command.account_id, query, context)

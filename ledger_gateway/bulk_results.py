@@ -1,0 +1,132 @@
+"""What became of the items of a bulk call, as messages: columns for transfers, else one by one."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ledger.v1 import ledger_pb2
+from ledger_core.accounts import Direction, TransactionStatus
+from ledger_core.commands import TransferText
+from ledger_core.errors import LedgerError
+from ledger_core.ledgers import Currency
+from ledger_core.results import (
+    BookView,
+    EntryView,
+    Failure,
+    TransactionView,
+    TransfersView,
+)
+from ledger_core.transfers import TransferForm
+from ledger_gateway import conversion
+from ledger_gateway.bulk_work import Transfers
+from ledger_gateway.errors import failure_error, to_call_error
+
+Result = TransactionView | Failure | LedgerError
+
+_NO_TEXT = TransferText()
+
+
+def result(found: Result) -> ledger_pb2.TransactionResult:
+    """Return a transaction, or why there is none."""
+    if isinstance(found, TransactionView):
+        return ledger_pb2.TransactionResult(transaction=conversion.transaction(found))
+    error = failure_error(found) if isinstance(found, Failure) else found
+    return ledger_pb2.TransactionResult(error=to_call_error(error))
+
+
+def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
+    """Return what became of transfers as columns."""
+    count = len(transfers.columns)
+    numbers = np.zeros(count, np.uint64)
+    statuses = np.zeros(count, np.uint8)
+    times_us = np.zeros(count, np.int64)
+    refusals: dict[int, ledger_pb2.Refusal] = {}
+    others: dict[int, ledger_pb2.TransactionResult] = {}
+    for items, outcome in transfers.outcomes.blocks:
+        if isinstance(outcome, LedgerError):
+            others |= dict.fromkeys(items.tolist(), result(outcome))
+            continue
+        of_block = np.frombuffer(outcome.statuses, np.uint8)
+        taken = items[of_block != 0]
+        statuses[items] = of_block
+        numbers[taken] = outcome.first_number + np.arange(len(taken), dtype=np.uint64)
+        times_us[taken] = outcome.time_us
+        for place, refusal in outcome.refusals.items():
+            refusals[int(items[place])] = conversion.refusal(refusal)
+        for place, other in outcome.others.items():
+            others[int(items[place])] = result(other)
+    for item, single in transfers.outcomes.singles.items():
+        others[item] = result(single)
+    return ledger_pb2.TransferResults(
+        numbers=numbers.tolist(),
+        statuses=statuses.tobytes(),
+        create_times_us=times_us.tolist(),
+        refusals=refusals,
+        others=others,
+    )
+
+
+def transaction_results(
+    transfers: Transfers,
+) -> Iterator[tuple[int, ledger_pb2.TransactionResult]]:
+    """Return what became of each transfer, with its place, as a single call would say it."""
+    for item, single in transfers.outcomes.singles.items():
+        yield item, result(single)
+    for items, outcome in transfers.outcomes.blocks:
+        if isinstance(outcome, LedgerError):
+            error = result(outcome)
+            for item in items.tolist():
+                yield item, error
+            continue
+        number = outcome.first_number
+        for place, item in enumerate(items.tolist()):
+            if not outcome.statuses[place]:
+                yield item, result(outcome.others[place])
+                continue
+            yield item, result(_view(transfers, item, outcome, place, number))
+            number += 1
+
+
+def _view(
+    transfers: Transfers, item: int, outcome: TransfersView, place: int, number: int
+) -> TransactionView:
+    """Return the transaction that a transfer has made, from its ``place`` in a block."""
+    columns, terms = transfers.columns, transfers.terms
+    form = TransferForm(int(columns.forms[item]))
+    home, amount = int(columns.first[item]), int(columns.amounts[item])
+    ledger, currency, signed = terms.ledger, terms.currency, 0
+    if form.is_one_account:
+        book = _book(outcome, place)
+        ledger, currency = book.ledger, Currency(book.currency, book.currency_exponent)
+        side, other = Direction(outcome.sides[place]), book.external_account_id
+        signed = amount if form is TransferForm.IN else -amount
+    else:
+        side = Direction.DEBIT if form is TransferForm.DEBIT else Direction.CREDIT
+        other = int(columns.second[item])
+    text = columns.texts.get(item, _NO_TEXT)
+    return TransactionView(
+        account_id=home,
+        number=number,
+        amount=signed,
+        description=text.description,
+        status=TransactionStatus(outcome.statuses[place]),
+        ledger=ledger,
+        currency=currency.code,
+        currency_exponent=currency.exponent,
+        entries=[
+            EntryView(home, side, amount, currency.code, currency.exponent),
+            EntryView(other, side.opposite, amount, currency.code, currency.exponent),
+        ],
+        refusal=outcome.refusals.get(place),
+        request_id=columns.request_id(item),
+        create_time_us=outcome.time_us,
+        update_time_us=outcome.time_us,
+        effective_time_us=outcome.time_us,
+        external_reference=text.external_reference,
+        metadata=text.metadata,
+        actor=terms.actor,
+    )
+
+
+def _book(outcome: TransfersView, place: int) -> BookView:
+    return outcome.books[int.from_bytes(outcome.book_places[2 * place : 2 * place + 2], "little")]
