@@ -32,6 +32,7 @@ from ledger_client.errors import (
 )
 from ledger_client.parts import credit, debit, limits
 from ledger_client.statements import AsyncStatement, Statement
+from ledger_client.transfers import TransferResults
 from ledger_core.errors import FieldViolation
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "ResourceExhaustedError",
     "ServerCancelledError",
     "Statement",
+    "TransferResults",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

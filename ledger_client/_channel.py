@@ -6,6 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ledger.v1 import ledger_pb2_grpc
+from ledger_client._async_batches import AsyncBatches
 from ledger_client.errors import invalid_argument
 from ledger_core.commands import SOURCE_CHARACTERS_MAX
 from ledger_core.errors import FieldViolation
@@ -36,9 +37,12 @@ OPTIONS = [
 class AsyncConnection:
     """A channel and its stubs, bound to the event loop that runs when it is made."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(
+        self, target: str, metadata: tuple[tuple[str, str], ...], timeout_s: float
+    ) -> None:
         self.channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         self.ledger = ledger_pb2_grpc.LedgerServiceStub(self.channel)
+        self.batches = AsyncBatches(self.ledger, metadata, timeout_s)
         self.health = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[no-untyped-call]
 
 

@@ -16,6 +16,27 @@ _ATTEMPT_MIN_S = 2.0
 _UNCERTAIN = {"DEADLINE_EXCEEDED", "UNKNOWN", "CANCELLED"}
 
 
+def may_retry(error: LedgerError) -> bool:
+    """Whether another attempt may bring another result, or at least tell it."""
+    return (
+        error.status in _UNCERTAIN
+        or error.status == "UNAVAILABLE"
+        or error.retry_delay_s is not None
+    )
+
+
+def leaves_open(error: LedgerError) -> bool:
+    """Whether the attempt may have had its effect all the same."""
+    # UNAVAILABLE that is not from the ledger: the connection was lost, perhaps after the request
+    # arrived.
+    return error.status in _UNCERTAIN or (error.status == "UNAVAILABLE" and not error.reason)
+
+
+def attempt_timeout_s(left_s: float) -> float:
+    """Return how long an attempt may take when this much time is left."""
+    return min(left_s, max(left_s / 2, _ATTEMPT_MIN_S))
+
+
 class Attempts:
     """One call: its attempts within its deadline.
 
@@ -37,28 +58,32 @@ class Attempts:
 
     def timeout_s(self) -> float:
         """Return how long the next attempt may take."""
-        left_s = max(self._deadline - self._clock(), 0.0)
-        return min(left_s, max(left_s / 2, _ATTEMPT_MIN_S))
+        return attempt_timeout_s(max(self._deadline - self._clock(), 0.0))
 
-    def pause_s(self, error: LedgerError) -> float:
+    def verdict(self, error: LedgerError) -> LedgerError:
+        """Return what to raise once there are no more attempts, ``error`` being that of the last.
+
+        An earlier one may have had its effect: then that counts, since "unavailable, nothing was
+        done" would be wrong for the whole.
+        """
+        return self._uncertain or error
+
+    def pause_s(self, error: LedgerError, jitter: float | None = None) -> float:
         """Return how long to wait before the next attempt; raise where there shall be none.
 
-        What is raised is the error of this attempt, unless an earlier one may have had its effect:
-        then that counts, since "unavailable, nothing was done" would be wrong for the whole.
+        Calls that failed together and are given the same ``jitter`` (0 to 1) wait together.
+
+        What is raised is the error of this attempt where that is certain, else the `verdict`.
         """
-        if error.status in _UNCERTAIN:
-            self._uncertain = error
-        elif error.status == "UNAVAILABLE":
-            if not error.reason and self._uncertain is None:
-                # Not from the ledger: the connection was lost, perhaps after the request arrived.
-                self._uncertain = error
-        elif error.retry_delay_s is None:
+        if not may_retry(error):
             raise error
+        if error.status in _UNCERTAIN or (self._uncertain is None and leaves_open(error)):
+            self._uncertain = error
         backoff_s = min(_BACKOFF_FIRST_S * 2.0**self._failures, _BACKOFF_MAX_S)
         self._failures += 1
-        pause_s = backoff_s * (0.5 + self._jitter() / 2)
+        pause_s = backoff_s * (0.5 + (self._jitter() if jitter is None else jitter) / 2)
         if error.retry_delay_s is not None:
             pause_s += error.retry_delay_s
         if self._clock() + pause_s >= self._deadline:
-            raise self._uncertain or error
+            raise self.verdict(error)
         return pause_s

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Self, TypeVar
 
 import grpc
@@ -12,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from ledger.v1 import ledger_pb2
 from ledger_client import _channel, _requests
 from ledger_client._async_history import AsyncHistoryCalls
+from ledger_client._async_transactions import AsyncTransactionCalls
 from ledger_client._channel import AsyncConnection
 from ledger_client._retries import Attempts
 from ledger_client.errors import from_rpc_error
@@ -19,7 +19,7 @@ from ledger_client.errors import from_rpc_error
 ResponseT = TypeVar("ResponseT")
 
 
-class AsyncLedgerClient(AsyncHistoryCalls):
+class AsyncLedgerClient(AsyncTransactionCalls, AsyncHistoryCalls):
     """Talks to a gateway; share one among tasks, and close it in the end (or use ``async with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless
@@ -28,10 +28,21 @@ class AsyncLedgerClient(AsyncHistoryCalls):
     ``correlation_id`` is yours: the ledger records it with every change, so that you find what a
     piece of work did. It goes with all calls of this client that are not given one of their own. At
     most 128 printable ASCII characters.
+
+    ``batching``: concurrent calls of `create_transaction` travel together, as few bulk calls.
+    Nothing waits for a timer, and each call has its own result, deadline and error all the same.
     """
 
-    def __init__(self, target: str, timeout_s: float = 10.0, *, correlation_id: str = "") -> None:
+    def __init__(
+        self,
+        target: str,
+        timeout_s: float = 10.0,
+        *,
+        correlation_id: str = "",
+        batching: bool = True,
+    ) -> None:
         self._metadata = _channel.metadata(correlation_id)
+        self._batching = batching
         self._target = target
         self._timeout_s = timeout_s
         self._connection: AsyncConnection | None = None
@@ -291,52 +302,6 @@ class AsyncLedgerClient(AsyncHistoryCalls):
             await self._call(self._connect().ledger.CloseAccount, request, correlation_id)
         ).account
 
-    async def create_transaction(
-        self,
-        account_id: str = "",
-        amount: int = 0,
-        description: str = "",
-        *,
-        settled: bool,
-        entries: Sequence[ledger_pb2.Entry] = (),
-        ledger: str = "",
-        external_reference: str = "",
-        effective_time: datetime | None = None,
-        expire_time: datetime | None = None,
-        metadata: Mapping[str, str] | None = None,
-        actor: str = "",
-        dry_run: bool = False,
-        request_id: str | None = None,
-        correlation_id: str = "",
-    ) -> ledger_pb2.Transaction:
-        """Move money: between accounts (``entries``), or into and out of one of them.
-
-        ``entries`` are made by `debit` and `credit` and balance in every currency. Without them,
-        ``amount`` minor units go into (> 0) or out of (< 0) the account ``account_id``.
-
-        ``settled``: at once, else pending, until settled, cancelled or ``expire_time``. Look at the
-        status of the result: an outflow beyond the available balance is no error, it comes back as
-        INSUFFICIENT_FUNDS, and other refusals as REJECTED. ``dry_run`` only tells the status.
-        """
-        request = _requests.create_transaction(
-            account_id=account_id,
-            amount=amount,
-            description=description,
-            settled=settled,
-            entries=entries,
-            ledger=ledger,
-            external_reference=external_reference,
-            effective_time=effective_time,
-            expire_time=expire_time,
-            metadata=metadata,
-            actor=actor,
-            dry_run=dry_run,
-            request_id=request_id,
-        )
-        return (
-            await self._call(self._connect().ledger.CreateTransaction, request, correlation_id)
-        ).transaction
-
     async def get_transaction(
         self,
         transaction_id: str = "",
@@ -410,8 +375,9 @@ class AsyncLedgerClient(AsyncHistoryCalls):
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls that wait for an answer end."""
         if self._connection is not None:
+            self._connection.batches.close()
             await self._connection.channel.close()
             self._connection = None
 
@@ -424,7 +390,7 @@ class AsyncLedgerClient(AsyncHistoryCalls):
     def _connect(self) -> AsyncConnection:
         # Not in __init__: a client may be made before there is an event loop.
         if self._connection is None:
-            self._connection = AsyncConnection(self._target)
+            self._connection = AsyncConnection(self._target, self._metadata, self._timeout_s)
         return self._connection
 
     async def _call(
@@ -432,9 +398,10 @@ class AsyncLedgerClient(AsyncHistoryCalls):
         method: Callable[..., Awaitable[ResponseT]],
         request: Message,
         correlation_id: str = "",
+        attempts: Attempts | None = None,
     ) -> ResponseT:
         metadata = _channel.metadata(correlation_id) or self._metadata
-        attempts = Attempts(self._timeout_s)
+        attempts = attempts or Attempts(self._timeout_s)
         while True:
             try:
                 return await method(request, timeout=attempts.timeout_s(), metadata=metadata)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Self, TypeVar
 
 import grpc
@@ -13,12 +12,14 @@ from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _channel, _requests
 from ledger_client._history import HistoryCalls
 from ledger_client._retries import Attempts
+from ledger_client._sync_batches import ThreadBatches
+from ledger_client._transactions import TransactionCalls
 from ledger_client.errors import from_rpc_error
 
 ResponseT = TypeVar("ResponseT")
 
 
-class LedgerClient(HistoryCalls):
+class LedgerClient(TransactionCalls, HistoryCalls):
     """Talks to a gateway; share one among threads, and close it in the end (or use ``with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless
@@ -27,13 +28,26 @@ class LedgerClient(HistoryCalls):
     ``correlation_id`` is yours: the ledger records it with every change, so that you find what a
     piece of work did. It goes with all calls of this client that are not given one of their own. At
     most 128 printable ASCII characters.
+
+    ``batching``: calls of `create_transaction` by several threads at the same time travel together,
+    as few bulk calls. Nothing waits for a timer, and each call has its own result, deadline and
+    error all the same. Make clients after a fork, not before: neither gRPC nor batches survive it.
     """
 
-    def __init__(self, target: str, timeout_s: float = 10.0, *, correlation_id: str = "") -> None:
+    def __init__(
+        self,
+        target: str,
+        timeout_s: float = 10.0,
+        *,
+        correlation_id: str = "",
+        batching: bool = True,
+    ) -> None:
         self._metadata = _channel.metadata(correlation_id)
+        self._batching = batching
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(target, options=_channel.OPTIONS)
         self._stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
+        self._batches = ThreadBatches(self._stub, self._metadata, timeout_s)
         self._health = health_pb2_grpc.HealthStub(self._channel)  # type: ignore[no-untyped-call]
 
     def create_ledger(
@@ -273,50 +287,6 @@ class LedgerClient(HistoryCalls):
         )
         return self._call(self._stub.CloseAccount, request, correlation_id).account
 
-    def create_transaction(
-        self,
-        account_id: str = "",
-        amount: int = 0,
-        description: str = "",
-        *,
-        settled: bool,
-        entries: Sequence[ledger_pb2.Entry] = (),
-        ledger: str = "",
-        external_reference: str = "",
-        effective_time: datetime | None = None,
-        expire_time: datetime | None = None,
-        metadata: Mapping[str, str] | None = None,
-        actor: str = "",
-        dry_run: bool = False,
-        request_id: str | None = None,
-        correlation_id: str = "",
-    ) -> ledger_pb2.Transaction:
-        """Move money: between accounts (``entries``), or into and out of one of them.
-
-        ``entries`` are made by `debit` and `credit` and balance in every currency. Without them,
-        ``amount`` minor units go into (> 0) or out of (< 0) the account ``account_id``.
-
-        ``settled``: at once, else pending, until settled, cancelled or ``expire_time``. Look at the
-        status of the result: an outflow beyond the available balance is no error, it comes back as
-        INSUFFICIENT_FUNDS, and other refusals as REJECTED. ``dry_run`` only tells the status.
-        """
-        request = _requests.create_transaction(
-            account_id=account_id,
-            amount=amount,
-            description=description,
-            settled=settled,
-            entries=entries,
-            ledger=ledger,
-            external_reference=external_reference,
-            effective_time=effective_time,
-            expire_time=expire_time,
-            metadata=metadata,
-            actor=actor,
-            dry_run=dry_run,
-            request_id=request_id,
-        )
-        return self._call(self._stub.CreateTransaction, request, correlation_id).transaction
-
     def get_transaction(
         self,
         transaction_id: str = "",
@@ -382,7 +352,8 @@ class LedgerClient(HistoryCalls):
         return _channel.serving(self._call(self._health.List, health_pb2.HealthListRequest()))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls that wait for an answer end."""
+        self._batches.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -392,10 +363,14 @@ class LedgerClient(HistoryCalls):
         self.close()
 
     def _call(
-        self, method: Callable[..., ResponseT], request: Message, correlation_id: str = ""
+        self,
+        method: Callable[..., ResponseT],
+        request: Message,
+        correlation_id: str = "",
+        attempts: Attempts | None = None,
     ) -> ResponseT:
         metadata = _channel.metadata(correlation_id) or self._metadata
-        attempts = Attempts(self._timeout_s)
+        attempts = attempts or Attempts(self._timeout_s)
         while True:
             try:
                 return method(request, timeout=attempts.timeout_s(), metadata=metadata)

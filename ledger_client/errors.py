@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from ledger.v1 import ledger_pb2
 from ledger_core.errors import FieldViolation
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -124,6 +125,9 @@ _CLASSES: dict[str, type[LedgerError]] = {
 }
 
 
+_STATUS_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
 def invalid_argument(violations: list[FieldViolation]) -> InvalidArgumentError:
     """Return the error for a request that cannot even be built."""
     return InvalidArgumentError(
@@ -156,7 +160,7 @@ def from_rpc_error(error: grpc.RpcError) -> LedgerError:
             ]
         elif detail.Unpack(retry_info):
             retry_delay_s = retry_info.retry_delay.ToNanoseconds() / 1e9
-    failure = _CLASSES.get(status, LedgerError)(
+    failure = of_status(
         status,
         error.details() or "",
         reason=reason,
@@ -166,6 +170,52 @@ def from_rpc_error(error: grpc.RpcError) -> LedgerError:
     )
     failure.__cause__ = error
     return failure
+
+
+def from_call_error(error: ledger_pb2.CallError) -> LedgerError:
+    """Return why a transaction of a bulk call failed: the same as its single call would raise."""
+    return of_status(
+        _STATUS_NAMES.get(error.code, "UNKNOWN"),
+        error.message,
+        reason=error.reason,
+        metadata=dict(error.metadata),
+        violations=[FieldViolation(item.field, item.description) for item in error.violations],
+        retry_delay_s=error.retry_delay_ms / 1_000 if error.retry_delay_ms else None,
+    )
+
+
+def of_status(
+    status: str,
+    message: str,
+    *,
+    reason: str = "",
+    metadata: dict[str, str] | None = None,
+    violations: list[FieldViolation] | None = None,
+    retry_delay_s: float | None = None,
+) -> LedgerError:
+    """Return an error of the class that goes with its status."""
+    return _CLASSES.get(status, LedgerError)(
+        status,
+        message,
+        reason=reason,
+        metadata=metadata,
+        violations=violations,
+        retry_delay_s=retry_delay_s,
+    )
+
+
+def again(error: LedgerError) -> LedgerError:
+    """Return an error that says the same."""
+    same = of_status(
+        error.status,
+        error.message,
+        reason=error.reason,
+        metadata=dict(error.metadata),
+        violations=list(error.violations),
+        retry_delay_s=error.retry_delay_s,
+    )
+    same.__cause__ = error.__cause__
+    return same
 
 
 def _status_details(error: grpc.RpcError) -> status_pb2.Status:

@@ -1,5 +1,7 @@
 """Parts of requests: entries of transactions, and limits of accounts."""
 
+from contextlib import suppress
+
 from ledger.v1 import ledger_pb2
 from ledger_client._requests import fill, given
 
@@ -18,12 +20,15 @@ def debit(
     ``currency``: the ledger's default if empty. The other arguments are preconditions: the
     account's version before, bounds of its settled balance after the whole transaction.
     """
-    preconditions = given(
+    return _entry(
+        ledger_pb2.DIRECTION_DEBIT,
+        account_id,
+        amount,
+        currency,
         expected_version=expected_version,
         minimum_balance=minimum_balance,
         maximum_balance=maximum_balance,
     )
-    return _entry(ledger_pb2.DIRECTION_DEBIT, account_id, amount, currency, preconditions)
 
 
 def credit(
@@ -39,12 +44,15 @@ def credit(
 
     The arguments are those of `debit`.
     """
-    preconditions = given(
+    return _entry(
+        ledger_pb2.DIRECTION_CREDIT,
+        account_id,
+        amount,
+        currency,
         expected_version=expected_version,
         minimum_balance=minimum_balance,
         maximum_balance=maximum_balance,
     )
-    return _entry(ledger_pb2.DIRECTION_CREDIT, account_id, amount, currency, preconditions)
 
 
 def limits(minimum: int | None = None, maximum: int | None = None) -> ledger_pb2.Limits:
@@ -57,13 +65,33 @@ def _entry(
     account_id: str,
     amount: int,
     currency: str,
-    preconditions: dict[str, object],
+    *,
+    expected_version: int | None,
+    minimum_balance: int | None,
+    maximum_balance: int | None,
 ) -> ledger_pb2.Entry:
+    # Constructors would take None for "not set".
+    if account_id is not None and amount is not None and currency is not None:
+        with suppress(TypeError, ValueError):
+            return ledger_pb2.Entry(
+                account_id=account_id,
+                direction=direction,
+                amount=amount,
+                currency=currency,
+                expected_version=expected_version,
+                minimum_balance=minimum_balance,
+                maximum_balance=maximum_balance,
+            )
+    # Again, field by field, to tell which ones are wrong.
     return fill(
         ledger_pb2.Entry(),
         account_id=account_id,
         direction=direction,
         amount=amount,
         currency=currency,
-        **preconditions,
+        **given(
+            expected_version=expected_version,
+            minimum_balance=minimum_balance,
+            maximum_balance=maximum_balance,
+        ),
     )

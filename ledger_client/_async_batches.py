@@ -1,0 +1,169 @@
+"""Bulk calls of the asyncio client: concurrent calls become few large ones."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from ledger_client import _batches
+from ledger_client._batches import Batches
+from ledger_client._bulk import Bulk
+from ledger_client._items import Item, Placed
+from ledger_client.errors import InternalError, LedgerError, from_rpc_error
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class AsyncBatches:
+    """Sends the transactions of one client, in the event loop that runs when it is made.
+
+    A task is made for each bulk call, none for an item; one timer watches over all deadlines.
+    """
+
+    def __init__(
+        self,
+        stub: "ledger_pb2_grpc.LedgerServiceAsyncStub",
+        metadata: Metadata,
+        timeout_s: float,
+    ) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._batches = Batches(_wake)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flush_scheduled = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
+
+    def begin_single(self) -> Bulk | None:
+        """Return a call of one's own if nothing is under way, to be ended; None: `send` instead."""
+        if self._batches.is_idle or not self._batches.has_bulk:
+            return self._batches.begin_single()
+        return None
+
+    def end_single(self, call: Bulk) -> None:
+        """A call of one's own has had its first answer, whatever that is."""
+        self._batches.end(call)
+        self._schedule_flush()
+
+    async def send(self, item: Item) -> ledger_pb2.Transaction | None:
+        """Return the transaction that an item became; None: ask by a single call.
+
+        Raises LedgerError: ResourceExhaustedError at once if too many wait.
+        """
+        self._add(item)
+        return await self._result(item)
+
+    async def send_all(
+        self, items: Sequence[Item]
+    ) -> list[ledger_pb2.Transaction | LedgerError | None]:
+        """Send many items, and return what `send` would return or raise for each."""
+        window = _batches.CALLS_MAX * _batches.ITEMS_MAX
+        results: list[ledger_pb2.Transaction | LedgerError | None] = []
+        try:
+            for index, item in enumerate(items):
+                if index >= window:
+                    results.append(await self._outcome(items[index - window]))
+                self._add(item)
+            for item in items[len(results) :]:
+                results.append(await self._outcome(item))
+        finally:
+            for item in items:
+                item.done = True
+        return results
+
+    def close(self) -> None:
+        """Give up all that waits."""
+        self._batches.close()
+        for timer in (self._flush_timer, self._deadline_timer):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _add(self, item: Item) -> None:
+        item.deadline = time.monotonic() + self._timeout_s
+        item.waiter = self._loop.create_future()
+        self._batches.add(item)
+        if not self._flush_scheduled:
+            # After all that is ready to run now has added its own.
+            self._schedule_flush()
+        if self._deadline_timer is None:
+            # All items have the same time: none of those to come is due before this one.
+            self._deadline_timer = self._loop.call_later(self._timeout_s, self._expire)
+
+    async def _outcome(self, item: Item) -> ledger_pb2.Transaction | LedgerError | None:
+        try:
+            return await self._result(item)
+        except LedgerError as error:
+            return error
+
+    async def _result(self, item: Item) -> ledger_pb2.Transaction | None:
+        try:
+            await item.waiter
+        finally:
+            item.done = True
+        outcome = item.outcome
+        if type(outcome) is Placed:
+            return item.transaction(outcome)
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        assert not isinstance(outcome, Placed)
+        return outcome
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        for call in self._batches.take():
+            task = self._loop.create_task(self._run(call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        wake_at = self._batches.wake_at()
+        if wake_at is not None:
+            delay_s = max(wake_at - time.monotonic(), 0.0)
+            self._flush_timer = self._loop.call_later(delay_s, self._schedule_flush)
+
+    async def _run(self, call: Bulk) -> None:
+        batches = self._batches
+        try:
+            response = await self._stub.CreateTransactions(
+                call.request(), timeout=batches.timeout_s(call), metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            batches.fail(call, from_rpc_error(error))
+        except BaseException:
+            # A bug, or the client is closed: nobody shall wait for what will not come.
+            batches.fail(call, InternalError("INTERNAL", "a bulk call could not be made"))
+            raise
+        else:
+            batches.answer(call, response)
+        finally:
+            # Behind the callers that wake now, so that what they send next goes out together.
+            self._loop.call_soon(self._ended, call)
+
+    def _ended(self, call: Bulk) -> None:
+        self._batches.end(call)
+        if not self._flush_scheduled:
+            self._flush()
+
+    def _expire(self) -> None:
+        deadline = self._batches.expire()
+        self._deadline_timer = None
+        if deadline is not None:
+            delay_s = max(deadline - time.monotonic(), 0.0)
+            self._deadline_timer = self._loop.call_later(delay_s, self._expire)
+
+
+def _wake(item: Item) -> None:
+    if not item.waiter.done():
+        item.waiter.set_result(None)

@@ -1,0 +1,294 @@
+"""What waits for a bulk call, what is under way, and what is sent when. No threads, no network.
+
+A call goes out at once while nothing is under way. While something is, the others gather, until as
+many wait as are under way, or an answer comes: so there is no delay by a timer, and the more
+callers there are, the larger are the calls. A bulk call that takes long (a shard may be electing a
+leader) no longer holds the others back.
+
+Items that failed but may be tried again rest for as long as `Attempts` says, and then go out in
+calls of their own.
+"""
+
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from ledger.v1 import ledger_pb2
+from ledger_client._bulk import Bulk, Result, same_group
+from ledger_client._items import Item
+from ledger_client._retries import Attempts, attempt_timeout_s, may_retry
+from ledger_client.errors import (
+    DeadlineExceededError,
+    LedgerError,
+    ResourceExhaustedError,
+    ServerCancelledError,
+    again,
+)
+
+WAITING_MAX = 65_536
+"""Items that may wait, on one client."""
+ITEMS_MAX = 8_192
+"""Items of one call."""
+BYTES_MAX = 2 * 1024 * 1024
+"""About the size of one call."""
+CALLS_MAX = 4
+"""Calls under way that others wait for."""
+
+# With those that take long.
+_ALL_CALLS_MAX = 32
+# How long others wait for a call; the more of them are slow already, the longer.
+_PATIENCE_S = 0.1
+# A smaller group of transfers is not worth a call of its own: they go as messages with others.
+_GROUP_MIN = 32
+# How long a gateway that has no bulk calls is asked for none.
+_WITHOUT_BULK_S = 60.0
+
+
+class Batches:
+    """The items of one client. Not thread-safe.
+
+    ``wake`` is called once for every item that has got its outcome, if anyone waits for it.
+    """
+
+    def __init__(
+        self,
+        wake: Callable[[Item], None],
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._jitter = jitter
+        self._queue: deque[Item] = deque()
+        self._again: deque[Item] = deque()
+        self._resting: list[tuple[float, int, Item]] = []
+        self._rested = 0
+        self._under_way: set[Bulk] = set()
+        self._slow = 0
+        self._items_ahead = 0
+        self._without_bulk_until = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a call may go out at once, by itself."""
+        return not self._queue and len(self._under_way) == self._slow
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether the gateway has bulk calls, for all we know."""
+        return not self._without_bulk_until or self._clock() >= self._without_bulk_until
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._again) + len(self._resting)
+
+    def add(self, item: Item) -> None:
+        """Let an item wait for its turn; ResourceExhaustedError if too many do already."""
+        if len(self) >= WAITING_MAX:
+            raise ResourceExhaustedError(
+                "RESOURCE_EXHAUSTED",
+                f"{WAITING_MAX:,} transactions of this client are waiting to be sent already; "
+                "nothing was done",
+            )
+        self._queue.append(item)
+
+    def begin_single(self) -> Bulk:
+        """Count a single call that its caller sends: others gather meanwhile. `end` it."""
+        call = Bulk([], [])
+        self._begin(call, 1)
+        return call
+
+    def take(self) -> list[Bulk]:
+        """Return the calls that are to be sent now. Each of them is to be ended by `end`."""
+        now = self._clock()
+        while self._resting and self._resting[0][0] <= now:
+            self._again.append(heapq.heappop(self._resting)[2])
+        for call in self._under_way:
+            if not call.slow and call.patience_until <= now:
+                self._let_pass(call)
+        taken: list[Bulk] = []
+        while (free := self._free_calls()) > 0:
+            if self._again:
+                queue = self._again
+            elif self._queue and len(self._queue) >= min(self._items_ahead, ITEMS_MAX):
+                queue = self._queue
+            else:
+                break
+            for call in _calls(_pop(queue), free):
+                self._begin(call, len(call))
+                taken.append(call)
+        return taken
+
+    def wake_at(self) -> float | None:
+        """Return when to `take` again even if nothing happens; None: not before something does."""
+        times = [self._resting[0][0]] if self._resting else []
+        if self._queue or self._again:
+            times += [call.patience_until for call in self._under_way if not call.slow]
+        return min(times, default=None)
+
+    def timeout_s(self, call: Bulk) -> float:
+        """Return how long an attempt of a call may take."""
+        return attempt_timeout_s(max(call.deadline() - self._clock(), 0.0))
+
+    def end(self, call: Bulk) -> None:
+        """A call is no longer under way."""
+        self._under_way.discard(call)
+        if call.slow:
+            self._slow -= 1
+        else:
+            self._items_ahead -= max(len(call), 1)
+
+    def answer(self, call: Bulk, response: ledger_pb2.CreateTransactionsResponse) -> None:
+        """Give every item its result; let those rest that are to be tried again."""
+        try:
+            results = call.results(response)
+        except LedgerError as torn:
+            self.fail(call, torn)
+            return
+        jitter = self._jitter()
+        for item, result in results:
+            if item.done:
+                continue
+            if isinstance(result, LedgerError):
+                self._try_again(item, result, jitter)
+            else:
+                self._finish(item, result)
+
+    def fail(self, call: Bulk, error: LedgerError) -> None:
+        """No item of a call got a result.
+
+        What is certain for the call is not certain for each of its items: it may be about one of
+        them. These are sent as single calls.
+        """
+        if error.status == "UNIMPLEMENTED":
+            self._without_bulk_until = self._clock() + _WITHOUT_BULK_S
+        jitter = self._jitter()
+        again = may_retry(error)
+        for item in call.items():
+            if item.done:
+                continue
+            if again:
+                self._try_again(item, error, jitter)
+            else:
+                self._finish(item, None)
+
+    def give_up(self, item: Item) -> LedgerError:
+        """Return why an item has no result at its deadline, and forget it."""
+        item.done = True
+        if item.attempts is not None and item.error is not None:
+            return item.attempts.verdict(item.error)
+        if not item.sent:
+            fate = "it waited for its turn until its deadline; nothing was done"
+        else:
+            fate = "no answer in time: the transaction may or may not have happened"
+        return DeadlineExceededError("DEADLINE_EXCEEDED", fate)
+
+    def expire(self) -> float | None:
+        """Give up all items whose deadline has come; return the next deadline, if there is one.
+
+        It looks at every item: once per deadline of a client is often enough.
+        """
+        now, next_one = self._clock(), None
+        for item in self._all():
+            if item.done:
+                continue
+            if item.deadline <= now:
+                self._finish(item, self.give_up(item))
+            elif next_one is None or item.deadline < next_one:
+                next_one = item.deadline
+        return next_one
+
+    def close(self) -> None:
+        """Give up all items: the client is closed."""
+        for item in self._all():
+            if not item.done:
+                self._finish(item, _closed(item))
+        self._queue.clear()
+        self._again.clear()
+        self._resting.clear()
+
+    def _all(self) -> Iterator[Item]:
+        yield from self._queue
+        yield from self._again
+        for _, _, item in self._resting:
+            yield item
+        for call in self._under_way:
+            yield from call.items()
+
+    def _free_calls(self) -> int:
+        fresh = len(self._under_way) - self._slow
+        return min(CALLS_MAX - fresh, _ALL_CALLS_MAX - len(self._under_way))
+
+    def _begin(self, call: Bulk, count: int) -> None:
+        call.patience_until = self._clock() + _PATIENCE_S * (1 + self._slow)
+        self._under_way.add(call)
+        self._items_ahead += count
+
+    def _let_pass(self, call: Bulk) -> None:
+        call.slow = True
+        self._slow += 1
+        self._items_ahead -= max(len(call), 1)
+
+    def _try_again(self, item: Item, error: LedgerError, jitter: float) -> None:
+        if item.attempts is None:
+            left_s = item.deadline - self._clock()
+            item.attempts = Attempts(left_s, self._clock)
+        item.error = error
+        try:
+            pause_s = item.attempts.pause_s(error, jitter)
+        except LedgerError as last:
+            self._finish(item, last)
+            return
+        self._rested += 1
+        heapq.heappush(self._resting, (self._clock() + pause_s, self._rested, item))
+
+    def _finish(self, item: Item, outcome: Result | None) -> None:
+        # Errors are of many items, but raised by each: every one has a traceback of its own.
+        item.outcome = again(outcome) if isinstance(outcome, LedgerError) else outcome
+        item.done = True
+        self._wake(item)
+
+
+def _pop(queue: deque[Item]) -> list[Item]:
+    """Take as many items as fit into a call, but those that nobody waits for."""
+    items: list[Item] = []
+    size = 0
+    while queue and len(items) < ITEMS_MAX:
+        item = queue[0]
+        if not item.done:
+            size += item.size
+            if size > BYTES_MAX and items:
+                break
+            item.sent = True
+            items.append(item)
+        queue.popleft()
+    return items
+
+
+def _calls(items: list[Item], calls_max: int) -> list[Bulk]:
+    """Return the calls that items make: one, or one for each large group of transfers."""
+    if not items:
+        return []
+    first = items[0]
+    # Nearly always, all are transfers of one group.
+    if first.request is None:
+        group = first.group
+        if all(item.request is None and item.group == group for item in items):
+            return [Bulk(items, [])]
+    singles = [item for item in items if item.request is not None]
+    groups = same_group(item for item in items if item.request is None)
+    by_size = sorted(groups.values(), key=len, reverse=True)
+    calls: list[Bulk] = []
+    for group_items in by_size[1:]:
+        if len(group_items) >= _GROUP_MIN and len(calls) + 1 < calls_max:
+            calls.append(Bulk(group_items, []))
+        else:
+            singles += group_items
+    return [Bulk(by_size[0] if by_size else [], singles), *calls]
+
+
+def _closed(item: Item) -> LedgerError:
+    fate = "it may or may not have happened" if item.sent else "nothing was done"
+    error = ServerCancelledError("CANCELLED", f"the client was closed: {fate}")
+    return item.attempts.verdict(error) if item.attempts is not None else error

@@ -1,0 +1,159 @@
+"""One bulk call: its request made of items, its response given back to them."""
+
+from collections.abc import Iterable, Iterator
+
+from ledger.v1 import ledger_pb2
+from ledger_client._items import Group, Item, Placed, moment
+from ledger_client.errors import LedgerError, UnknownError, from_call_error
+
+Result = ledger_pb2.Transaction | Placed | LedgerError
+
+
+class Bulk:
+    """Items that are sent as one call.
+
+    Those of ``transfers`` travel as columns and share their group; ``singles`` as messages.
+    """
+
+    __slots__ = ("patience_until", "singles", "slow", "transfers")
+
+    def __init__(self, transfers: list[Item], singles: list[Item]) -> None:
+        self.transfers = transfers
+        self.singles = singles
+        self.slow = False
+        self.patience_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self.transfers) + len(self.singles)
+
+    def items(self) -> Iterator[Item]:
+        """All of them."""
+        yield from self.transfers
+        yield from self.singles
+
+    def deadline(self) -> float:
+        """The latest of the items' deadlines."""
+        return max(item.deadline for item in self.items())
+
+    def request(self) -> ledger_pb2.CreateTransactionsRequest:
+        """Make the request."""
+        request = ledger_pb2.CreateTransactionsRequest(
+            transactions=[item.single() for item in self.singles]
+        )
+        transfers = self.transfers
+        if not transfers:
+            return request
+        columns = request.transfers
+        columns.ledger, columns.currency, columns.actor = transfers[0].group
+        forms = bytes([item.form for item in transfers])
+        columns.forms = forms[:1] if forms.count(forms[0]) == len(forms) else forms
+        columns.first_account_ids.extend([item.first for item in transfers])
+        columns.second_account_ids.extend([item.second for item in transfers])
+        columns.amounts.extend([item.amount for item in transfers])
+        columns.request_ids = b"".join([item.key for item in transfers])
+        texts = columns.texts
+        for index, item in enumerate(transfers):
+            if item.text is not None:
+                texts[index].CopyFrom(item.text)
+        return request
+
+    def results(
+        self, response: ledger_pb2.CreateTransactionsResponse
+    ) -> Iterable[tuple[Item, Result]]:
+        """Return what became of each item; UnknownError if that is not what was asked."""
+        if len(response.results) != len(self.singles):
+            raise _torn("transactions", len(response.results), len(self.singles))
+        found: list[tuple[Item, Result]] = [
+            (item, read_result(result))
+            for item, result in zip(self.singles, response.results, strict=True)
+        ]
+        if self.transfers:
+            found += zip(self.transfers, self._placed(response.transfers), strict=True)
+        return found
+
+    def _placed(self, columns: ledger_pb2.TransferResults) -> list[Result]:
+        require_length(columns, len(self.transfers))
+        bases = _Bases(columns, self.transfers[0].group[2])
+        books = [book.external_account_id for book in columns.books]
+        directions = columns.first_directions
+        refusals, others = columns.refusals, columns.others
+        placed: list[Result] = []
+        rows = zip(
+            columns.statuses,
+            columns.numbers,
+            columns.create_times_us,
+            columns.book_indexes,
+            strict=True,
+        )
+        for index, (status, number, time_us, book) in enumerate(rows):
+            if status:
+                refusal = refusals.get(index)
+                base = bases.get(book, status, time_us)
+                placed.append(Placed(base, number, books[book], directions[index], refusal))
+            else:
+                placed.append(read_result(others[index]))
+        return placed
+
+
+class _Bases:
+    """What many transfers of a bulk call have in common, as transactions to copy from."""
+
+    def __init__(self, columns: ledger_pb2.TransferResults, actor: str) -> None:
+        self._books = columns.books
+        self._actor = actor
+        self._made: dict[tuple[int, int, int], ledger_pb2.Transaction] = {}
+
+    def get(self, book: int, status: int, time_us: int) -> ledger_pb2.Transaction:
+        found = self._made.get((book, status, time_us))
+        if found is None:
+            place, time = self._books[book], moment(time_us)
+            found = self._made[book, status, time_us] = ledger_pb2.Transaction(
+                status=ledger_pb2.TransactionStatus.ValueType(status),
+                ledger=place.ledger,
+                currency=place.currency,
+                currency_exponent=place.currency_exponent,
+                create_time=time,
+                update_time=time,
+                effective_time=time,
+                actor=self._actor,
+            )
+        return found
+
+
+def read_result(result: ledger_pb2.TransactionResult) -> ledger_pb2.Transaction | LedgerError:
+    """Return the transaction, or why there is none."""
+    match result.WhichOneof("result"):
+        case "transaction":
+            return result.transaction
+        case "error":
+            return from_call_error(result.error)
+        case _:
+            return UnknownError("UNKNOWN", "the gateway's answer has no result for it")
+
+
+def require_length(columns: ledger_pb2.TransferResults, count: int) -> None:
+    """Raise UnknownError unless the columns have a value for each of so many transfers."""
+    for column in (
+        columns.statuses,
+        columns.numbers,
+        columns.create_times_us,
+        columns.book_indexes,
+        columns.first_directions,
+    ):
+        if len(column) != count:
+            raise _torn("transfers", len(column), count)
+
+
+def _torn(what: str, found: int, expected: int) -> UnknownError:
+    return UnknownError(
+        "UNKNOWN",
+        f"the gateway answered {found:,} of {expected:,} {what}; what it did is not known",
+    )
+
+
+def same_group(items: Iterable[Item]) -> dict[Group, list[Item]]:
+    """Return transfers by what has to be the same for all of a bulk call."""
+    groups: dict[Group, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return groups

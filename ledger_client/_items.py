@@ -1,0 +1,468 @@
+"""Transactions on their way into bulk calls.
+
+Most transactions are plain transfers: settled, of two entries, without conditions. These travel as
+columns (`Transfers`), and no message is made of them on their way out. All others travel as the
+messages of their single calls.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ledger.v1 import ledger_pb2
+from ledger_client import _requests
+from ledger_client._retries import Attempts
+from ledger_client.errors import LedgerError
+
+Group = tuple[str, str, str]
+"""What all transfers of a bulk call share: ledger, currency, actor."""
+
+FORM_DEBIT = ledger_pb2.TRANSFER_FORM_DEBIT
+FORM_CREDIT = ledger_pb2.TRANSFER_FORM_CREDIT
+FORM_IN = ledger_pb2.TRANSFER_FORM_IN
+FORM_OUT = ledger_pb2.TRANSFER_FORM_OUT
+
+_DEBIT = ledger_pb2.DIRECTION_DEBIT
+_CREDIT = ledger_pb2.DIRECTION_CREDIT
+
+# Together, the amounts of a bulk call stay far from what 64 bits hold.
+_AMOUNT_MAX = 1 << 48
+# Forms, accounts, amount and request id of a transfer.
+_TRANSFER_BYTES = 48
+
+_ACCOUNT_ID = re.compile(r"[0-9a-f]{16}\Z").match
+# As UUIDs are written, so that the ledger shows the id as the caller wrote it.
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z").match
+
+_VERSION_BITS = 0x7 << 76
+_VARIANT_BITS = 0x2 << 62
+_RANDOM_BITS = ((1 << 80) - 1) & ~(0xF << 76) & ~(0x3 << 62)
+
+
+class Placed:
+    """A transfer that the ledger recorded: what its columns say."""
+
+    __slots__ = ("base", "number", "refusal", "sides")
+
+    def __init__(
+        self,
+        base: ledger_pb2.Transaction,
+        number: int,
+        external_account_id: int,
+        first_direction: int,
+        refusal: ledger_pb2.Refusal | None,
+    ) -> None:
+        self.base = base
+        self.number = number
+        self.sides = (external_account_id, first_direction)
+        self.refusal = refusal
+
+
+class Item:
+    """A transaction that is to be created, and what became of it.
+
+    ``request`` is its message; None for a transfer, which has columns instead.
+    """
+
+    __slots__ = (
+        "amount",
+        "attempts",
+        "deadline",
+        "done",
+        "error",
+        "first",
+        "form",
+        "group",
+        "key",
+        "outcome",
+        "request",
+        "second",
+        "sent",
+        "size",
+        "text",
+        "waiter",
+    )
+
+    request: ledger_pb2.CreateTransactionRequest | None
+    # Of a transfer:
+    group: Group
+    form: int
+    first: int
+    second: int
+    amount: int
+    key: bytes
+    text: ledger_pb2.TransferText | None
+
+    deadline: float
+    """On the monotonic clock, in seconds."""
+    waiter: Any
+    """What its caller waits for."""
+
+    def __init__(self, request: ledger_pb2.CreateTransactionRequest | None = None) -> None:
+        self.request = request
+        self.size = 0 if request is None else request.ByteSize() + 8
+        self.attempts: Attempts | None = None
+        """Once one has failed."""
+        self.error: LedgerError | None = None
+        """Of the last attempt."""
+        self.outcome: ledger_pb2.Transaction | Placed | LedgerError | None = None
+        """None: it shall be sent as a single call, which tells more."""
+        self.sent = False
+        self.done = False
+        """Nobody waits any longer: it has its outcome, or its caller is gone."""
+
+    def single(self) -> ledger_pb2.CreateTransactionRequest:
+        """Return the request of its single call."""
+        if self.request is None:
+            self.request = self._message()
+        return self.request
+
+    def attempts_left(self) -> Attempts | None:
+        """Return the attempts that a single call has after bulk calls; None if there were none."""
+        if self.attempts is None and self.sent:
+            self.attempts = Attempts(self.deadline - time.monotonic())
+        return self.attempts
+
+    def transaction(self, placed: Placed) -> ledger_pb2.Transaction:
+        """Return the whole transaction that a transfer became."""
+        base = placed.base
+        made = ledger_pb2.Transaction()
+        made.CopyFrom(base)
+        first = f"{self.first:016x}"
+        made.id = f"{first}{placed.number:016x}"
+        made.account_id = first
+        made.request_id = _uuid_text(self.key)
+        second, direction = self.second, int(_DEBIT)
+        if self.form > FORM_CREDIT:
+            made.amount = self.amount if self.form == FORM_IN else -self.amount
+            second, direction = placed.sides
+        elif self.form == FORM_CREDIT:
+            direction = _CREDIT
+        add, currency, exponent = made.entries.add, base.currency, base.currency_exponent
+        add(
+            account_id=first,
+            direction=direction,
+            amount=self.amount,
+            currency=currency,
+            currency_exponent=exponent,
+        )
+        add(
+            account_id=f"{second:016x}",
+            direction=_CREDIT if direction == _DEBIT else _DEBIT,
+            amount=self.amount,
+            currency=currency,
+            currency_exponent=exponent,
+        )
+        if self.text is not None:
+            text = self.text
+            made.description = text.description
+            made.external_reference = text.external_reference
+            if text.metadata:
+                made.metadata.update(text.metadata)
+        if placed.refusal is not None:
+            made.refusal.CopyFrom(placed.refusal)
+        return made
+
+    def _message(self) -> ledger_pb2.CreateTransactionRequest:
+        ledger, currency, actor = self.group
+        request = ledger_pb2.CreateTransactionRequest(
+            settled=True, request_id=_uuid_text(self.key), ledger=ledger, actor=actor
+        )
+        first = f"{self.first:016x}"
+        if self.form > FORM_CREDIT:
+            request.account_id = first
+            request.amount = self.amount if self.form == FORM_IN else -self.amount
+        else:
+            sides = (_DEBIT, _CREDIT) if self.form == FORM_DEBIT else (_CREDIT, _DEBIT)
+            for account_id, side in zip((first, f"{self.second:016x}"), sides, strict=True):
+                request.entries.add(
+                    account_id=account_id, direction=side, amount=self.amount, currency=currency
+                )
+        if self.text is not None:
+            request.description = self.text.description
+            request.external_reference = self.text.external_reference
+            request.metadata.update(self.text.metadata)
+        return request
+
+
+def item(
+    account_id: str,
+    amount: int,
+    description: str,
+    settled: bool,
+    entries: Sequence[ledger_pb2.Entry],
+    *,
+    ledger: str,
+    external_reference: str,
+    effective_time: datetime | None,
+    expire_time: datetime | None,
+    metadata: Mapping[str, str] | None,
+    actor: str,
+    dry_run: bool,
+    request_id: str | None,
+) -> Item:
+    """Return what the arguments of `create_transaction` ask for.
+
+    InvalidArgumentError names all that no message can hold.
+    """
+    if effective_time is None and expire_time is None:
+        transfer = _transfer(
+            account_id,
+            amount,
+            description,
+            settled,
+            entries,
+            ledger=ledger,
+            external_reference=external_reference,
+            metadata=metadata,
+            actor=actor,
+            dry_run=dry_run,
+            request_id=request_id,
+        )
+        if transfer is not None:
+            return transfer
+    return Item(
+        _requests.create_transaction(
+            account_id=account_id,
+            amount=amount,
+            description=description,
+            settled=settled,
+            entries=entries,
+            ledger=ledger,
+            external_reference=external_reference,
+            effective_time=effective_time,
+            expire_time=expire_time,
+            metadata=metadata,
+            actor=actor,
+            dry_run=dry_run,
+            request_id=request_id,
+        )
+    )
+
+
+def item_of(request: ledger_pb2.CreateTransactionRequest) -> Item:
+    """Return what a request asks for. It is copied; without a request id, it is given one."""
+    if not (request.HasField("effective_time") or request.HasField("expire_time")):
+        transfer = _transfer(
+            request.account_id,
+            request.amount,
+            request.description,
+            request.settled,
+            request.entries,
+            ledger=request.ledger,
+            external_reference=request.external_reference,
+            metadata=request.metadata,
+            actor=request.actor,
+            dry_run=request.dry_run,
+            request_id=request.request_id,
+        )
+        if transfer is not None:
+            return transfer
+    copy = ledger_pb2.CreateTransactionRequest()
+    copy.CopyFrom(request)
+    copy.request_id = request.request_id or _uuid_text(new_key())
+    return Item(copy)
+
+
+def items(
+    transactions: Iterable[ledger_pb2.CreateTransactionRequest | Mapping[str, Any]],
+) -> list[Item | LedgerError]:
+    """Return what requests, or arguments of `create_transaction`, ask for; or why they cannot be.
+
+    Raises TypeError for arguments that `create_transaction` does not have.
+    """
+    found: list[Item | LedgerError] = []
+    for transaction in transactions:
+        try:
+            if isinstance(transaction, ledger_pb2.CreateTransactionRequest):
+                found.append(item_of(transaction))
+            else:
+                found.append(_item_from(**transaction))
+        except LedgerError as error:
+            found.append(error)
+    return found
+
+
+def merged(
+    asked: Sequence[Item | LedgerError],
+    sent: Iterable[ledger_pb2.Transaction | LedgerError | None],
+) -> list[ledger_pb2.Transaction | LedgerError | None]:
+    """Return the results of the items that were sent, and the errors of the others, in order."""
+    results = iter(sent)
+    return [next(results) if isinstance(one, Item) else one for one in asked]
+
+
+def _item_from(
+    account_id: str = "",
+    amount: int = 0,
+    description: str = "",
+    *,
+    settled: bool,
+    entries: Sequence[ledger_pb2.Entry] = (),
+    ledger: str = "",
+    external_reference: str = "",
+    effective_time: datetime | None = None,
+    expire_time: datetime | None = None,
+    metadata: Mapping[str, str] | None = None,
+    actor: str = "",
+    dry_run: bool = False,
+    request_id: str | None = None,
+) -> Item:
+    return item(
+        account_id,
+        amount,
+        description,
+        settled,
+        entries,
+        ledger=ledger,
+        external_reference=external_reference,
+        effective_time=effective_time,
+        expire_time=expire_time,
+        metadata=metadata,
+        actor=actor,
+        dry_run=dry_run,
+        request_id=request_id,
+    )
+
+
+def new_key() -> bytes:
+    """Return the 16 bytes of a fresh UUID version 7, as `ledger_core.ids.new_request_id` makes."""
+    value = time.time_ns() // 1_000_000 << 80 | _VERSION_BITS | _VARIANT_BITS
+    return (value | int.from_bytes(os.urandom(10)) & _RANDOM_BITS).to_bytes(16)
+
+
+def moment(time_us: int) -> Timestamp:
+    """Return microseconds since the Unix epoch as a message, exactly."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
+
+
+_MAIN: Group = ("", "", "")
+
+
+def _transfer(
+    account_id: str,
+    amount: int,
+    description: str,
+    settled: bool,
+    entries: Sequence[ledger_pb2.Entry],
+    *,
+    ledger: str,
+    external_reference: str,
+    metadata: Mapping[str, str] | None,
+    actor: str,
+    dry_run: bool,
+    request_id: str | None,
+) -> Item | None:
+    """Return a transfer; None if that is not what the arguments ask for, or if they are wrong."""
+    if settled is not True or dry_run is not False or type(actor) is not str or not actor.isascii():
+        return None
+    made = None
+    if not account_id:
+        if account_id == "" and amount == 0:
+            made = _between_two(entries, ledger)
+    elif not entries and ledger == "":
+        made = _one_account(account_id, amount)
+    if made is None or not _identified(made, request_id):
+        return None
+    if not _described(made, description, external_reference, metadata):
+        return None
+    if actor:
+        made.group = (*made.group[:2], actor)
+    return made
+
+
+def _between_two(entries: Sequence[ledger_pb2.Entry], ledger: str) -> Item | None:
+    """Return two entries that make a transfer; None for anything else."""
+    try:
+        one, two = entries
+        amount = one.amount
+        first, second = one.account_id, two.account_id
+        side, other_side = one.direction, two.direction
+        currency = one.currency
+        if (
+            two.amount != amount
+            or not 0 < amount <= _AMOUNT_MAX
+            or side + other_side != _DEBIT + _CREDIT
+            or not _DEBIT <= side <= _CREDIT
+            or two.currency != currency
+            or first == second
+            or one.HasField("expected_version")
+            or one.HasField("minimum_balance")
+            or one.HasField("maximum_balance")
+            or two.HasField("expected_version")
+            or two.HasField("minimum_balance")
+            or two.HasField("maximum_balance")
+            or type(ledger) is not str
+            or not ledger.isascii()
+            or not _ACCOUNT_ID(first)
+            or not _ACCOUNT_ID(second)
+        ):
+            return None
+    except (TypeError, ValueError, AttributeError):
+        return None
+    made = Item()
+    made.form = FORM_DEBIT if side == _DEBIT else FORM_CREDIT
+    made.first = int(first, 16)
+    made.second = int(second, 16)
+    made.amount = amount
+    made.group = (ledger, currency, "") if ledger or currency else _MAIN
+    return made
+
+
+def _one_account(account_id: str, amount: int) -> Item | None:
+    if (
+        type(account_id) is not str
+        or type(amount) is not int
+        or not 0 < abs(amount) <= _AMOUNT_MAX
+        or not _ACCOUNT_ID(account_id)
+    ):
+        return None
+    made = Item()
+    made.form = FORM_IN if amount > 0 else FORM_OUT
+    made.first = int(account_id, 16)
+    made.second = 0
+    made.amount = abs(amount)
+    made.group = _MAIN
+    return made
+
+
+def _identified(made: Item, request_id: str | None) -> bool:
+    """Give a transfer its request id, made here unless given; False if it is no UUID."""
+    if not request_id:
+        made.key = new_key()
+        return True
+    if type(request_id) is str and _UUID(request_id):
+        made.key = bytes.fromhex(request_id.replace("-", ""))
+        return True
+    return False
+
+
+def _described(
+    made: Item, description: str, external_reference: str, metadata: Mapping[str, str] | None
+) -> bool:
+    """Give a transfer its texts; False if no message can hold them."""
+    made.size = _TRANSFER_BYTES
+    made.text = None
+    if description == "" and external_reference == "" and not metadata:
+        return True
+    if description is None or external_reference is None:
+        return False
+    try:
+        made.text = ledger_pb2.TransferText(
+            description=description, external_reference=external_reference, metadata=metadata
+        )
+    except (TypeError, ValueError, AttributeError):
+        return False
+    made.size += made.text.ByteSize() + 8
+    return True
+
+
+def _uuid_text(key: bytes) -> str:
+    digits = key.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -1,0 +1,209 @@
+"""Bulk calls of the synchronous client: the calls of many threads become few large ones."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from ledger_client import _batches
+from ledger_client._batches import Batches
+from ledger_client._bulk import Bulk
+from ledger_client._items import Item, Placed
+from ledger_client.errors import InternalError, LedgerError, ServerCancelledError, from_rpc_error
+
+Metadata = tuple[tuple[str, str], ...]
+
+# A thread with nothing to do ends, and is started again when there is: a client that is dropped
+# without being closed leaves none behind.
+_IDLE_S = 5.0
+
+
+class ThreadBatches:
+    """Sends the transactions of one client by a thread of its own, started when it is needed.
+
+    A thread that finds nothing under way sends its own. Like gRPC, it does not survive a fork.
+    """
+
+    def __init__(
+        self, stub: ledger_pb2_grpc.LedgerServiceStub, metadata: Metadata, timeout_s: float
+    ) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._timeout_s = timeout_s
+        # Guards all of the following.
+        self._changed = threading.Condition(threading.Lock())
+        self._batches = Batches(_wake)
+        self._ended: deque[tuple[Bulk, Any]] = deque()
+        self._under_way = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def begin_single(self) -> Bulk | None:
+        """Return a call of one's own if nothing is under way, to be ended; None: `send` instead."""
+        with self._changed:
+            if self._closed or self._batches.is_idle or not self._batches.has_bulk:
+                return self._batches.begin_single()
+            return None
+
+    def end_single(self, call: Bulk) -> None:
+        """A call of one's own has had its first answer, whatever that is."""
+        with self._changed:
+            self._batches.end(call)
+            if len(self._batches):
+                self._changed.notify()
+
+    def send(self, item: Item) -> ledger_pb2.Transaction | None:
+        """Return the transaction that an item became; None: ask by a single call.
+
+        Raises LedgerError: ResourceExhaustedError at once if too many wait.
+        """
+        self._add(item)
+        return self._result(item)
+
+    def send_all(self, items: Sequence[Item]) -> list[ledger_pb2.Transaction | LedgerError | None]:
+        """Send many items, and return what `send` would return or raise for each."""
+        window = _batches.CALLS_MAX * _batches.ITEMS_MAX
+        results: list[ledger_pb2.Transaction | LedgerError | None] = []
+        try:
+            for start in range(0, len(items), window // 2):
+                self._add(*items[start : start + window // 2])
+                for item in items[len(results) : max(start - window // 2, 0)]:
+                    results.append(self._outcome(item))
+            for item in items[len(results) :]:
+                results.append(self._outcome(item))
+        finally:
+            for item in items:
+                item.done = True
+        return results
+
+    def close(self) -> None:
+        """Give up all that waits, and end the thread. Calls under way end with the channel."""
+        with self._changed:
+            self._closed = True
+            self._batches.close()
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _add(self, *items: Item) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        for item in items:
+            item.deadline = deadline
+            item.waiter = threading.Lock()
+            item.waiter.acquire()
+        with self._changed:
+            if self._closed:
+                raise ServerCancelledError("CANCELLED", "the client is closed; nothing was done")
+            for item in items:
+                self._batches.add(item)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="ledger-client-batches", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify()
+
+    def _outcome(self, item: Item) -> ledger_pb2.Transaction | LedgerError | None:
+        try:
+            return self._result(item)
+        except LedgerError as error:
+            return error
+
+    def _result(self, item: Item) -> ledger_pb2.Transaction | None:
+        try:
+            left_s = max(item.deadline - time.monotonic(), 0.0)
+            if not item.waiter.acquire(timeout=left_s):
+                with self._changed:
+                    if not item.done:
+                        raise self._batches.give_up(item)
+        finally:
+            item.done = True
+        outcome = item.outcome
+        if type(outcome) is Placed:
+            return item.transaction(outcome)
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        assert not isinstance(outcome, Placed)
+        return outcome
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            with self._changed:
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _turn(self) -> bool:
+        """Wait until there is something to do, and do it; False if the thread shall end."""
+        with self._changed:
+            while not (calls := self._batches.take()) and not self._ended:
+                if self._closed:
+                    return False
+                wake_at = self._batches.wake_at()
+                left_s = _IDLE_S if wake_at is None else max(wake_at - time.monotonic(), 0.0)
+                if not self._changed.wait(left_s) and self._has_nothing_to_do():
+                    # In the same breath: who adds an item now starts another thread.
+                    self._thread = None
+                    return False
+        while self._ended:
+            self._read(*self._ended.popleft())
+        for call in calls:
+            self._send(call)
+        return True
+
+    def _has_nothing_to_do(self) -> bool:
+        return not (len(self._batches) or self._ended or self._under_way)
+
+    def _send(self, call: Bulk) -> None:
+        try:
+            with self._changed:
+                timeout_s = self._batches.timeout_s(call)
+            future: Any = self._stub.CreateTransactions.future(
+                call.request(), timeout=timeout_s, metadata=self._metadata
+            )
+        except Exception:
+            # Closed, or a bug: nobody shall wait for what will not come.
+            self._lose(call)
+            if not self._closed:
+                raise
+            return
+        with self._changed:
+            self._under_way += 1
+        future.add_done_callback(lambda done: self._has_ended(call, done))
+
+    def _has_ended(self, call: Bulk, future: Any) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._ended.append((call, future))
+            self._changed.notify()
+
+    def _read(self, call: Bulk, future: Any) -> None:
+        try:
+            response = future.result()
+        except grpc.RpcError as error:
+            with self._changed:
+                self._batches.fail(call, from_rpc_error(error))
+                self._batches.end(call)
+        except BaseException:
+            self._lose(call)
+            raise
+        else:
+            with self._changed:
+                self._batches.answer(call, response)
+                self._batches.end(call)
+
+    def _lose(self, call: Bulk) -> None:
+        with self._changed:
+            self._batches.fail(call, InternalError("INTERNAL", "a bulk call could not be made"))
+            self._batches.end(call)
+
+
+def _wake(item: Item) -> None:
+    item.waiter.release()
