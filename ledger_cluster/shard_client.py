@@ -36,6 +36,8 @@ from ledger_core.results import Result, TransactionView, decode_result
 _BATCH_MAX = 500
 _BATCHES_IN_FLIGHT_MAX = 4
 _WAITING_MAX = 20_000
+# A block of transfers is as large as hundreds of single ones.
+_WAITING_BYTES_MAX = 32 << 20
 
 # A leader that stalls (a stopped process, a lost link) is given up after this long, not after the
 # whole deadline of the call.
@@ -208,6 +210,7 @@ class _Lane:
         self._stubs = stubs
         self._leaders = leaders
         self._waiting: list[_Call] = []
+        self._waiting_bytes = 0
         self._batches: set[asyncio.Task[None]] = set()
         self._flush_scheduled = False
         self._closed = False
@@ -216,14 +219,15 @@ class _Lane:
         """Send one call, with whatever else waits, and return its reply."""
         if self._closed:
             raise ShardUnavailableError("the gateway is stopping; try another one")
-        if len(self._waiting) >= _WAITING_MAX:
+        if len(self._waiting) >= _WAITING_MAX or self._waiting_bytes > _WAITING_BYTES_MAX:
             raise OverloadedError(
-                f"{_WAITING_MAX} {self._kind.value} wait for shard {self._shard.id} already; "
+                f"{len(self._waiting)} {self._kind.value} wait for shard {self._shard.id} already; "
                 f"slow down"
             )
         loop = asyncio.get_running_loop()
         call = _Call(data, loop.create_future(), time.monotonic() + timeout_s)
         self._waiting.append(call)
+        self._waiting_bytes += len(data)
         self._schedule_flush()
         try:
             async with asyncio.timeout(timeout_s):
@@ -261,6 +265,7 @@ class _Lane:
         else:
             count = len(self._waiting)
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= sum(len(call.data) for call in batch)
         return batch
 
     def _batch_ended(self, task: asyncio.Task[None]) -> None:

@@ -37,8 +37,8 @@ _LARGER_ONES = {
 _OPTIONS = [
     # On by default, and a second server would share the port in silence.
     ("grpc.so_reuseport", 0),
-    # The interceptor holds most methods to REQUEST_BYTES_MAX.
-    ("grpc.max_receive_message_length", max(_LARGER_ONES.values())),
+    # A wall behind the limits of the interceptor, which answers in our words.
+    ("grpc.max_receive_message_length", 2 * max(_LARGER_ONES.values())),
     # Clients may ping an idle connection every 10 s (the default refuses below 5 minutes), and we
     # ping them, so that calls of vanished clients end.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -9,10 +9,16 @@ import grpc
 import pytest
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger_cluster import shard_client
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, NodeConfig, ReplicaConfig, ShardConfig
 from ledger_cluster.shard_client import ShardClient
-from ledger_core.commands import CreateTransaction, decode_command
+from ledger_core.commands import (
+    CreateTransaction,
+    CreateTransfers,
+    decode_command,
+    encode_command,
+)
 from ledger_core.errors import (
     LedgerError,
     OutcomeUnknownError,
@@ -21,8 +27,10 @@ from ledger_core.errors import (
     ShardUnavailableError,
 )
 from ledger_core.ids import U32_MAX
+from ledger_core.ledgers import USD
 from ledger_core.queries import GetAccount
-from ledger_core.results import Failure, encode_result
+from ledger_core.results import Failure, TransfersView, encode_result
+from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm
 
 ACCOUNT = 7
 NODES = ("a", "b", "c")
@@ -285,6 +293,53 @@ async def test_batches_are_bounded_in_bytes(cluster: Cluster) -> None:
     assert sum(map(len, batches)) == 300
     assert all(sum(map(len, batch)) <= EXECUTE_BYTES_MAX for batch in batches)
     assert len(batches) < 10
+
+
+def block(count: int) -> CreateTransfers:
+    """Transfers as columns: 41 bytes each."""
+    return CreateTransfers(
+        ACCOUNT,
+        "main",
+        USD,
+        bytes([TransferForm.IN]) * count,
+        ACCOUNT.to_bytes(8, "little") * count,
+        bytes(8 * count),
+        (1).to_bytes(8, "little") * count,
+        bytes(16 * count),
+    )
+
+
+async def takes_blocks(_node: Node, request: Any) -> Any:
+    done = [encode_result(TransfersView(1, 1, b"", {}, {})) for _ in request.commands]
+    return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_OK, results=done)
+
+
+async def test_blocks_of_transfers_travel_together_up_to_the_bytes_of_a_call(
+    cluster: Cluster,
+) -> None:
+    client = await cluster.client(takes_blocks, takes_blocks, takes_blocks)
+    sent = block(TRANSFERS_PER_BLOCK_MAX)
+    await asyncio.gather(*(client.execute(ACCOUNT, sent, 5) for _ in range(30)))
+    batches = cluster.nodes["a"].seen
+    per_batch = EXECUTE_BYTES_MAX // len(encode_command(sent))
+    assert [len(batch) for batch in batches] == [per_batch] * (30 // per_batch)
+
+
+async def test_what_waits_is_bounded_in_bytes_too(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_client, "_WAITING_BYTES_MAX", 1 << 20)
+    client = await cluster.client(takes_blocks, takes_blocks, takes_blocks)
+    sent = block(TRANSFERS_PER_BLOCK_MAX)
+    results = await asyncio.gather(
+        *(client.execute(ACCOUNT, sent, 5) for _ in range(100)), return_exceptions=True
+    )
+    refused = [error for error in results if isinstance(error, BaseException)]
+    taken = (1 << 20) // len(encode_command(sent)) + 1
+    assert len(results) - len(refused) == taken
+    assert all(isinstance(error, OverloadedError) for error in refused)
+    # There is room again.
+    await client.execute(ACCOUNT, sent, 5)
 
 
 async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
