@@ -143,8 +143,11 @@ class Batches:
         """Give every item its result; let those rest that are to be tried again."""
         try:
             results = call.results(response)
-        except LedgerError as torn:
-            self.fail(call, torn)
+        except LedgerError:
+            # Not an answer to what was asked: single calls tell what became of the items.
+            for item in call.items():
+                if not item.done:
+                    self._finish(item, None)
             return
         jitter = self._jitter()
         for item, result in results:

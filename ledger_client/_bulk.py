@@ -72,7 +72,10 @@ class Bulk:
         return found
 
     def _placed(self, columns: ledger_pb2.TransferResults) -> list[Result]:
-        require_length(columns, len(self.transfers))
+        count = len(self.transfers)
+        require_length(columns, count)
+        if not len(columns.book_indexes) == len(columns.first_directions) == count:
+            raise _torn("books", len(columns.book_indexes), count)
         bases = _Bases(columns, self.transfers[0].group[2])
         books = [book.external_account_id for book in columns.books]
         directions = columns.first_directions
@@ -137,8 +140,6 @@ def require_length(columns: ledger_pb2.TransferResults, count: int) -> None:
         columns.statuses,
         columns.numbers,
         columns.create_times_us,
-        columns.book_indexes,
-        columns.first_directions,
     ):
         if len(column) != count:
             raise _torn("transfers", len(column), count)

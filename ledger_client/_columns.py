@@ -117,7 +117,7 @@ class Columns:
         size = 0
         for index in range(start, end):
             text = self.texts.get(index)
-            size += _TRANSFER_BYTES + (text.ByteSize() + 8 if text is not None else 0)
+            size += _TRANSFER_BYTES + (text.ByteSize() + 16 if text is not None else 0)
             if size > _batches.BYTES_MAX and index > start:
                 return index - start
         return end - start

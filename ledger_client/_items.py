@@ -18,6 +18,15 @@ from ledger.v1 import ledger_pb2
 from ledger_client import _requests
 from ledger_client._retries import Attempts
 from ledger_client.errors import LedgerError
+from ledger_core.commands import (
+    ACTOR_CHARACTERS_MAX,
+    DESCRIPTION_CHARACTERS_MAX,
+    METADATA_KEY_CHARACTERS_MAX,
+    METADATA_KEYS_MAX,
+    METADATA_VALUE_CHARACTERS_MAX,
+    REFERENCE_CHARACTERS_MAX,
+)
+from ledger_core.ledgers import CURRENCY_CODE, LEDGER_NAME
 
 Group = tuple[str, str, str]
 """What all transfers of a bulk call share: ledger, currency, actor."""
@@ -30,12 +39,17 @@ FORM_OUT = ledger_pb2.TRANSFER_FORM_OUT
 _DEBIT = ledger_pb2.DIRECTION_DEBIT
 _CREDIT = ledger_pb2.DIRECTION_CREDIT
 
+_MAIN: Group = ("", "", "")
+
 # Together, the amounts of a bulk call stay far from what 64 bits hold.
 _AMOUNT_MAX = 1 << 48
-# Forms, accounts, amount and request id of a transfer.
-_TRANSFER_BYTES = 48
+# Of a transfer without texts, if it goes as a message after all. As columns it has 45.
+_TRANSFER_BYTES = 160
+# What it takes to say whose text it is.
+_TEXT_BYTES = 16
 
-_ACCOUNT_ID = re.compile(r"[0-9a-f]{16}\Z").match
+# All but 0, which is no account.
+_ACCOUNT_ID = re.compile(r"(?!0{16})[0-9a-f]{16}\Z").match
 # As UUIDs are written, so that the ledger shows the id as the caller wrote it.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z").match
 
@@ -342,9 +356,6 @@ def moment(time_us: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=micros * 1_000)
 
 
-_MAIN: Group = ("", "", "")
-
-
 def _transfer(
     account_id: str,
     amount: int,
@@ -360,37 +371,41 @@ def _transfer(
     request_id: str | None,
 ) -> Item | None:
     """Return a transfer; None if that is not what the arguments ask for, or if they are wrong."""
-    if settled is not True or dry_run is not False or type(actor) is not str or not actor.isascii():
+    if settled is not True or dry_run is not False:
         return None
-    made = None
-    if not account_id:
-        if account_id == "" and amount == 0:
-            made = _between_two(entries, ledger)
-    elif not entries and ledger == "":
+    if type(ledger) is not str or type(actor) is not str:
+        return None
+    made, currency = None, ""
+    if account_id == "":
+        if amount == 0:
+            made = _between_two(entries)
+            currency = entries[0].currency if made is not None else ""
+    elif not entries and not ledger:
         made = _one_account(account_id, amount)
     if made is None or not _identified(made, request_id):
         return None
-    if not _described(made, description, external_reference, metadata):
+    group = _group(ledger, currency, actor)
+    if group is None or not _described(made, description, external_reference, metadata):
         return None
-    if actor:
-        made.group = (*made.group[:2], actor)
+    made.group = group
+    if group is not _MAIN:
+        made.size += 4 * len(actor) + len(ledger) + 2 * len(currency)
     return made
 
 
-def _between_two(entries: Sequence[ledger_pb2.Entry], ledger: str) -> Item | None:
+def _between_two(entries: Sequence[ledger_pb2.Entry]) -> Item | None:
     """Return two entries that make a transfer; None for anything else."""
     try:
         one, two = entries
         amount = one.amount
         first, second = one.account_id, two.account_id
         side, other_side = one.direction, two.direction
-        currency = one.currency
         if (
             two.amount != amount
             or not 0 < amount <= _AMOUNT_MAX
             or side + other_side != _DEBIT + _CREDIT
             or not _DEBIT <= side <= _CREDIT
-            or two.currency != currency
+            or two.currency != one.currency
             or first == second
             or one.HasField("expected_version")
             or one.HasField("minimum_balance")
@@ -398,8 +413,6 @@ def _between_two(entries: Sequence[ledger_pb2.Entry], ledger: str) -> Item | Non
             or two.HasField("expected_version")
             or two.HasField("minimum_balance")
             or two.HasField("maximum_balance")
-            or type(ledger) is not str
-            or not ledger.isascii()
             or not _ACCOUNT_ID(first)
             or not _ACCOUNT_ID(second)
         ):
@@ -411,7 +424,6 @@ def _between_two(entries: Sequence[ledger_pb2.Entry], ledger: str) -> Item | Non
     made.first = int(first, 16)
     made.second = int(second, 16)
     made.amount = amount
-    made.group = (ledger, currency, "") if ledger or currency else _MAIN
     return made
 
 
@@ -428,7 +440,6 @@ def _one_account(account_id: str, amount: int) -> Item | None:
     made.first = int(account_id, 16)
     made.second = 0
     made.amount = abs(amount)
-    made.group = _MAIN
     return made
 
 
@@ -446,21 +457,49 @@ def _identified(made: Item, request_id: str | None) -> bool:
 def _described(
     made: Item, description: str, external_reference: str, metadata: Mapping[str, str] | None
 ) -> bool:
-    """Give a transfer its texts; False if no message can hold them."""
+    """Give a transfer its texts; False if they are wrong: one would fail all of a bulk call."""
     made.size = _TRANSFER_BYTES
     made.text = None
     if description == "" and external_reference == "" and not metadata:
         return True
-    if description is None or external_reference is None:
-        return False
     try:
+        if (
+            len(description) > DESCRIPTION_CHARACTERS_MAX
+            or len(external_reference) > REFERENCE_CHARACTERS_MAX
+            or not external_reference.isprintable()
+            or (metadata and not _is_right(metadata))
+        ):
+            return False
         made.text = ledger_pb2.TransferText(
             description=description, external_reference=external_reference, metadata=metadata
         )
     except (TypeError, ValueError, AttributeError):
         return False
-    made.size += made.text.ByteSize() + 8
+    made.size += made.text.ByteSize() + _TEXT_BYTES
     return True
+
+
+def _is_right(metadata: Mapping[str, str]) -> bool:
+    return len(metadata) <= METADATA_KEYS_MAX and all(
+        0 < len(key) <= METADATA_KEY_CHARACTERS_MAX
+        and key.isprintable()
+        and len(value) <= METADATA_VALUE_CHARACTERS_MAX
+        for key, value in metadata.items()
+    )
+
+
+def _group(ledger: str, currency: str, actor: str) -> Group | None:
+    """Return what a transfer shares with others; None if it is wrong."""
+    if not (ledger or currency or actor):
+        return _MAIN
+    if (
+        (ledger and not LEDGER_NAME.match(ledger))
+        or (currency and not CURRENCY_CODE.match(currency))
+        or len(actor) > ACTOR_CHARACTERS_MAX
+        or not actor.isprintable()
+    ):
+        return None
+    return ledger, currency, actor
 
 
 def _uuid_text(key: bytes) -> str:

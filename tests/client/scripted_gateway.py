@@ -23,6 +23,15 @@ class Failing:
     details: list[Message] = field(default_factory=list)
     raw: bytes | None = None
 
+    def abort(self, context: grpc.ServicerContext) -> None:
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            status.details.add().Pack(detail)
+        if self.details or self.raw is not None:
+            data = status.SerializeToString() if self.raw is None else self.raw
+            context.set_trailing_metadata((("grpc-status-details-bin", data),))
+        context.abort(self.code, self.message)
+
 
 def info(reason: str, **metadata: str) -> Message:
     return error_details_pb2.ErrorInfo(reason=reason, domain="ledger", metadata=metadata)
@@ -57,13 +66,7 @@ class ScriptedGateway:
             return step(context)
         if not isinstance(step, Failing):
             return step
-        status = status_pb2.Status(code=step.code.value[0], message=step.message)
-        for detail in step.details:
-            status.details.add().Pack(detail)
-        if step.details or step.raw is not None:
-            data = status.SerializeToString() if step.raw is None else step.raw
-            context.set_trailing_metadata((("grpc-status-details-bin", data),))
-        context.abort(step.code, step.message)
+        step.abort(context)
         raise AssertionError
 
 
