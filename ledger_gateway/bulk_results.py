@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ledger.v1 import ledger_pb2
 from ledger_core.accounts import Direction, TransactionStatus
@@ -20,6 +21,7 @@ from ledger_core.transfers import TransferForm
 from ledger_gateway import conversion
 from ledger_gateway.bulk_work import Transfers
 from ledger_gateway.errors import failure_error, to_call_error
+from ledger_gateway.transfer_columns import IndexArray
 
 Result = TransactionView | Failure | LedgerError
 
@@ -40,6 +42,9 @@ def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
     numbers = np.zeros(count, np.uint64)
     statuses = np.zeros(count, np.uint8)
     times_us = np.zeros(count, np.int64)
+    book_indexes = np.zeros(count, np.int64)
+    directions = np.zeros(count, np.uint8)
+    books: dict[BookView, int] = {}
     refusals: dict[int, ledger_pb2.Refusal] = {}
     others: dict[int, ledger_pb2.TransactionResult] = {}
     for items, outcome in transfers.outcomes.blocks:
@@ -51,6 +56,9 @@ def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
         statuses[items] = of_block
         numbers[taken] = outcome.first_number + np.arange(len(taken), dtype=np.uint64)
         times_us[taken] = outcome.time_us
+        indexes_of_block, directions_of_block = _booked(transfers, items, outcome, books)
+        book_indexes[taken] = indexes_of_block[of_block != 0]
+        directions[taken] = directions_of_block[of_block != 0]
         for place, refusal in outcome.refusals.items():
             refusals[int(items[place])] = conversion.refusal(refusal)
         for place, other in outcome.others.items():
@@ -63,7 +71,41 @@ def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
         create_times_us=times_us.tolist(),
         refusals=refusals,
         others=others,
+        books=[
+            ledger_pb2.TransferBook(
+                ledger=book.ledger,
+                currency=book.currency,
+                currency_exponent=book.currency_exponent,
+                external_account_id=book.external_account_id,
+            )
+            for book in books
+        ],
+        book_indexes=book_indexes.tolist(),
+        first_directions=directions.tobytes(),
     )
+
+
+def _booked(
+    transfers: Transfers, items: IndexArray, outcome: TransfersView, books: dict[BookView, int]
+) -> tuple[IndexArray, NDArray[np.uint8]]:
+    """Return where the transfers of a block were booked, and the direction of their first entries.
+
+    Where is the place in ``books``, to which new ones are added. Transfers that were not taken have
+    some value.
+    """
+    # With two accounts, the terms say it, and the form is the direction.
+    forms = transfers.columns.forms[items]
+    one = forms >= TransferForm.IN
+    indexes = np.zeros(len(items), np.intp)
+    if not one.all():
+        currency = transfers.terms.currency
+        own = BookView(transfers.terms.ledger, currency.code, currency.exponent, 0)
+        indexes[:] = books.setdefault(own, len(books))
+    if not outcome.books:
+        return indexes, forms
+    named = np.array([books.setdefault(book, len(books)) for book in outcome.books], np.intp)
+    indexes[one] = named[np.frombuffer(outcome.book_places, "<u2")[one]]
+    return indexes, np.where(one, np.frombuffer(outcome.sides, np.uint8), forms)
 
 
 def transaction_results(

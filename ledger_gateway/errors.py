@@ -93,6 +93,7 @@ def to_call_error(error: LedgerError) -> ledger_pb2.CallError:
             for violation in error.violations[:_ITEM_VIOLATIONS_MAX]
         ],
         metadata={key: _clip(value, _METADATA_CHARS_MAX) for key, value in error.metadata.items()},
+        retry_delay_ms=round((error.retry_delay_s or 0.0) * 1_000),
     )
 
 

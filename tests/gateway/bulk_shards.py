@@ -14,11 +14,11 @@ from fake_shards import TRANSACTION_VIEW, Call, FakeShards
 
 from ledger.v1 import ledger_pb2
 from ledger_core import transfers as columns
-from ledger_core.accounts import TransactionStatus
+from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import CreateTransaction, CreateTransfers, encode_command
 from ledger_core.ids import shard_key
 from ledger_core.queries import GetLedger
-from ledger_core.results import Result, TransfersView
+from ledger_core.results import BookView, Result, TransfersView
 from ledger_node.command_check import command_fault
 
 SHARDS = 4
@@ -75,6 +75,11 @@ def on_shards(count: int, *shard_ids: int, seed: int = 1) -> list[Item]:
     return found
 
 
+def external_book(shard_id: int) -> BookView:
+    """Where a shard books the one-account form."""
+    return BookView("main", "USD", 2, 1_000 + shard_id)
+
+
 @dataclass
 class BulkShards(FakeShards):
     """Takes every transfer. Places are those of real shards, and commands are checked as there."""
@@ -125,7 +130,17 @@ class BulkShards(FakeShards):
         if isinstance(message, CreateTransfers):
             count = len(message.forms)
             self.numbers[call.shard_id] += count
-            return TransfersView(TIME_US, first, bytes([SETTLED]) * count, {}, {})
+            one = [form >= IN for form in message.forms]
+            return TransfersView(
+                TIME_US,
+                first,
+                bytes([SETTLED]) * count,
+                {},
+                {},
+                [external_book(call.shard_id)] if any(one) else [],
+                bytes(2 * count) if any(one) else b"",
+                bytes(Direction.CREDIT if item else 0 for item in one) if any(one) else b"",
+            )
         assert isinstance(message, CreateTransaction)
         self.numbers[call.shard_id] += 1
         return msgspec.structs.replace(

@@ -50,7 +50,6 @@ from ledger_core.ids import format_transaction_id
 from ledger_core.ledgers import USD, Currency
 from ledger_core.queries import GetLedger
 from ledger_core.results import (
-    BookView,
     Failure,
     LedgerView,
     RefusalView,
@@ -401,6 +400,28 @@ async def test_every_command_carries_its_source(stub: Any, shards: BulkShards) -
 # Answers
 
 
+async def test_results_say_where_transfers_were_booked(stub: Any, shards: BulkShards) -> None:
+    shards.answer = no_ledger
+    there, there_too = ACCOUNTS[2][:2]
+    items: list[Item] = [
+        (DEBIT, A, B, 1),
+        (IN, A, 0, 2),
+        (CREDIT, there, there_too, 3),
+        (OUT, there, 0, 4),
+        (DEBIT, A, ELSEWHERE, 5),
+        (IN, B, 0, 6),
+    ]
+    results = (await stub.CreateTransactions(bulk(items, ledger="fx"))).transfers
+    booked = [results.books[index] for index in results.book_indexes]
+    entries = ledger_pb2.TransferBook(ledger="fx", currency="EUR", currency_exponent=3)
+    found = [(book.ledger, book.external_account_id) for book in booked]
+    assert len(results.books) == 3
+    assert (booked[0], booked[2]) == (entries, entries)
+    assert (found[1], found[3], found[5]) == (("main", 1_000), ("main", 1_002), ("main", 1_000))
+    assert results.first_directions == bytes([1, 2, 2, 2, 0, 2])
+    assert results.book_indexes[4] == 0
+
+
 async def test_refusals_and_others_come_by_index(stub: Any, shards: BulkShards) -> None:
     refusal = RefusalView("INSUFFICIENT_FUNDS", 0, A, 5, 3, "too little")
     failure = Failure(
@@ -469,6 +490,7 @@ async def test_a_block_without_a_result_fails_its_items_alone(
         found = results.others[index].error
         assert (found.code, found.reason) == (code.value[0], reason)
         assert found.message == error.message
+        assert found.retry_delay_ms == round((error.retry_delay_s or 0) * 1_000)
     for index in held_back:
         found = results.others[index].error
         assert found.reason == "SHARD_UNAVAILABLE"
@@ -565,15 +587,6 @@ LOWER = str(uuid.UUID(int=7 << 64))
 async def test_what_is_no_more_than_a_transfer_goes_in_a_block(
     stub: Any, shards: BulkShards, request_: Single, in_block: bool
 ) -> None:
-    def answer(call: Call) -> Result | None:
-        if not isinstance(call.message, CreateTransfers):
-            return None
-        count, book = len(call.message.forms), BookView("main", "USD", 2, 77)
-        return TransfersView(
-            TIME_US, 1, bytes([SETTLED]) * count, {}, {}, [book], bytes(2 * count), b"\2" * count
-        )
-
-    shards.answer = answer
     response = await stub.CreateTransactions(Request(transactions=[request_]))
     assert len(response.results) == 1
     assert response.results[0].WhichOneof("result") == "transaction"
@@ -617,15 +630,7 @@ async def test_a_wrong_transaction_fails_alone_with_the_words_of_a_single_call(
 async def test_blocks_are_of_one_ledger_currency_and_actor(stub: Any, shards: BulkShards) -> None:
     """The one-account form goes with what its actor does around it, in its order."""
 
-    def answer(call: Call) -> Result | None:
-        if isinstance(call.message, CreateTransfers):
-            count, book = len(call.message.forms), BookView("main", "USD", 2, 77)
-            return TransfersView(
-                TIME_US, 1, bytes([2]) * count, {}, {}, [book], bytes(2 * count), b"\2" * count
-            )
-        return no_ledger(call)
-
-    shards.answer = answer
+    shards.answer = no_ledger
     request = Request(
         transactions=[
             Single(account_id=hex_id(A), amount=1, settled=True, actor="x"),
@@ -798,6 +803,12 @@ async def test_every_answer_is_the_transaction_that_is_stored(tmp_path: Path) ->
             assert made.status == columns_.statuses[index]
             assert made.create_time.ToMicroseconds() == columns_.create_times_us[index]
             assert made.request_id == str(request_ids(3)[index])
+            book = columns_.books[columns_.book_indexes[index]]
+            assert (made.ledger, made.currency) == (book.ledger, book.currency)
+            assert made.currency_exponent == book.currency_exponent
+            assert made.entries[0].direction == columns_.first_directions[index]
+            other = items[index][2] or book.external_account_id
+            assert made.entries[1].account_id == hex_id(other)
             if index in columns_.refusals:
                 assert made.refusal == columns_.refusals[index]
         assert list(columns_.refusals) == [2]
