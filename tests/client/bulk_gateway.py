@@ -1,6 +1,6 @@
 """A gateway in memory: takes transactions one by one or in bulk, and does to calls what tests say.
 
-It keeps no balances. What it answers is what a gateway answers, so that the two ways can be compared.
+It keeps no balances. What it answers is what a gateway answers, so that both ways can be compared.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What goes out when, and what becomes of it: the rules of batching, without threads and network."""
+"""What goes out when, and what becomes of it: the rules of batching, without a network."""
 
 from collections.abc import Callable
 
