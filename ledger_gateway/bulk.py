@@ -35,8 +35,6 @@ STREAM_IN_WORK_MAX = 8
 STREAM_IDLE_S_MAX = 600.0
 """How long a stream may be without a request."""
 
-# So many general transactions are looked at before others get their turn on the event loop.
-_ITEMS_PER_TURN = 128
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\Z")
 _NO_ACCOUNT = "0" * 16
 _NO_TEXT = TransferText()
@@ -155,11 +153,10 @@ class BulkRpcs(TransactionRpcs):
         for transfers, indexes in zip(sorted_.groups, sorted_.indexes, strict=True):
             for place, result in bulk_results.transaction_results(transfers):
                 results[indexes[place]] = result
-                if place % _ITEMS_PER_TURN == 0:
-                    await asyncio.sleep(0)
+                await bulk_results.give_way(place)
         return Response(
             results=[results[index] for index in range(len(request.transactions))],
-            transfers=bulk_results.transfer_results(columns) if columns else None,
+            transfers=await bulk_results.transfer_results(columns) if columns else None,
         )
 
     async def _columns(self, request: Request, deadline: Deadline) -> Transfers | None:
@@ -176,8 +173,7 @@ class BulkRpcs(TransactionRpcs):
         """Tell general transactions apart: wrong ones get their result, the others their way."""
         plain, alone = [], []
         for index, one in enumerate(request.transactions):
-            if index % _ITEMS_PER_TURN == 0:
-                await asyncio.sleep(0)
+            await bulk_results.give_way(index)
             if violations := validation.create_transaction(one):
                 error = to_call_error(InvalidRequestError(violations))
                 results[index] = ledger_pb2.TransactionResult(error=error)

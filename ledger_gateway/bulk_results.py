@@ -1,5 +1,6 @@
 """What became of the items of a bulk call, as messages: columns for transfers, else one by one."""
 
+import asyncio
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,6 +27,13 @@ from ledger_gateway.transfer_columns import IndexArray
 Result = TransactionView | Failure | LedgerError
 
 _NO_TEXT = TransferText()
+_ITEMS_PER_TURN = 128
+
+
+async def give_way(count: int) -> None:
+    """Let others have their turn on the event loop, now and then: thousands of items take long."""
+    if count % _ITEMS_PER_TURN == 0:
+        await asyncio.sleep(0)
 
 
 def result(found: Result) -> ledger_pb2.TransactionResult:
@@ -36,14 +44,14 @@ def result(found: Result) -> ledger_pb2.TransactionResult:
     return ledger_pb2.TransactionResult(error=to_call_error(error))
 
 
-def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
-    """Return what became of transfers as columns."""
-    count = len(transfers.columns)
-    numbers = np.zeros(count, np.uint64)
-    statuses = np.zeros(count, np.uint8)
-    times_us = np.zeros(count, np.int64)
-    book_indexes = np.zeros(count, np.int64)
-    directions = np.zeros(count, np.uint8)
+async def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
+    """Return what became of transfers as columns; `give_way` between those that have no columns."""
+    size = len(transfers.columns)
+    numbers = np.zeros(size, np.uint64)
+    statuses = np.zeros(size, np.uint8)
+    times_us = np.zeros(size, np.int64)
+    book_indexes = np.zeros(size, np.int64)
+    directions = np.zeros(size, np.uint8)
     books: dict[BookView, int] = {}
     refusals: dict[int, ledger_pb2.Refusal] = {}
     others: dict[int, ledger_pb2.TransactionResult] = {}
@@ -59,11 +67,14 @@ def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
         indexes_of_block, directions_of_block = _booked(transfers, items, outcome, books)
         book_indexes[taken] = indexes_of_block[of_block != 0]
         directions[taken] = directions_of_block[of_block != 0]
-        for place, refusal in outcome.refusals.items():
+        for count, (place, refusal) in enumerate(outcome.refusals.items()):
+            await give_way(count)
             refusals[int(items[place])] = conversion.refusal(refusal)
-        for place, other in outcome.others.items():
+        for count, (place, other) in enumerate(outcome.others.items()):
+            await give_way(count)
             others[int(items[place])] = result(other)
-    for item, single in transfers.outcomes.singles.items():
+    for count, (item, single) in enumerate(transfers.outcomes.singles.items()):
+        await give_way(count)
         others[item] = result(single)
     return ledger_pb2.TransferResults(
         numbers=numbers.tolist(),

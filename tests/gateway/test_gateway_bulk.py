@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import grpc
-import msgspec
 import numpy as np
 import pytest
 from bulk_shards import (
@@ -38,7 +37,7 @@ from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.shards import Shards
 from ledger_core import transfers as columns
 from ledger_core.accounts import Direction
-from ledger_core.commands import CreateTransfers, Entry, TransferText
+from ledger_core.commands import NO_SOURCE, Entry, Source, TransferText
 from ledger_core.errors import (
     LedgerError,
     OutcomeUnknownError,
@@ -308,28 +307,36 @@ async def test_long_texts_make_blocks_smaller_and_keep_the_order(
     assert said == [texts[index]["description"] for index in range(0, 1_500, 2)]
 
 
-def test_the_longest_texts_fit_into_blocks() -> None:
-    longest = ledger_pb2.TransferText(
-        description="𝄞" * 1_000,
-        external_reference="𝄞" * 256,
-        metadata={f"{number:02}" + "𝄞" * 62: "𝄞" * 256 for number in range(32)},
-    )
-    asked = transfers(ONE * 30, actor="𝄞" * 128, ledger="l" * 63)
-    for index in range(30):
-        asked.texts[index].CopyFrom(longest)
+LONGEST = ledger_pb2.TransferText(
+    description="𝄞" * 1_000,
+    external_reference="𝄞" * 256,
+    metadata={f"{number:02}" + "𝄞" * 62: "𝄞" * 256 for number in range(32)},
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "texts", "count"),
+    [
+        (LONGEST, 30, 30),
+        (ledger_pb2.TransferText(description="x" * 400), 900, 900),
+        (LONGEST, 5, 1_000),
+    ],
+)
+def test_no_text_makes_a_block_too_large_and_blocks_are_filled(
+    text: ledger_pb2.TransferText, texts: int, count: int
+) -> None:
+    asked = transfers(ONE * count, actor="𝄞" * 128, ledger="l" * 63)
+    for index in range(texts):
+        asked.texts[index].CopyFrom(text)
     assert transfer_columns.violations(asked) == []
     found = transfer_columns.columns(asked)
-    source = msgspec.structs.replace(
-        CreateTransfers(0, "l", USD, b"", b"", b"", b"", b"").source,
-        correlation_id="𝄞" * 128,
-        peer="𝄞" * 128,
-    )
+    source = Source("𝄞" * 128, "𝄞" * 128)
     terms = Terms("l" * 63, Currency("C" * 12, 8), "𝄞" * 128)
-    cut = list(found.cut(np.arange(30)))
-    assert np.concatenate(cut).tolist() == list(range(30))
-    for items in cut:
-        size = bytes_of(found.block(items, terms, source))
-        assert EXECUTE_BYTES_MAX / 2 < size <= EXECUTE_BYTES_MAX or items[-1] == 29
+    cut = list(found.cut(np.arange(count)))
+    assert np.concatenate(cut).tolist() == list(range(count))
+    sizes = [bytes_of(found.block(items, terms, source)) for items in cut]
+    assert max(sizes) <= EXECUTE_BYTES_MAX
+    assert all(size > EXECUTE_BYTES_MAX * 0.8 for size in sizes[:-1])
 
 
 async def test_across_shards_each_goes_alone_and_so_do_vast_amounts(
@@ -517,8 +524,7 @@ async def test_what_has_no_time_left_is_not_sent(shards: BulkShards) -> None:
 
     asked = transfers([*ONE, (DEBIT, A, ELSEWHERE, 1)])
     work = Transfers(transfer_columns.columns(asked), Terms("main", USD, ""))
-    source = CreateTransfers(0, "l", USD, b"", b"", b"", b"", b"").source
-    await run(jobs_of(ShardCalls(shards), work, source, Deadline(Over())))
+    await run(jobs_of(ShardCalls(shards), work, NO_SOURCE, Deadline(Over())))
     assert shards.calls == []
     ((_, outcome),) = work.outcomes.blocks
     for error in (outcome, *work.outcomes.singles.values()):
