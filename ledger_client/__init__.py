@@ -7,6 +7,9 @@
         ledger.create_transaction(alice, 10_00, "top-up", settled=True)
         ledger.create_transaction(entries=[debit(alice, 4_00), credit(bob, 4_00)], settled=True)
 
+Calls of `create_transaction` that run at the same time travel together, as few bulk calls; whoever
+has many transactions at once calls `create_transactions`, or `create_transfers` with columns.
+
 Amounts are int minor units, moments datetimes with a time zone. Every change carries a request id
 and is retried under it, so that it happens once however often it had to be sent.
 `ledger_client.testing` runs a ledger for tests.

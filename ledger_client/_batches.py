@@ -5,8 +5,10 @@ many wait as are under way, or an answer comes: so there is no delay by a timer,
 callers there are, the larger are the calls. A bulk call that takes long (a shard may be electing a
 leader) no longer holds the others back.
 
-Items that failed but may be tried again rest for as long as `Attempts` says, and then go out in
-calls of their own.
+A shard that is away must not slow down those that are well. So the first attempt of a call has
+little time: the gateway then tells which items got no result. These rest for as long as `Attempts`
+says, and go out aside, in calls of their own that have more time and that nobody else waits for;
+and so does all that is new for accounts near theirs, until one of these has a result again.
 """
 
 import heapq
@@ -26,6 +28,7 @@ from ledger_client.errors import (
     ServerCancelledError,
     again,
 )
+from ledger_core.ids import shard_key
 
 WAITING_MAX = 65_536
 """Items that may wait, on one client."""
@@ -42,6 +45,18 @@ _ALL_CALLS_MAX = 32
 _PATIENCE_S = 0.1
 # A smaller group of transfers is not worth a call of its own: they go as messages with others.
 _GROUP_MIN = 32
+# Calls under way aside.
+_ASIDE_MAX = 4
+# How long a first attempt may take: this and a bit for each item, or so many times what calls took
+# of late.
+_FIRST_ATTEMPT_S = 1.0
+_FIRST_ATTEMPT_ITEM_S = 0.0005
+_FIRST_ATTEMPT_TIMES = 8.0
+# How much of what is usual the last call makes up.
+_USUAL_SHARE = 0.125
+# Accounts are near each other if their shard keys, of 32 bits, are the same but for these: a shard
+# has a range of the keys.
+_NEAR_SHIFT = 24
 # How long a gateway that has no bulk calls is asked for none.
 _WITHOUT_BULK_S = 60.0
 
@@ -66,6 +81,9 @@ class Batches:
         self._resting: list[tuple[float, int, Item]] = []
         self._rested = 0
         self._under_way: set[Bulk] = set()
+        self._aside: set[Bulk] = set()
+        self._away: set[int] = set()
+        self._usual_s = 0.0
         self._slow = 0
         self._items_ahead = 0
         self._without_bulk_until = 0.0
@@ -91,7 +109,10 @@ class Batches:
                 f"{WAITING_MAX:,} transactions of this client are waiting to be sent already; "
                 "nothing was done",
             )
-        self._queue.append(item)
+        if self._away and _place(item) in self._away:
+            self._again.append(item)
+        else:
+            self._queue.append(item)
 
     def begin_single(self) -> Bulk:
         """Count a single call that its caller sends: others gather meanwhile. `end` it."""
@@ -108,14 +129,16 @@ class Batches:
             if not call.slow and call.patience_until <= now:
                 self._let_pass(call)
         taken: list[Bulk] = []
-        while (free := self._free_calls()) > 0:
-            if self._again:
-                queue = self._again
-            elif self._queue and len(self._queue) >= min(self._items_ahead, ITEMS_MAX):
-                queue = self._queue
-            else:
-                break
-            for call in _calls(_pop(queue), free):
+        while self._again and (free := _ASIDE_MAX - len(self._aside)) > 0:
+            for call in _calls(_pop(self._again), free):
+                self._aside.add(call)
+                taken.append(call)
+        while (
+            self._queue
+            and (free := self._free_calls()) > 0
+            and len(self._queue) >= min(self._items_ahead, ITEMS_MAX)
+        ):
+            for call in _calls(_pop(self._queue), free):
                 self._begin(call, len(call))
                 taken.append(call)
         return taken
@@ -123,16 +146,23 @@ class Batches:
     def wake_at(self) -> float | None:
         """Return when to `take` again even if nothing happens; None: not before something does."""
         times = [self._resting[0][0]] if self._resting else []
-        if self._queue or self._again:
+        if self._queue:
             times += [call.patience_until for call in self._under_way if not call.slow]
         return min(times, default=None)
 
     def timeout_s(self, call: Bulk) -> float:
         """Return how long an attempt of a call may take."""
-        return attempt_timeout_s(max(call.deadline() - self._clock(), 0.0))
+        most_s = attempt_timeout_s(max(call.deadline() - self._clock(), 0.0))
+        if call in self._aside:
+            return most_s
+        first_s = _FIRST_ATTEMPT_S + _FIRST_ATTEMPT_ITEM_S * len(call)
+        return min(most_s, max(first_s, _FIRST_ATTEMPT_TIMES * self._usual_s))
 
     def end(self, call: Bulk) -> None:
         """A call is no longer under way."""
+        if call in self._aside:
+            self._aside.discard(call)
+            return
         self._under_way.discard(call)
         if call.slow:
             self._slow -= 1
@@ -150,13 +180,21 @@ class Batches:
                     self._finish(item, None)
             return
         jitter = self._jitter()
+        is_whole = True
         for item, result in results:
-            if item.done:
-                continue
             if isinstance(result, LedgerError):
-                self._try_again(item, result, jitter)
-            else:
+                if result.status != "RESOURCE_EXHAUSTED" and may_retry(result):
+                    is_whole = False
+                    self._away.add(_place(item))
+                if not item.done:
+                    self._try_again(item, result, jitter)
+                continue
+            if self._away:
+                self._away.discard(_place(item))
+            if not item.done:
                 self._finish(item, result)
+        if is_whole:
+            self._took(call)
 
     def fail(self, call: Bulk, error: LedgerError) -> None:
         """No item of a call got a result.
@@ -166,6 +204,9 @@ class Batches:
         """
         if error.status == "UNIMPLEMENTED":
             self._without_bulk_until = self._clock() + _WITHOUT_BULK_S
+        if error.status == "DEADLINE_EXCEEDED":
+            # It may be that calls take longer than they used to.
+            self._took(call)
         jitter = self._jitter()
         again = may_retry(error)
         for item in call.items():
@@ -216,7 +257,7 @@ class Batches:
         yield from self._again
         for _, _, item in self._resting:
             yield item
-        for call in self._under_way:
+        for call in (*self._under_way, *self._aside):
             yield from call.items()
 
     def _free_calls(self) -> int:
@@ -224,7 +265,8 @@ class Batches:
         return min(CALLS_MAX - fresh, _ALL_CALLS_MAX - len(self._under_way))
 
     def _begin(self, call: Bulk, count: int) -> None:
-        call.patience_until = self._clock() + _PATIENCE_S * (1 + self._slow)
+        call.began = self._clock()
+        call.patience_until = call.began + _PATIENCE_S * (1 + self._slow)
         self._under_way.add(call)
         self._items_ahead += count
 
@@ -232,6 +274,11 @@ class Batches:
         call.slow = True
         self._slow += 1
         self._items_ahead -= max(len(call), 1)
+
+    def _took(self, call: Bulk) -> None:
+        if call in self._under_way:
+            took_s = self._clock() - call.began
+            self._usual_s += (took_s - self._usual_s) * _USUAL_SHARE
 
     def _try_again(self, item: Item, error: LedgerError, jitter: float) -> None:
         if item.attempts is None:
@@ -251,6 +298,11 @@ class Batches:
         item.outcome = again(outcome) if isinstance(outcome, LedgerError) else outcome
         item.done = True
         self._wake(item)
+
+
+def _place(item: Item) -> int:
+    """Return where an item is at home: the same for accounts near each other."""
+    return shard_key(item.home()) >> _NEAR_SHIFT
 
 
 def _pop(queue: deque[Item]) -> list[Item]:

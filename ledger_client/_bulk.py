@@ -15,12 +15,13 @@ class Bulk:
     Those of ``transfers`` travel as columns and share their group; ``singles`` as messages.
     """
 
-    __slots__ = ("patience_until", "singles", "slow", "transfers")
+    __slots__ = ("began", "patience_until", "singles", "slow", "transfers")
 
     def __init__(self, transfers: list[Item], singles: list[Item]) -> None:
         self.transfers = transfers
         self.singles = singles
         self.slow = False
+        self.began = 0.0
         self.patience_until = 0.0
 
     def __len__(self) -> int:

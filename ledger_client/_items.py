@@ -136,6 +136,14 @@ class Item:
             self.request = self._message()
         return self.request
 
+    def home(self) -> int:
+        """Return the home account as a number; 0 if the request has none."""
+        if self.request is None:
+            return self.first
+        entries = self.request.entries
+        account_id = entries[0].account_id if entries else self.request.account_id
+        return int(account_id, 16) if _ACCOUNT_ID(account_id) else 0
+
     def attempts_left(self) -> Attempts | None:
         """Return the attempts that a single call has after bulk calls; None if there were none."""
         if self.attempts is None and self.sent:

@@ -116,7 +116,7 @@ class ThreadBatches:
 
     def _result(self, item: Item) -> ledger_pb2.Transaction | None:
         try:
-            left_s = max(item.deadline - time.monotonic(), 0.0)
+            left_s = min(max(item.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
             if not item.waiter.acquire(timeout=left_s):
                 with self._changed:
                     if not item.done:

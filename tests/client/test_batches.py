@@ -353,12 +353,85 @@ def test_an_item_is_tried_until_its_own_deadline(
     (soon,) = fill(batches, 1, deadline=101.0)
     (late,) = fill(batches, 1, deadline=110.0)
     (call,) = batches.take()
-    assert batches.timeout_s(call) == 5.0
     batches.fail(call, AWAY)
     assert woken == [soon]
     assert isinstance(soon.outcome, UnavailableError)
     assert soon.outcome.reason == "SHARD_UNAVAILABLE"
     assert not late.done
+
+
+def failing(call: Bulk, *places: int) -> ledger_pb2.CreateTransactionsResponse:
+    """An answer in which some transfers have no result."""
+    response = answer(call)
+    columns = response.transfers
+    columns.statuses = bytes(0 if at in places else 2 for at in range(len(call)))
+    for at in places:
+        columns.others[at].error.CopyFrom(ledger_pb2.CallError(code=14, retry_delay_ms=100))
+    return response
+
+
+def test_accounts_of_a_shard_that_is_away_go_aside_until_it_is_back(
+    batches: Batches, clock: Clock
+) -> None:
+    there = {"entries": [debit(B, 5), credit(A, 5)]}
+    (first,) = fill(batches, 1)
+    fill(batches, 1, **there)
+    (call,) = batches.take()
+    batches.answer(call, failing(call, 0))
+    batches.end(call)
+    # New ones for the same account, and for others.
+    (second,) = fill(batches, 1)
+    fill(batches, 1, **there)
+    aside, other = batches.take()
+    assert list(aside.items()) == [second]
+    assert batches.timeout_s(aside) == 5.0
+    assert batches.timeout_s(other) == pytest.approx(1.0, rel=0.01)
+    # Those wait for nothing that is aside.
+    batches.answer(other, answer(other))
+    batches.end(other)
+    assert batches.is_idle
+    batches.answer(aside, answer(aside))
+    batches.end(aside)
+    fill(batches, 1)
+    fill(batches, 1, **there)
+    assert take(batches) == [2]
+    assert not first.done
+
+
+def test_calls_aside_are_bounded(batches: Batches) -> None:
+    fill(batches, 1)
+    (call,) = batches.take()
+    batches.answer(call, failing(call, 0))
+    for _ in range(_batches._ASIDE_MAX):
+        fill(batches, 1)
+        (call,) = batches.take()
+    fill(batches, 2)
+    assert take(batches) == []
+    batches.end(call)
+    assert take(batches) == [2]
+
+
+def test_first_attempts_have_a_multiple_of_the_usual_time(batches: Batches, clock: Clock) -> None:
+    timeouts = []
+    for _ in range(40):
+        fill(batches, 1, deadline=clock.now_s + 60.0)
+        (call,) = batches.take()
+        timeouts.append(batches.timeout_s(call))
+        clock.now_s += 0.5
+        batches.answer(call, answer(call))
+        batches.end(call)
+    assert timeouts[0] == pytest.approx(1.0, rel=0.01)
+    assert timeouts == sorted(timeouts)
+    assert timeouts[-1] == pytest.approx(4.0, rel=0.1)
+    # Calls that wait for a shard that is away tell nothing.
+    fill(batches, 1, deadline=clock.now_s + 60.0)
+    (call,) = batches.take()
+    clock.now_s += 10.0
+    batches.answer(call, failing(call, 0))
+    batches.end(call)
+    fill(batches, 1, entries=[debit(B, 5), credit(A, 5)], deadline=clock.now_s + 60.0)
+    (call,) = batches.take()
+    assert batches.timeout_s(call) == pytest.approx(4.0, rel=0.1)
 
 
 def test_an_open_outcome_stays_open(batches: Batches, clock: Clock) -> None:
