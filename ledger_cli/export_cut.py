@@ -62,7 +62,7 @@ def consistent_cut(client: JournalClient, ledger: str = "") -> list[journal_pb2.
             )
             for before, after in zip(first, third, strict=True)
         }
-        reached = close(events(window, _Ranges(second)), reached)
+        reached = close(events(window, Ranges(second)), reached)
     for shard in second:
         shard.last_number = reached[shard.shard_id]
     return second
@@ -92,13 +92,14 @@ def close(journals: Mapping[int, list[Event]], reached: Mapping[int, int]) -> di
         cut = shorter
 
 
-class _Ranges:
+class Ranges:
     """Finds the shard of an account."""
 
     def __init__(self, shards: Iterable[journal_pb2.JournalShard]) -> None:
         self._shards = list(shards)
 
     def shard_of(self, account_id: int) -> int:
+        """Return the shard of an account; -1 if there is none."""
         key = shard_key(account_id)
         for shard in self._shards:
             if shard.lower_bound <= key <= shard.upper_bound:
@@ -107,7 +108,7 @@ class _Ranges:
 
 
 def events(
-    journals: Mapping[int, Iterable[journal_pb2.JournalEntry]], ranges: _Ranges
+    journals: Mapping[int, Iterable[journal_pb2.JournalEntry]], ranges: Ranges
 ) -> dict[int, list[Event]]:
     """Say of journal entries what they rest on. Hidden items of other ledgers say nothing."""
     shown = {
@@ -160,7 +161,7 @@ class _Step:
         shard_id: int,
         item: journal_pb2.JournalItem,
         origins: Mapping[tuple[int, int], bytes],
-        ranges: _Ranges,
+        ranges: Ranges,
     ) -> None:
         self._shard_id = shard_id
         self._item = item
