@@ -138,11 +138,15 @@ async def make_histories(
                 await feeder.send(shard_id, history.commands(size, until), sent, batch_size)
             seconds = time.monotonic() - began
             print(f"filled: {history.entries:9,} entries in {seconds:.1f} s", flush=True)
+            if history.entries < 2 * PAGE:
+                break
             history.dated.sort()
             histories.append(history)
             if history.entries < size:
                 print(f"the time for filling is over: {size:,} were asked for")
                 break
+    if not histories:
+        raise SystemExit("--fill-seconds leaves no time for filling")
     return histories
 
 
@@ -385,9 +389,9 @@ def main() -> int:
     if (
         options.entries < 2 * PAGE
         or options.accounts < 2
-        or min(options.calls, options.samples) < 1
+        or min(options.calls, options.samples, options.clients) < 1
     ):
-        parser.error(f"at least {2 * PAGE} entries, 2 accounts, 1 call and 1 sample")
+        parser.error(f"at least {2 * PAGE} entries, 2 accounts, 1 call, 1 sample and 1 client")
     base_port = free_base_port(NODES + 1)
     config = generate_cluster_config(
         NODES, SHARDS, REPLICAS, cluster_id="history", base_port=base_port
