@@ -109,7 +109,8 @@ class Traffic:
             view = self.world.apply(prepare.home_shard_id, Resolve(prepare))
             assert isinstance(view, TransactionView)
             if view.status is not S.UNDECIDED:
-                self._tell(prepare.home_shard_id, view.number, [shard_id])
+                decision = self.world.decision(prepare.home_shard_id, view.number)
+                self.tasks.append(lambda: self.world.apply(shard_id, decision))  # type: ignore[arg-type, return-value]
 
     def _decide(self, home: int, number: int, others: list[int], votes: dict[int, Vote]) -> None:
         record = self.world.record(home, number)
