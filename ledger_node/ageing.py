@@ -95,8 +95,7 @@ class _Ages:
 
     def amounts(self, slot: int, balance: BalanceRow, settled: int) -> list[int]:
         """Split a balance by age, youngest first."""
-        if settled < 0:
-            return [settled] + [0] * len(self._bounds_us)
+        # Less than nothing is less than any inflow: it goes whole to the youngest bucket.
         amounts, left = [], settled
         inflows = self._inflows(slot, balance)
         inflow = next(inflows)

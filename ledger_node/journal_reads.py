@@ -38,7 +38,7 @@ from ledger_node.records import ENTRY_ROW_BYTES, JournalItem, JournalRecord, Sha
 from ledger_node.store_tables import ShardTables
 
 # A page ends early when what it has read, hidden or not, is so large. It has one entry at least.
-JOURNAL_BYTES_MAX = 1_000_000
+JOURNAL_BYTES_MAX = 2_000_000
 
 # What an item costs beyond its bytes.
 _ITEM_BYTES = 100
