@@ -130,9 +130,8 @@ class _Ownership:
             case Resolve():
                 return command.prepared.transaction.ledger
             case SettleTransaction() | CancelTransaction() | ReverseTransaction():
-                return self._of_transaction(command.number, command.account_id) or self._of_account(
-                    command.account_id
-                )
+                ours = self._of_transaction(command.number, command.account_id)
+                return ours or self._of_account(command.account_id)
             case Decide() | Delivered():
                 return self._of_transaction(command.number)
             case ApplyDecision():
