@@ -12,7 +12,13 @@ from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, NodeConfig, ReplicaConfig, ShardConfig
 from ledger_cluster.shard_client import ShardClient
-from ledger_core.commands import CreateTransaction, decode_command
+from ledger_core.accounts import AccountType
+from ledger_core.commands import (
+    CreateLedger,
+    CreateTransaction,
+    decode_command,
+    encode_command,
+)
 from ledger_core.errors import (
     LedgerError,
     OutcomeUnknownError,
@@ -21,6 +27,7 @@ from ledger_core.errors import (
     ShardUnavailableError,
 )
 from ledger_core.ids import U32_MAX
+from ledger_core.ledgers import USD, ChartCode
 from ledger_core.queries import GetAccount
 from ledger_core.results import Failure, encode_result
 
@@ -285,6 +292,19 @@ async def test_batches_are_bounded_in_bytes(cluster: Cluster) -> None:
     assert sum(map(len, batches)) == 300
     assert all(sum(map(len, batch)) <= EXECUTE_BYTES_MAX for batch in batches)
     assert len(batches) < 10
+
+
+async def test_a_call_that_is_larger_than_a_batch_goes_alone(cluster: Cluster) -> None:
+    client = await cluster.client(leads, leads, leads)
+    chart = [ChartCode(f"1{n}", "€" * 128, AccountType.ASSET) for n in range(800)]
+    large = CreateLedger("books", "large", "", [USD], chart)
+    assert len(encode_command(large)) > EXECUTE_BYTES_MAX
+    calls = [write("r1"), large, write("r2")]
+    await asyncio.gather(*(client.execute(ACCOUNT, call, 5) for call in calls))
+    sent = [
+        [decode_command(data).request_id for data in batch] for batch in cluster.nodes["a"].seen
+    ]
+    assert sorted(sent) == [["large"], ["r1"], ["r2"]]
 
 
 async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
