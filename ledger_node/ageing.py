@@ -59,12 +59,12 @@ def list_ageing(tables: ShardTables, query: ListAgeing) -> AgeingPage:
 def _account(
     reader: "_Ages", book: Book, slot: int, balance: BalanceRow, code_prefix: str
 ) -> AgeingView | None:
+    if code_prefix and not reader.tables.account_info(slot).code.startswith(code_prefix):
+        return None
     settled = reader.settled_balance(slot, balance)
     if settled == 0:
         return None
     record = reader.tables.account_info(slot)
-    if not record.code.startswith(code_prefix):
-        return None
     return AgeingView(
         account_id=balance.account_id,
         code=record.code,
