@@ -229,7 +229,13 @@ class Store:
     def read(self) -> "Iterator[ReadView]":
         """Open a view of the last committed state. Keep it short: it keeps pages from reuse."""
         with self._env.begin() as txn:
-            yield ReadView(txn, self._databases)
+            view = ReadView(txn, self._databases)
+            try:
+                yield view
+            finally:
+                # Its place among the readers, of which there are few, is free again only when the
+                # transaction has no owner any more; a view may outlive its use.
+                del view.txn
 
     @property
     def files(self) -> Path:
