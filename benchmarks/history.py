@@ -41,6 +41,7 @@ from ledger_cli.local_cluster import LocalCluster, free_base_port
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cli.verify import prove
+from ledger_client import LedgerError
 from ledger_cluster.config import generate_cluster_config
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.commands import Command, CreateAccount, CreateTransaction
@@ -403,10 +404,14 @@ def main() -> int:
         LocalCluster(config, Path(scratch) / "data", base_port + NODES) as cluster,
     ):
         cluster.wait_until_serving(60)
-        if options.only != "reports":
-            faults += read_histories(cluster, options)
-        if options.only != "reads":
-            faults += asyncio.run(history_reports.run(cluster, options))
+        try:
+            if options.only != "reports":
+                faults += read_histories(cluster, options)
+            if options.only != "reads":
+                faults += asyncio.run(history_reports.run(cluster, options))
+        except (LedgerError, grpc.RpcError) as error:
+            faults.append(f"a call failed: {error}")
+            faults += [f"{item.name} {item.cause}" for item in cluster.take_exits()]
         with NodeProbe(config) as probe:
             proofs = prove(config, lambda shard_ids: probe.audits(shard_ids, 300.0))
     faults += [problem for proof in proofs for problem in proof.problems()]
