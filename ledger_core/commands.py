@@ -372,9 +372,7 @@ class Replay(msgspec.Struct, tag=19, tag_field="kind", array_like=True, frozen=T
     routing_id: U64
     number: U64
     time_us: TimeUs
-    items: Annotated[
-        list[ReplayedItem], msgspec.Meta(min_length=1, max_length=REPLAYED_ITEMS_MAX)
-    ]
+    items: Annotated[list[ReplayedItem], msgspec.Meta(min_length=1, max_length=REPLAYED_ITEMS_MAX)]
     previous: U64 = 0
 
 
