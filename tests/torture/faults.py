@@ -257,7 +257,9 @@ def grow_disk(directory: Path) -> None:
 
 def _remount(directory: Path, size: int) -> None:
     command = ["mount", "-o", f"remount,size={size}", str(directory)]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
 
 
 def _led_by(cluster: TorturedCluster, name: str) -> int:
