@@ -247,7 +247,8 @@ def shrink_disk(directory: Path, free_bytes: int) -> None:
         ["df", "--output=used", "-B1", str(directory)], check=True, capture_output=True, text=True
     )
     used = int(stat.stdout.split()[-1])
-    _remount(directory, used + free_bytes)
+    # A size of 0 would mean no limit at all.
+    _remount(directory, max(used + free_bytes, 4096))
 
 
 def grow_disk(directory: Path) -> None:
@@ -257,7 +258,7 @@ def grow_disk(directory: Path) -> None:
 
 def _remount(directory: Path, size: int) -> None:
     command = ["mount", "-o", f"remount,size={size}", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
 
