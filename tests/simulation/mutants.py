@@ -404,7 +404,9 @@ def _found_again() -> list[Patch]:
     def lenient(self: Any, now: float, peer: Progress, message: Any) -> None:
         real(self, now, peer, message)
         if peer.connected:
-            self.outbox[-1][1].roster[peer.node.id] = message.incarnation
+            for store in self.outbox[-1][1].roster:
+                if store.node_id == peer.node.id:
+                    store.incarnation = message.incarnation
 
     return [(Voter, "_on_ask", lenient)]
 
