@@ -1,6 +1,7 @@
 """The way to the shards: redirects, retries, batches and deadlines, against scripted nodes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,6 +225,28 @@ async def test_a_write_that_may_have_arrived_has_an_unknown_outcome(
         await client.execute(ACCOUNT, write(), 0.5)
 
 
+async def test_a_write_whose_answer_comes_just_too_late_has_an_unknown_outcome(
+    cluster: Cluster,
+) -> None:
+    """The answer is there when the deadline has passed, but the caller was not told of that yet."""
+    client = await cluster.client(leads, leads, leads)
+    loop = asyncio.get_running_loop()
+
+    class Stub:
+        async def Execute(self, request: Any, **_options: Any) -> Any:
+            answer = loop.create_future()
+            loop.call_later(0.02, answer.set_result, None)
+            # Both timers, the answer's and the deadline's, are due when the loop gets to run.
+            loop.call_soon(time.sleep, 0.2)
+            await answer
+            return await leads(cluster.nodes["a"], request)
+
+    for lane in client._lanes.values():
+        lane._stubs = dict.fromkeys(NODES, Stub())  # type: ignore[arg-type]
+    with pytest.raises(OutcomeUnknownError):
+        await client.execute(ACCOUNT, write(), 0.05)
+
+
 async def test_a_read_without_answer_was_simply_not_done(cluster: Cluster) -> None:
     async def stalls(_node: Node, _request: Any) -> Any:
         await asyncio.Event().wait()
@@ -309,7 +332,7 @@ async def test_a_call_that_is_larger_than_a_batch_goes_alone(cluster: Cluster) -
 
 async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
     client = await cluster.client(follows(), follows(), follows())
-    with pytest.raises(ShardUnavailableError):
+    with pytest.raises((ShardUnavailableError, OutcomeUnknownError)):
         await client.execute(ACCOUNT, write("early"), 0.2)
     for node in cluster.nodes.values():
         node.seen.clear()
