@@ -41,6 +41,7 @@ from ledger_cli.local_cluster import LocalCluster, free_base_port
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cli.verify import prove
+from ledger_client import LedgerError
 from ledger_cluster.config import generate_cluster_config
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.commands import Command, CreateAccount, CreateTransaction
@@ -138,11 +139,15 @@ async def make_histories(
                 await feeder.send(shard_id, history.commands(size, until), sent, batch_size)
             seconds = time.monotonic() - began
             print(f"filled: {history.entries:9,} entries in {seconds:.1f} s", flush=True)
+            if history.entries < 2 * PAGE:
+                break
             history.dated.sort()
             histories.append(history)
             if history.entries < size:
                 print(f"the time for filling is over: {size:,} were asked for")
                 break
+    if not histories:
+        raise SystemExit("--fill-seconds leaves no time for filling")
     return histories
 
 
@@ -385,9 +390,9 @@ def main() -> int:
     if (
         options.entries < 2 * PAGE
         or options.accounts < 2
-        or min(options.calls, options.samples) < 1
+        or min(options.calls, options.samples, options.clients) < 1
     ):
-        parser.error(f"at least {2 * PAGE} entries, 2 accounts, 1 call and 1 sample")
+        parser.error(f"at least {2 * PAGE} entries, 2 accounts, 1 call, 1 sample and 1 client")
     base_port = free_base_port(NODES + 1)
     config = generate_cluster_config(
         NODES, SHARDS, REPLICAS, cluster_id="history", base_port=base_port
@@ -399,10 +404,14 @@ def main() -> int:
         LocalCluster(config, Path(scratch) / "data", base_port + NODES) as cluster,
     ):
         cluster.wait_until_serving(60)
-        if options.only != "reports":
-            faults += read_histories(cluster, options)
-        if options.only != "reads":
-            faults += asyncio.run(history_reports.run(cluster, options))
+        try:
+            if options.only != "reports":
+                faults += read_histories(cluster, options)
+            if options.only != "reads":
+                faults += asyncio.run(history_reports.run(cluster, options))
+        except (LedgerError, grpc.RpcError) as error:
+            faults.append(f"a call failed: {error}")
+            faults += [f"{item.name} {item.cause}" for item in cluster.take_exits()]
         with NodeProbe(config) as probe:
             proofs = prove(config, lambda shard_ids: probe.audits(shard_ids, 300.0))
     faults += [problem for proof in proofs for problem in proof.problems()]

@@ -18,14 +18,14 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from feeding import Feeder, median_ms, p99_ms, progress_bar
-from google.protobuf.timestamp_pb2 import Timestamp
-from grpc import aio
 
-from ledger.v1 import ledger_pb2, reports_pb2, reports_pb2_grpc
+from ledger.v1 import ledger_pb2, reports_pb2
 from ledger_cli.local_cluster import LocalCluster
 from ledger_client import AsyncLedgerClient, LedgerError, credit, debit
+from ledger_client.reports import AsyncReportClient
 from ledger_cluster.shard_map import ShardMap
 from ledger_core.commands import Command, CreateAccount, CreateTransaction
 from ledger_core.ids import derive_account_id, new_request_id
@@ -81,10 +81,8 @@ class Traffic:
 class Samples:
     """Trial balances, how long they took, and what was wrong with them."""
 
-    def __init__(self, channel: aio.Channel, accounts: int) -> None:
-        self._stub: reports_pb2_grpc.ReportServiceAsyncStub = reports_pb2_grpc.ReportServiceStub(
-            channel
-        )
+    def __init__(self, client: AsyncReportClient, accounts: int) -> None:
+        self._client = client
         self._accounts = accounts
         self.times: dict[str, list[float]] = {"now": [], "past": []}
         self.kept: dict[int, reports_pb2.TrialBalance] = {}
@@ -94,17 +92,15 @@ class Samples:
 
     async def take(self, as_of_us: int | None = None) -> reports_pb2.TrialBalance:
         """Take one, and check it."""
-        request = reports_pb2.GetTrialBalanceRequest(ledger=BOOKS)
-        if as_of_us is not None:
-            request.as_of.time.FromMicroseconds(as_of_us)
+        as_of = None if as_of_us is None else _moment(as_of_us)
         began = time.perf_counter()
-        answer = await self._stub.GetTrialBalance(request, timeout=CALL_S_MAX)
+        answer = await self._client.trial_balance(BOOKS, as_of=as_of)
         self.times["now" if as_of_us is None else "past"].append(time.perf_counter() - began)
         if len(answer.currencies) != 1:
             self.faults.append(f"trial balance: {len(answer.currencies)} currencies, not 1")
             return reports_pb2.TrialBalance()
         found = answer.currencies[0]
-        moment = "now" if as_of_us is None else f"as of {request.as_of.time.ToJsonString()}"
+        moment = f"as of {as_of}" if as_of else "now"
         self.faults += [f"trial balance {moment}: {fault}" for fault in self._faults(found)]
         self.in_transit += any(_in_transit(found))
         return found
@@ -113,7 +109,9 @@ class Samples:
         """Ask once more for what was said of past moments."""
         for moment_us, before in self.kept.items():
             if _amounts(await self.take(moment_us)) != _amounts(before):
-                self.faults.append(f"the trial balance as of {_iso(moment_us)} has changed since")
+                self.faults.append(
+                    f"trial balance as of {_moment(moment_us)}: it has changed since"
+                )
 
     def _faults(self, found: reports_pb2.TrialBalance) -> list[str]:
         lines = found.lines
@@ -149,10 +147,8 @@ class Samples:
 async def run(cluster: LocalCluster, options: argparse.Namespace) -> list[str]:
     """Open and fund accounts, move money, take samples; return what was wrong."""
     async with (
-        AsyncLedgerClient(cluster.gateway_address, timeout_s=30) as client,
-        aio.insecure_channel(
-            cluster.gateway_address, options=[("grpc.enable_http_proxy", 0)]
-        ) as channel,
+        AsyncLedgerClient(cluster.gateway_address, timeout_s=CALL_S_MAX) as client,
+        AsyncReportClient(cluster.gateway_address, timeout_s=CALL_S_MAX) as reports,
     ):
         began = time.monotonic()
         accounts = await _open(cluster, client, options.accounts)
@@ -161,7 +157,7 @@ async def run(cluster: LocalCluster, options: argparse.Namespace) -> list[str]:
             f"in {time.monotonic() - began:.1f} s",
             flush=True,
         )
-        samples = Samples(channel, len(accounts))
+        samples = Samples(reports, len(accounts))
         rng = random.Random(options.seed)
         traffic = Traffic(client, accounts, rng)
         began_us = time.time_ns() // 1_000
@@ -278,7 +274,5 @@ def _credits(lines: Sequence[reports_pb2.TrialBalanceLine]) -> int:
     return sum(line.credit_balance - line.debit_balance for line in lines)
 
 
-def _iso(microseconds: int) -> str:
-    moment = Timestamp()
-    moment.FromMicroseconds(microseconds)
-    return moment.ToJsonString()
+def _moment(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)

@@ -101,18 +101,16 @@ def deep_verify(probe: NodeProbe, config: ClusterConfig, timeout_s: float) -> li
         for node in config.nodes
     }
 
+    def of_replica(node_id: str, shard_id: int) -> ReplicaProof:
+        def tell(told: shard_pb2.VerifyProgress) -> None:
+            shown.tell((node_id, shard_id), told.rows_done, told.rows_estimated)
+
+        found = probe.verify_replica(node_id, shard_id, timeout_s, tell)
+        shown.tell((node_id, shard_id), 1, 1)
+        return ReplicaProof(shard_id, node_id, found)
+
     def of_node(node_id: str) -> list[ReplicaProof]:
-        proofs = []
-        for shard_id in replicas[node_id]:
-            which = (node_id, shard_id)
-            found = probe.verify_replica(
-                *which,
-                timeout_s,
-                lambda told, which=which: shown.tell(which, told.rows_done, told.rows_estimated),
-            )
-            shown.tell(which, 1, 1)
-            proofs.append(ReplicaProof(shard_id, node_id, found))
-        return proofs
+        return [of_replica(node_id, shard_id) for shard_id in replicas[node_id]]
 
     count = sum(map(len, replicas.values()))
     with (

@@ -12,7 +12,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ledger_cli.context import CliError, Session, gateway_options, pass_session
-from ledger_cli.export_cut import consistent_cut
+from ledger_cli.export_cut import NoCutError, consistent_cut
 from ledger_cli.export_file import FORMATS, new_writer
 from ledger_cli.output import console
 from ledger_client.journal import JournalClient
@@ -77,7 +77,10 @@ def export(
 
 def _export(client: JournalClient, file: BinaryIO, file_format: str, ledger: str) -> int:
     """Write the file; return the number of journal entries in it."""
-    shards = consistent_cut(client, ledger)
+    try:
+        shards = consistent_cut(client, ledger)
+    except NoCutError as error:
+        raise CliError(str(error)) from None
     total = sum(shard.last_number for shard in shards)
     created_us = time.time_ns() // 1_000
     writer = new_writer(file, file_format, shards, ledger=ledger, created_us=created_us)

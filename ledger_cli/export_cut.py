@@ -8,7 +8,9 @@ entry whose cause it does not take: a *consistent cut* (Chandy and Lamport: Dist
 The cut is found from three looks at how far the shards are. What has happened by the second look
 was caused by what had happened when that one ended, so the third look knows all of it; and only
 what came after the first look can lack a cause in the second one. So only the entries between the
-first look and the third are looked at, and those shortly before, which tell what is begun.
+first look and the third are looked at, and those shortly before, which tell what is begun. The cut
+never lies before the first look, if each thing is said to rest on nothing but its true causes:
+else one thing that is left out drags ever more with it. Where that happens, looks are taken anew.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -26,10 +28,12 @@ from ledger_core.ids import request_key, transaction_request_key
 
 # So many entries of each shard before the first look are looked at, too.
 LOOK_BACK = 200
+ATTEMPTS = 10
 
-Token = Hashable
+Token = tuple[Hashable, ...]
 """Something that happened on one shard, and that what happens on another one may rest on."""
 
+_ONCE = ("decided", "ended", "prepared", "applied", "applied the end")
 _DECIDED_ONLY = (
     TransactionStatus.PENDING,
     TransactionStatus.INSUFFICIENT_FUNDS,
@@ -46,8 +50,23 @@ class Event:
     requires: frozenset[Token]
 
 
+class NoCutError(Exception):
+    """The shards could not be caught at a moment that belongs together."""
+
+
 def consistent_cut(client: JournalClient, ledger: str = "") -> list[journal_pb2.JournalShard]:
     """Return the shards, each with the number of the last entry that is to be exported."""
+    for _ in range(ATTEMPTS):
+        if shards := _try_to_cut(client, ledger):
+            return shards
+    raise NoCutError(
+        f"{ATTEMPTS} times no cut was found at which the journals of all shards belong together; "
+        f"export again when less is being written"
+    )
+
+
+def _try_to_cut(client: JournalClient, ledger: str) -> list[journal_pb2.JournalShard]:
+    """Return the shards with the numbers of a cut, or nothing where none was found."""
     first, second, third = (client.list_shards() for _ in range(3))
     reached = {shard.shard_id: shard.last_number for shard in second}
     if second != third:
@@ -62,7 +81,9 @@ def consistent_cut(client: JournalClient, ledger: str = "") -> list[journal_pb2.
             )
             for before, after in zip(first, third, strict=True)
         }
-        reached = close(events(window, _Ranges(second)), reached)
+        reached = close(events(window, Ranges(second)), reached)
+    if any(reached[shard.shard_id] < shard.last_number for shard in first):
+        return []
     for shard in second:
         shard.last_number = reached[shard.shard_id]
     return second
@@ -92,13 +113,14 @@ def close(journals: Mapping[int, list[Event]], reached: Mapping[int, int]) -> di
         cut = shorter
 
 
-class _Ranges:
+class Ranges:
     """Finds the shard of an account."""
 
     def __init__(self, shards: Iterable[journal_pb2.JournalShard]) -> None:
         self._shards = list(shards)
 
     def shard_of(self, account_id: int) -> int:
+        """Return the shard of an account; -1 if there is none."""
         key = shard_key(account_id)
         for shard in self._shards:
             if shard.lower_bound <= key <= shard.upper_bound:
@@ -107,7 +129,7 @@ class _Ranges:
 
 
 def events(
-    journals: Mapping[int, Iterable[journal_pb2.JournalEntry]], ranges: _Ranges
+    journals: Mapping[int, Iterable[journal_pb2.JournalEntry]], ranges: Ranges
 ) -> dict[int, list[Event]]:
     """Say of journal entries what they rest on. Hidden items of other ledgers say nothing."""
     shown = {
@@ -116,28 +138,66 @@ def events(
         ]
         for shard_id, journal in journals.items()
     }
-    origins: dict[tuple[int, int], bytes] = {}
+    known = _Known(ranges)
     for shard_id, journal in shown.items():
         for item in chain.from_iterable(items for _, items in journal):
-            if item.number and (origin := _begun(item)) is not None:
-                origins[shard_id, item.number] = origin
+            known.note(shard_id, item)
     found: dict[int, list[Event]] = {}
     for shard_id, journal in shown.items():
         found[shard_id] = []
+        before: set[Token] = set()
         for number, items in journal:
-            steps = [_Step(shard_id, item, origins, ranges) for item in items]
+            steps = [_Step(shard_id, item, known) for item in items]
+            produced = {token for step in steps for token in step.produces()}
+            # What is done again when its answer was lost is no cause of anything.
+            repeated = {token for token in produced & before if token[0] in _ONCE}
+            before |= produced
             found[shard_id].append(
                 Event(
                     number,
-                    frozenset(token for step in steps for token in step.produces()),
+                    frozenset(produced - repeated),
                     frozenset(token for step in steps for token in step.requires()),
                 )
             )
     return found
 
 
+class _Known:
+    """What items tell about others: how transactions were begun."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._origins: dict[tuple[int, int], bytes] = {}
+        self._at_once: dict[bytes, bool] = {}
+
+    def note(self, shard_id: int, item: journal_pb2.JournalItem) -> None:
+        """Take in an item."""
+        if not item.number:
+            return
+        if (origin := _begun(item)) is not None:
+            self._origins[shard_id, item.number] = origin
+        command = _decode(item)
+        if isinstance(command, commands.Prepare):
+            self._at_once[command.origin] = command.transaction.settled
+
+    def origin(self, shard_id: int, number: int) -> bytes | None:
+        """Return what other shards know a transaction by, if it was begun lately."""
+        return self._origins.get((shard_id, number))
+
+    def home_of(self, origin: bytes) -> int:
+        """Return the home's shard: the account id stands behind the request and one letter."""
+        return self._ranges.shard_of(int.from_bytes(origin[17:25]))
+
+    def is_first(self, decision: commands.ApplyDecision) -> bool:
+        """Whether a decision is that of the vote, not a later end of a pending transaction."""
+        if decision.status is not TransactionStatus.SETTLED:
+            return decision.status in _DECIDED_ONLY
+        by_request = request_key(decision.request_id) == decision.origin[:16]
+        return self._at_once.get(decision.origin, by_request)
+
+
 def _begun(item: journal_pb2.JournalItem) -> bytes | None:
-    """Return the origin of a transaction that an item begins: what other shards know it by."""
+    """Return the origin of a transaction that an item records: what other shards know it by."""
     command = _decode(item)
     match command:
         case commands.CreateTransaction():
@@ -145,6 +205,8 @@ def _begun(item: journal_pb2.JournalItem) -> bytes | None:
         case commands.ReverseTransaction():
             home = command.account_id.to_bytes(8) + command.number.to_bytes(8)
             return request_key(command.request_id) + b"t" + home
+        case commands.Resolve():
+            return command.prepared.origin
     return None
 
 
@@ -159,13 +221,11 @@ class _Step:
         self,
         shard_id: int,
         item: journal_pb2.JournalItem,
-        origins: Mapping[tuple[int, int], bytes],
-        ranges: _Ranges,
+        known: _Known,
     ) -> None:
         self._shard_id = shard_id
         self._item = item
-        self._origins = origins
-        self._ranges = ranges
+        self._known = known
         self._command = _decode(item)
         self._outcome = msgspec.msgpack.decode(item.outcome)
         self._done = self._outcome == "done" or isinstance(self._outcome, list)
@@ -189,11 +249,8 @@ class _Step:
                     yield "prepared", shard_id, command.origin
                     yield "prepared for", shard_id, command.transaction.account_id
             case commands.ApplyDecision():
-                home = self._home_of(command.origin)
-                if command.status in (*_DECIDED_ONLY, TransactionStatus.SETTLED):
-                    yield "applied", home, command.number
-                if command.status not in _DECIDED_ONLY:
-                    yield "applied the end", home, command.number
+                what = "applied" if self._known.is_first(command) else "applied the end"
+                yield what, self._known.home_of(command.origin), command.number
             case _ if self._done:
                 yield from _made(command)
 
@@ -205,7 +262,7 @@ class _Step:
                 for entry in command.entries:
                     yield "account", entry.account_id
             case commands.Decide():
-                origin = self._origins.get((self._shard_id, command.number))
+                origin = self._known.origin(self._shard_id, command.number)
                 for vote in command.votes:
                     if vote.refused is None and origin is not None:
                         yield "prepared", vote.shard_id, origin
@@ -213,20 +270,13 @@ class _Step:
                         # It was begun long ago: any transaction of the account may be this one.
                         yield "prepared for", vote.shard_id, command.account_id
             case commands.ApplyDecision():
-                home = self._home_of(command.origin)
-                yield "decided", home, command.number
-                if command.status not in _DECIDED_ONLY:
-                    yield "ended", home, command.number
+                what = "decided" if self._known.is_first(command) else "ended"
+                yield what, self._known.home_of(command.origin), command.number
             case commands.Delivered():
-                yield "applied", self._shard_id, command.number
-                if command.state > 1:
-                    yield "applied the end", self._shard_id, command.number
+                what = "applied" if command.state == 1 else "applied the end"
+                yield what, self._shard_id, command.number
             case _:
                 yield from _needed(command)
-
-    def _home_of(self, origin: bytes) -> int:
-        """Return the home's shard: the account id stands behind the request and one letter."""
-        return self._ranges.shard_of(int.from_bytes(origin[17:25]))
 
 
 def _made(command: commands.Command | None) -> Iterator[Token]:

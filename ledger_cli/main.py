@@ -6,6 +6,7 @@ from importlib.metadata import version
 import click
 
 from ledger_cli.accounts import accounts
+from ledger_cli.checks import checks
 from ledger_cli.cluster import cluster
 from ledger_cli.context import CleanErrors, gateway_options, output_option
 from ledger_cli.dev import dev
@@ -31,7 +32,18 @@ def cli() -> None:
     """
 
 
-for command in (accounts, transactions, ledgers, report, dev, cluster, verify, export, import_):
+for command in (
+    accounts,
+    transactions,
+    ledgers,
+    report,
+    dev,
+    cluster,
+    verify,
+    checks,
+    export,
+    import_,
+):
     cli.add_command(command)
 
 

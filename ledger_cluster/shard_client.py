@@ -329,8 +329,9 @@ class _Lane:
             message = response.message
             if outcome == shard_pb2.OUTCOME_OK:
                 self._succeeded(node_id, batch, response)
-            failure = _OUTCOME_IN_WORDS.get(outcome, "")
-            may_have_arrived = outcome == shard_pb2.OUTCOME_UNKNOWN
+            failure = _OUTCOME_IN_WORDS.get(outcome, "answered too late")
+            # Done counts as well: a call whose deadline has just passed is yet to say how it ended.
+            may_have_arrived = outcome in (shard_pb2.OUTCOME_UNKNOWN, shard_pb2.OUTCOME_OK)
         for call, reached in zip(batch, reached_before, strict=True):
             call.reached_node = may_have_arrived or reached
             call.last_failure = f"node {node_id}: {failure}"

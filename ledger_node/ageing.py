@@ -59,12 +59,12 @@ def list_ageing(tables: ShardTables, query: ListAgeing) -> AgeingPage:
 def _account(
     reader: "_Ages", book: Book, slot: int, balance: BalanceRow, code_prefix: str
 ) -> AgeingView | None:
+    if code_prefix and not reader.tables.account_info(slot).code.startswith(code_prefix):
+        return None
     settled = reader.settled_balance(slot, balance)
     if settled == 0:
         return None
     record = reader.tables.account_info(slot)
-    if not record.code.startswith(code_prefix):
-        return None
     return AgeingView(
         account_id=balance.account_id,
         code=record.code,
@@ -95,8 +95,7 @@ class _Ages:
 
     def amounts(self, slot: int, balance: BalanceRow, settled: int) -> list[int]:
         """Split a balance by age, youngest first."""
-        if settled < 0:
-            return [settled] + [0] * len(self._bounds_us)
+        # Less than nothing is less than any inflow: it goes whole to the youngest bucket.
         amounts, left = [], settled
         inflows = self._inflows(slot, balance)
         inflow = next(inflows)

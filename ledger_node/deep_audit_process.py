@@ -5,10 +5,12 @@ Only one runs in a node at a time, at the lowest priority.
 
 import asyncio
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
@@ -30,34 +32,44 @@ async def deep_audits(store: Path, shard_id: int | None = None) -> AsyncGenerato
     the iterator is closed.
     """
     arguments = [str(store)] if shard_id is None else [str(store), str(shard_id)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "ledger_node.deep_audit",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_LINE_BYTES_MAX,
-    )
-    assert process.stdout is not None, "it was asked for"
-    assert process.stderr is not None, "it was asked for"
     last = DeepAudit(-1 if shard_id is None else shard_id)
-    try:
-        while line := await asyncio.wait_for(process.stdout.readline(), _SILENCE_S_MAX):
-            last = _decode(line)
+    with tempfile.TemporaryFile() as errors:
+        process = _start(arguments, errors)
+        assert process.stdout is not None, "it was asked for"
+        lines = asyncio.StreamReader(limit=_LINE_BYTES_MAX)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+        )
+        try:
+            while line := await asyncio.wait_for(lines.readline(), _SILENCE_S_MAX):
+                last = _decode(line)
+                yield last
+            code = await asyncio.to_thread(process.wait)
+            if code:
+                errors.seek(0)
+                yield _died(last, code, errors.read().decode(errors="replace").strip())
+        except TimeoutError:
+            last.message = f"the audit said nothing for {_SILENCE_S_MAX:.0f} s"
             yield last
-        code = await process.wait()
-        if code:
-            said = (await process.stderr.read()).decode(errors="replace").strip()
-            yield _died(last, code, said)
-    except TimeoutError:
-        last.message = f"the audit said nothing for {_SILENCE_S_MAX:.0f} s"
-        yield last
-    finally:
-        if process.returncode is None:
+        finally:
+            transport.close()
             process.kill()
-            await process.wait()
+            # It is gone at once, and nobody may be left to await it here.
+            process.wait()
+
+
+def _start(arguments: list[str], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process without a fork of this one.
+
+    asyncio on uvloop forks, and in the child gRPC's own handlers of forks crash now and then before
+    the new program begins. `subprocess` uses vfork, which calls no handlers.
+    """
+    return subprocess.Popen(  # noqa: S603 - our own module, no shell
+        [sys.executable, "-m", "ledger_node.deep_audit", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+    )
 
 
 def _died(last: DeepAudit, code: int, said: str) -> DeepAudit:

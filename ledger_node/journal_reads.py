@@ -38,7 +38,7 @@ from ledger_node.records import ENTRY_ROW_BYTES, JournalItem, JournalRecord, Sha
 from ledger_node.store_tables import ShardTables
 
 # A page ends early when what it has read, hidden or not, is so large. It has one entry at least.
-JOURNAL_BYTES_MAX = 1_000_000
+JOURNAL_BYTES_MAX = 2_000_000
 
 # What an item costs beyond its bytes.
 _ITEM_BYTES = 100
@@ -130,9 +130,8 @@ class _Ownership:
             case Resolve():
                 return command.prepared.transaction.ledger
             case SettleTransaction() | CancelTransaction() | ReverseTransaction():
-                return self._of_transaction(command.number, command.account_id) or self._of_account(
-                    command.account_id
-                )
+                ours = self._of_transaction(command.number, command.account_id)
+                return ours or self._of_account(command.account_id)
             case Decide() | Delivered():
                 return self._of_transaction(command.number)
             case ApplyDecision():

@@ -7,6 +7,7 @@ past can be read at once (marks, sums by effective time) is held against the sam
 
 from array import array
 from collections import defaultdict
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -360,55 +361,92 @@ class HistoryProof:
             )
         for _ in self._proof.rows("effective_log", lambda _key, row: unpack_sums(row)):
             pass
-        at: tuple[int, int] | None = None
-        level_sums: dict[int, _Sums] = {}
-        parents: dict[int, _Sums] = {}
         found: set[int] = set()
+        level: _Level | None = None
         for key, row in self._proof.rows("effective_sums", lambda _key, row: unpack_sums(row)):
-            subject, level, bucket = key_numbers("effective_sums", key)
-            if at != (subject, level):
-                if at is not None:
-                    self._prove_level(*at, level_sums, parents)
-                parents = level_sums if at == (subject, level - 1) else {}
-                level_sums, at = {}, (subject, level)
+            subject, number, bucket = key_numbers("effective_sums", key)
+            if level is None or (level.subject, level.number) != (subject, number):
+                above = self._end_level(level)
+                if above is not None and above.subject != subject:
+                    above = None
+                if number != (0 if above is None else above.number + 1):
+                    self._proof.fault(
+                        "effective_sums", row_name("effective_sums", key), "a level is missing"
+                    )
+                    above = None
+                level = _Level(subject, number, above)
                 found.add(subject)
-            level_sums[bucket] = [*counters_of(row)]
-        if at is not None:
-            self._prove_level(*at, level_sums, parents)
+            if level.parent != level.parent_of(bucket):
+                self._end_bucket(level)
+                level.parent = level.parent_of(bucket)
+            level.buckets += 1
+            _add(level.total, [*counters_of(row)])
+            _add(level.within, [*counters_of(row)])
+        self._end_level(level)
         for subject in self._effective.keys() - found:
             self._proof.fault("effective_sums", f"subject {subject}", "has no rows")
 
-    def _prove_level(
-        self, subject: int, level: int, sums: dict[int, _Sums], parents: dict[int, _Sums]
-    ) -> None:
-        """Check one level of a subject: its sum, and that it fills the buckets above it."""
-        if not 0 <= level < len(EFFECTIVE_SHIFTS):
-            self._proof.fault(
-                "effective_sums", f"subject {subject}, level {level}", "no such level"
-            )
-            return
-        total = [sum(column) for column in zip(*sums.values(), strict=True)]
-        if total != self._effective.get(subject):
+    def _end_level(self, level: "_Level | None") -> "_Level | None":
+        """Check the sum of a level that was read, and that it fills the buckets above it."""
+        if level is None:
+            return None
+        self._end_bucket(level)
+        place = f"subject {level.subject}, level {level.number}"
+        expected = self._effective.get(level.subject, [0, 0, 0, 0])
+        if level.total != expected:
             self._proof.fault(
                 "effective_sums",
-                f"subject {subject}, level {level}",
-                f"its buckets make {_shown(total)}, but entries with an effective time make "
-                f"{_shown(self._effective.get(subject, [0, 0, 0, 0]))}",
+                place,
+                f"its buckets make {_shown(level.total)}, but entries with an effective time make "
+                f"{_shown(expected)}",
             )
-        if level == 0:
+        if level.above is not None and level.above.buckets != level.parents:
+            self._proof.fault(
+                "effective_sums",
+                f"subject {level.subject}, level {level.number - 1}",
+                f"has {level.above.buckets} buckets, but those within them are of {level.parents}",
+            )
+        return level
+
+    def _end_bucket(self, level: "_Level") -> None:
+        """Check that the buckets of a level that lie in one of the level above add up to it."""
+        within, level.within = level.within, [0, 0, 0, 0]
+        if level.parent is None or level.above is None:
             return
-        shift = EFFECTIVE_SHIFTS[level - 1] - EFFECTIVE_SHIFTS[level]
-        filled: defaultdict[int, _Sums] = defaultdict(lambda: [0, 0, 0, 0])
-        for bucket, row in sums.items():
-            _add(filled[bucket >> shift], row)
-        for bucket in filled.keys() | parents.keys():
-            if filled.get(bucket) != parents.get(bucket):
-                self._proof.fault(
-                    "effective_sums",
-                    f"subject {subject}, level {level - 1}, bucket {bucket}",
-                    f"says {_shown(parents.get(bucket, [0, 0, 0, 0]))}, but the buckets within it "
-                    f"make {_shown(filled.get(bucket, [0, 0, 0, 0]))}",
-                )
+        level.parents += 1
+        subject, number = level.subject, level.number - 1
+        try:
+            row = self._proof.tables.effective_sum(subject, number, level.parent)
+        except UNREADABLE:
+            return  # told when it was read
+        if [*counters_of(row)] != within:
+            self._proof.fault(
+                "effective_sums",
+                f"subject {subject}, level {number}, bucket {level.parent}",
+                f"says {show(counters_of(row))}, but the buckets within it make {_shown(within)}",
+            )
+
+
+@dataclass
+class _Level:
+    """What was read of a level of a subject's sums by effective time."""
+
+    subject: int
+    number: int
+    above: "_Level | None"
+    buckets: int = 0
+    total: _Sums = field(default_factory=lambda: [0, 0, 0, 0])
+    # The bucket of the level above whose part is being read, what that part makes, and how many
+    # such buckets there were.
+    parent: int | None = None
+    within: _Sums = field(default_factory=lambda: [0, 0, 0, 0])
+    parents: int = 0
+
+    def parent_of(self, bucket: int) -> int | None:
+        """Return the bucket of the level above in which a bucket lies."""
+        if self.above is None or not 0 < self.number < len(EFFECTIVE_SHIFTS):
+            return None
+        return bucket >> (EFFECTIVE_SHIFTS[self.number - 1] - EFFECTIVE_SHIFTS[self.number])
 
 
 def _effects(row: EntryRow) -> _Sums:

@@ -10,12 +10,13 @@ from pathlib import Path
 import structlog
 from grpc import aio
 
-from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
+from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import ClusterConfig
 from ledger_cluster.shard_client import ShardClient
 from ledger_core.errors import LedgerError
 from ledger_core.results import Result
+from ledger_node.checks import Checker
 from ledger_node.coordinator import ShardCall
 from ledger_node.fatal import die
 from ledger_node.node import Node, rested_at
@@ -59,6 +60,8 @@ class NodeServer:
         self._turns: asyncio.Task[None] | None = None
         self._shards = ShardClient(config)
         self._calls: set[asyncio.Task[None]] = set()
+        self._checker = Checker(store, self._led_shards, [shard.id for shard in config.shards])
+        self._checking: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -90,7 +93,7 @@ class NodeServer:
         """Listen and take turns; OSError when the address cannot be bound."""
         address = self._config.node(self._node_id).address
         shard_pb2_grpc.add_ShardServiceServicer_to_server(
-            ShardService(self._node, self._store, self._wake), self._server
+            ShardService(self._node, self._store, self._wake, self._checker), self._server
         )
         peer_pb2_grpc.add_PeerServiceServicer_to_server(self._links, self._server)
         try:
@@ -99,6 +102,7 @@ class NodeServer:
             raise OSError(f"cannot listen on {address}: is the port in use?") from error
         await self._server.start()
         self._turns = asyncio.create_task(self._take_turns(), name="turns")
+        self._checking = asyncio.create_task(self._checker.run(), name="checks")
         self._links.start()
         _log.info(
             "node started",
@@ -123,6 +127,10 @@ class NodeServer:
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
+        if self._checking is not None:
+            # Not cancelled: its thread must be done with the store before that is closed.
+            self._checker.stop()
+            await asyncio.gather(self._checking, return_exceptions=True)
         await self._shards.close()
         self._store.close()
         _log.info(
@@ -131,6 +139,14 @@ class NodeServer:
             leadership="handed away" if drained else "kept: no peer could take it",
             seconds=round(time.monotonic() - started, 2),
         )
+
+    def _led_shards(self) -> dict[int, int]:
+        """Return the shards that this node leads, and up to which index each is applied."""
+        return {
+            status.shard_id: status.applied_index
+            for status in self._node.replica_statuses()
+            if status.role == shard_pb2.REPLICA_ROLE_LEADER and status.serving
+        }
 
     async def _take_turns(self) -> None:
         """Take a turn whenever something arrived or a timer is due, after a rest."""

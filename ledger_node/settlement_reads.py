@@ -11,7 +11,7 @@ from ledger_node.records import Book, SettlementRecord
 from ledger_node.store_tables import ShardTables
 
 # How many pending transactions one read looks at, oldest first.
-PENDING_LOOKS_MAX = 5_000
+PENDING_LOOKS_MAX = 10_000
 
 
 @dataclass

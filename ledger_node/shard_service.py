@@ -27,6 +27,7 @@ from ledger_core.commands import (
 )
 from ledger_core.queries import Query, decode_query
 from ledger_node.audit import Audit, audit
+from ledger_node.checks import Checker
 from ledger_node.command_check import command_fault
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
@@ -45,10 +46,11 @@ _Reply = TypeVar("_Reply", ExecuteReply, QueryReply)
 class ShardService(shard_pb2_grpc.ShardServiceServicer):
     """Serves the replicas of one node. ``wake`` makes the node take a turn soon."""
 
-    def __init__(self, node: Node, store: Store, wake: asyncio.Event) -> None:
+    def __init__(self, node: Node, store: Store, wake: asyncio.Event, checker: Checker) -> None:
         self._node = node
         self._store = store
         self._wake = wake
+        self._checker = checker
         self._started = time.monotonic()
         self._verifying = asyncio.Lock()
         self._verifications = 0
@@ -203,7 +205,45 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         context: aio.ServicerContext[shard_pb2.GetFindingsRequest, shard_pb2.NodeFindings],  # noqa: ARG002
     ) -> shard_pb2.NodeFindings:
         """Tell what the checks in the background have found."""
-        return shard_pb2.NodeFindings(node_id=self._node.node_id)
+        report = await asyncio.to_thread(self._checker.report)
+        return shard_pb2.NodeFindings(
+            node_id=self._node.node_id,
+            findings=[
+                shard_pb2.Finding(
+                    check=finding.check,
+                    severity=finding.severity,  # type: ignore[arg-type]
+                    shard_id=finding.shard_id,
+                    subject=finding.subject,
+                    message=finding.message,
+                    advice=finding.advice,
+                    since_us=finding.since_us,
+                    ledger=finding.ledger,
+                )
+                for finding in report.findings
+            ],
+            runs=[
+                shard_pb2.CheckRun(
+                    check=run.check,
+                    shard_id=run.shard_id,
+                    finished_us=run.finished_us,
+                    rows=run.rows,
+                    findings=run.findings,
+                )
+                for run in report.runs
+            ],
+            truncated=report.truncated,
+            transits=[
+                shard_pb2.ShardTransit(
+                    shard_id=transit.shard_id,
+                    applied_index=transit.applied_index,
+                    unfinished=transit.unfinished,
+                    accounts=[
+                        transit_message(transit.shard_id, account) for account in transit.accounts
+                    ],
+                )
+                for transit in report.transits
+            ],
+        )
 
     def _audit(self, shard_id: int) -> Audit:
         with self._store.read() as view:

@@ -1,8 +1,8 @@
 """The store of a node: LMDB tables of all its shards in one environment.
 
 The modules named `store…`, and no others, use lmdb: this one has the environment and its turns,
-`store_tables` and `store_history` the typed tables, `store_raft` the Raft log and snapshots, `store_files` the rest of
-a data directory.
+`store_tables` and `store_history` the typed tables, `store_raft` the Raft log and snapshots,
+`store_files` the rest of a data directory, `store_scan` reads a store beside the node that has it.
 
 One *turn* of the node writes through one LMDB transaction, which `Store.commit` ends with an fsync:
 log entries, votes, state and applied index of all shards become durable together or not at all.
@@ -229,7 +229,13 @@ class Store:
     def read(self) -> "Iterator[ReadView]":
         """Open a view of the last committed state. Keep it short: it keeps pages from reuse."""
         with self._env.begin() as txn:
-            yield ReadView(txn, self._databases)
+            view = ReadView(txn, self._databases)
+            try:
+                yield view
+            finally:
+                # Its place among the readers, of which there are few, is free again only when the
+                # transaction has no owner any more; a view may outlive its use.
+                del view.txn
 
     @property
     def files(self) -> Path:

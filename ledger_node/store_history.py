@@ -11,6 +11,7 @@ import lmdb
 import msgspec
 
 from ledger_core.accounts import Counters
+from ledger_core.ids import U64_MAX
 from ledger_node.records import (
     ENTRY_ROW_BYTES,
     AccountEventRecord,
@@ -91,12 +92,17 @@ class HistoryTables(RowTables):
                 return None
             return _U64.unpack(cursor.key())[0], _rows(bytes(cursor.value()))
 
-    def blocks_from(self, position: int) -> Iterator[tuple[int, list[EntryRow]]]:
-        """Yield (position of the first one, rows) of the log entries that begin from a position."""
+    def blocks_from(
+        self, position: int, end: int = U64_MAX
+    ) -> Iterator[tuple[int, list[EntryRow]]]:
+        """Yield (position of the first one, rows) of log entries that begin within a range."""
         with self._source.txn.cursor(self._entries) as cursor:
             if cursor.set_range(_U64.pack(position)):
                 for key, value in cursor:
-                    yield _U64.unpack(key)[0], _rows(bytes(value))
+                    first = _U64.unpack(key)[0]
+                    if first >= end:
+                        return
+                    yield first, _rows(bytes(value))
 
     def add_journal(self, number: int, record: JournalRecord) -> None:
         """Append to the journal."""

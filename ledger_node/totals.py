@@ -41,7 +41,7 @@ def get_totals(tables: ShardTables, query: GetTotals) -> TotalsView:
                 type=record.type,
                 code=record.code,
                 role=record.role,
-                accounts=tables.totals(number).accounts,
+                accounts=reader.accounts(number),
                 sums=sums[number],
             )
             for number, record in groups.items()
@@ -56,8 +56,12 @@ class _Totals:
     def __init__(self, tables: ShardTables, meta: ShardMeta, groups: Iterable[int]) -> None:
         self._tables = tables
         self._meta = meta
-        self._groups = list(groups)
+        self._rows = {number: tables.totals(number) for number in groups}
         self._group_of: dict[int, int] = {}
+
+    def accounts(self, group: int) -> int:
+        """Return how many accounts a group has now."""
+        return self._rows[group].accounts
 
     def as_of(self, time_us: int | None, basis: TimeBasis) -> dict[int, Counters]:
         """Return the sums just after a moment, or now (None)."""
@@ -70,7 +74,7 @@ class _Totals:
         return sums
 
     def _now(self) -> dict[int, Counters]:
-        return {n: copy_counters(self._tables.totals(n)) for n in self._groups}
+        return {number: copy_counters(row) for number, row in self._rows.items()}
 
     def _recorded(self, time_us: int) -> dict[int, Counters]:
         """Return what log entries up to a moment have made of the sums."""
@@ -78,10 +82,8 @@ class _Totals:
         # ones that begin in it as well are in no mark: fewer entries than a block has.
         end = self._end_position(time_us)
         block = end // ENTRIES_PER_BLOCK
-        sums = {number: self._at_block(number, block) for number in self._groups}
-        for position, rows in self._tables.blocks_from(block * ENTRIES_PER_BLOCK):
-            if position >= end:
-                break
+        sums = {number: self._at_block(number, block) for number in self._rows}
+        for _, rows in self._tables.blocks_from(block * ENTRIES_PER_BLOCK, end):
             for row in rows:
                 counters = sums.get(self._group(row.account_id))
                 if counters is not None:
@@ -102,8 +104,11 @@ class _Totals:
 
     def _at_block(self, group: int, block: int) -> Counters:
         """Return what a group had before the first log entry that began in a block."""
-        marked = self._tables.total_mark_from(group, block)
-        return copy_counters(self._tables.totals(group)) if marked is None else marked
+        row = self._rows[group]
+        marked = None
+        if row.last_block >= block:
+            marked = self._tables.total_mark_from(group, block)
+        return copy_counters(row) if marked is None else marked
 
     def _group(self, account_id: int) -> int:
         group = self._group_of.get(account_id)

@@ -112,6 +112,7 @@ class Admission:
         """Take the answer of a peer: its store, and its roster."""
         if self.proven:
             return
+        seen_before = self._seen()
         self._incarnations[peer_id] = incarnation
         self._seen_by[peer_id] = {} if proven else dict(roster)
         if proven:
@@ -121,6 +122,9 @@ class Admission:
             self._left_out = True
             self._roster_of_others = dict(roster) or self._roster_of_others
         seen = self._seen()
+        if seen != seen_before:
+            # What the others see will have changed as well: ask at once.
+            self.asked_at = float("-inf")
         if seen and all(self._seen_by[peer] == seen for peer in self._peer_ids):
             self._prove(seen)
 

@@ -17,6 +17,7 @@ from ledger.internal.v1.peer_pb2 import (
     RAFT_MESSAGE_TYPE_SNAPSHOT,
     RAFT_MESSAGE_TYPE_SNAPSHOT_REPLY,
     RAFT_MESSAGE_TYPE_TIMEOUT_NOW,
+    MemberStore,
     RaftMessage,
 )
 from ledger_node.raft.admission import Admission
@@ -251,7 +252,13 @@ class Voter(HardenedSyncObj):
                 incarnation=admission.incarnation,
                 peer_incarnation=message.incarnation,
                 unproven=not admission.proven,
-                roster=admission.roster(holds_entries=self._journal.last_index > 1),
+                # Sorted: a message has one encoding, whatever process makes it.
+                roster=[
+                    MemberStore(node_id=node_id, incarnation=incarnation)
+                    for node_id, incarnation in sorted(
+                        admission.roster(holds_entries=self._journal.last_index > 1).items()
+                    )
+                ],
             ),
         )
 
@@ -261,9 +268,8 @@ class Voter(HardenedSyncObj):
             return
         if message.term > self._SyncObj__raftCurrentTerm:
             self._step_down(message.term)
-        admission.hear(
-            peer.node.id, message.incarnation, message.roster, proven=not message.unproven
-        )
+        roster = {store.node_id: store.incarnation for store in message.roster}
+        admission.hear(peer.node.id, message.incarnation, roster, proven=not message.unproven)
 
     def _check_caught_up(self, peer: Progress, message: RaftMessage, match_index: int) -> None:
         """After an append of our leader: do we hold all that was ever committed?"""

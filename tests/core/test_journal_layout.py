@@ -182,3 +182,18 @@ def test_the_verifier_needs_the_standard_library_only(tmp_path: Path) -> None:
         1,
         f"{tmp_path / 'none.jsonl'}: No such file or directory",
     )
+
+
+def test_the_page_says_what_is_written() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "AUDIT.md").read_text()
+    for number, (name, text) in export_check.COMMANDS.items():
+        assert f"| {number} | {name} | `{text}` |" in page
+    for name, text in export_check.STRUCTS.items():
+        assert f"| {name} | `{text}` |" in page
+    assert ",".join(export_check.CSV_COLUMNS) in page
+    for kind in EntryKind:
+        signs = [("", "+ ", "\N{MINUS SIGN} ")[effect] for effect in ENTRY_EFFECT[kind]]
+        assert f"| {int(kind)} {kind.name} | {signs[0]}| {signs[1]}|" in page
+    row = ROW.pack().hex()
+    assert all(row[at : at + 64] in page for at in range(0, len(row), 64))
+    assert all(text in page for text in (COMMAND.hex(), DONE.hex(), DIGEST, LINK))

@@ -165,19 +165,20 @@ def test_a_page_looks_at_a_bounded_number_of_accounts(
     for i in range(30):
         account_id = derive_account_id("main", str(i))
         shard.one(CreateAccount(account_id, "main", str(i)))
-        if i % 3 == 0:
+        if i % 3 == 2:
             shard.one(CreateTransaction(account_id, 1 + i, "", True, "t"))
-    expected = [1 + i for i in range(0, 30, 3)]
+    expected = [1 + i for i in range(2, 30, 3)]
     now = aged(shard, ListAgeing("main", 5, [1]))
     assert [view.settled_balance for view in now] == expected
-    monkeypatch.setattr(ageing, "ACCOUNTS_PER_PAGE_MAX", 4)
-    monkeypatch.setattr(ageing, "LOOKUPS_PER_PAGE_MAX", 2)
-    for as_of_us in (None, shard.time_us):
-        page = shard.ask(ListAgeing("main", 5, [1], as_of_us))
-        assert isinstance(page, AgeingPage)
-        assert len(page.accounts) <= 2
-        bounded = aged(shard, ListAgeing("main", 5, [1], as_of_us))
-        assert [view.settled_balance for view in bounded] == expected
+    for accounts, lookups in ((1, 50), (4, 2), (50, 3)):
+        monkeypatch.setattr(ageing, "ACCOUNTS_PER_PAGE_MAX", accounts)
+        monkeypatch.setattr(ageing, "LOOKUPS_PER_PAGE_MAX", lookups)
+        for as_of_us in (None, shard.time_us):
+            page = shard.ask(ListAgeing("main", 5, [1], as_of_us))
+            assert isinstance(page, AgeingPage)
+            assert len(page.accounts) <= min(accounts, lookups)
+            bounded = aged(shard, ListAgeing("main", 5, [1], as_of_us))
+            assert [view.settled_balance for view in bounded] == expected
 
 
 @pytest.mark.parametrize("after_slot", [50, 2**32 - 1, 2**70])
@@ -260,6 +261,19 @@ def test_what_ended_is_told_by_day(shard: Shard) -> None:
         count = len(range(max(first, 1), min(end, 5)))
         assert found.settled == count
         assert found.durations == ({duration_bucket(1_000): count} if count else {})
+
+
+@pytest.mark.parametrize(
+    ("age_us", "by_age"), [(0, [1, 0, 0]), (99, [1, 0, 0]), (100, [0, 1, 0]), (200, [0, 0, 1])]
+)
+def test_an_age_of_just_a_bound_is_in_the_older_bucket(
+    shard: Shard, age_us: int, by_age: list[int]
+) -> None:
+    account_id = derive_account_id("main", "a")
+    shard.apply(CreateAccount(account_id, "main", "a"), time_us=2_000_000)
+    shard.apply(CreateTransaction(account_id, 5, "", False, "t"), time_us=2_000_000)
+    query = GetSettlements("main", 0, 9, [100, 200], now_us=2_000_000 + age_us)
+    assert settlements(shard, query)["USD"].pending_by_age == by_age
 
 
 def test_a_read_looks_at_a_bounded_number_of_pending_transactions(

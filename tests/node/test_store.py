@@ -71,6 +71,18 @@ def test_state_survives_a_reopen_and_goes_on_where_it_was(tmp_path: Path) -> Non
     shard.close()
 
 
+def test_a_view_that_is_kept_does_not_keep_its_place_among_the_readers(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    kept = []
+    for _ in range(100):  # many more than may read at once
+        with store.read() as view:
+            kept.append(view.shard(0))
+            assert kept[-1].meta().applied_index == 0
+    with pytest.raises(AttributeError):
+        kept[0].meta()
+    store.close()
+
+
 def test_readers_see_only_committed_turns(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
     shard.one(CreateAccount(ACCOUNT, "main", "alice"))

@@ -1,6 +1,7 @@
 """The way to the shards: redirects, retries, batches and deadlines, against scripted nodes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from ledger_cluster import shard_client
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, NodeConfig, ReplicaConfig, ShardConfig
 from ledger_cluster.shard_client import ShardClient
+from ledger_core.accounts import AccountType
 from ledger_core.commands import (
+    CreateLedger,
     CreateTransaction,
     CreateTransfers,
     decode_command,
@@ -27,7 +30,7 @@ from ledger_core.errors import (
     ShardUnavailableError,
 )
 from ledger_core.ids import U32_MAX
-from ledger_core.ledgers import USD
+from ledger_core.ledgers import USD, ChartCode
 from ledger_core.queries import GetAccount
 from ledger_core.results import Failure, TransfersView, encode_result
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm
@@ -225,6 +228,28 @@ async def test_a_write_that_may_have_arrived_has_an_unknown_outcome(
         await client.execute(ACCOUNT, write(), 0.5)
 
 
+async def test_a_write_whose_answer_comes_just_too_late_has_an_unknown_outcome(
+    cluster: Cluster,
+) -> None:
+    """The answer is there when the deadline has passed, but the caller was not told of that yet."""
+    client = await cluster.client(leads, leads, leads)
+    loop = asyncio.get_running_loop()
+
+    class Stub:
+        async def Execute(self, request: Any, **_options: Any) -> Any:
+            answer = loop.create_future()
+            loop.call_later(0.02, answer.set_result, None)
+            # Both timers, the answer's and the deadline's, are due when the loop gets to run.
+            loop.call_soon(time.sleep, 0.2)
+            await answer
+            return await leads(cluster.nodes["a"], request)
+
+    for lane in client._lanes.values():
+        lane._stubs = dict.fromkeys(NODES, Stub())  # type: ignore[arg-type]
+    with pytest.raises(OutcomeUnknownError):
+        await client.execute(ACCOUNT, write(), 0.05)
+
+
 async def test_a_read_without_answer_was_simply_not_done(cluster: Cluster) -> None:
     async def stalls(_node: Node, _request: Any) -> Any:
         await asyncio.Event().wait()
@@ -342,9 +367,22 @@ async def test_what_waits_is_bounded_in_bytes_too(
     await client.execute(ACCOUNT, sent, 5)
 
 
+async def test_a_call_that_is_larger_than_a_batch_goes_alone(cluster: Cluster) -> None:
+    client = await cluster.client(leads, leads, leads)
+    chart = [ChartCode(f"1{n}", "€" * 128, AccountType.ASSET) for n in range(800)]
+    large = CreateLedger("books", "large", "", [USD], chart)
+    assert len(encode_command(large)) > EXECUTE_BYTES_MAX
+    calls = [write("r1"), large, write("r2")]
+    await asyncio.gather(*(client.execute(ACCOUNT, call, 5) for call in calls))
+    sent = [
+        [decode_command(data).request_id for data in batch] for batch in cluster.nodes["a"].seen
+    ]
+    assert sorted(sent) == [["large"], ["r1"], ["r2"]]
+
+
 async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
     client = await cluster.client(follows(), follows(), follows())
-    with pytest.raises(ShardUnavailableError):
+    with pytest.raises((ShardUnavailableError, OutcomeUnknownError)):
         await client.execute(ACCOUNT, write("early"), 0.2)
     for node in cluster.nodes.values():
         node.seen.clear()

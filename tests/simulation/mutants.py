@@ -19,6 +19,8 @@ from ledger_core import commands
 from ledger_node import refusal_rules, state_machine, transaction_rules
 from ledger_node.node import Node
 from ledger_node.raft import Role
+from ledger_node.raft.admission import Admission
+from ledger_node.raft.elections import Voter
 from ledger_node.raft.hardening import HardenedSyncObj
 from ledger_node.raft.journal import GroupJournal
 from ledger_node.raft.library import SyncObj
@@ -384,6 +386,31 @@ def _own_time() -> list[Patch]:
 # Plans for what the general mix finds too seldom: the same machinery, with the faults that matter.
 
 
+# Stores that may have forgotten.
+
+
+@mutant("a store without a past takes part and votes at once")
+def _no_admission() -> list[Patch]:
+    return [
+        (Admission, "may_vote", property(lambda _self: True)),
+        (Admission, "informed", property(lambda _self: True)),
+    ]
+
+
+@mutant("a founded group takes a younger store into its roster")
+def _found_again() -> list[Patch]:
+    real = Voter._on_ask
+
+    def lenient(self: Any, now: float, peer: Progress, message: Any) -> None:
+        real(self, now, peer, message)
+        if peer.connected:
+            for store in self.outbox[-1][1].roster:
+                if store.node_id == peer.node.id:
+                    store.incarnation = message.incarnation
+
+    return [(Voter, "_on_ask", lenient)]
+
+
 def often(kinds: Iterable[tuple[FaultKind, int]], every_s: float, seed: int) -> tuple[Fault, ...]:
     """Repeat faults (kind, target) in turn, with amounts that vary."""
     cycle, count = itertools.cycle(kinds), int(5.5 / every_s)
@@ -455,10 +482,32 @@ def _late_messages(seed: int) -> Plan:
     )
 
 
+def _lost_disks(seed: int) -> Plan:
+    """Entries have bare majorities when one of the disks is lost, and the leader with it."""
+    others = [(FaultKind.PARTITION, LEADER), (FaultKind.WIPE, seed % 3), (FaultKind.CRASH, LEADER)]
+    return Plan(
+        seed=seed,
+        pre_vote=False,
+        timing=FAST,
+        network=NetworkPlan(harsh=True, delay_s=0.001, loss=0.2),
+        clients=6,
+        gateways=2,
+        accounts=1,
+        shards=1,
+        think_s=0.004,
+        call_s=0.5,
+        attempt_s=0.03,
+        workload=(0, 8, 0, 0, 4, 0, 0),
+        faults=often(others, 0.2, seed),
+    )
+
+
 DIRECTED: dict[str, Callable[[int], Plan]] = {
     "a read asks nobody whether this node still leads": _unaware_leaders,
     "a read does not wait for the first commit of its leader's term": _new_leaders,
     "a confirmation of an earlier term is counted": _late_messages,
+    "a store without a past takes part and votes at once": _lost_disks,
+    "a founded group takes a younger store into its roster": _lost_disks,
 }
 
 

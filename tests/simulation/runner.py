@@ -217,9 +217,9 @@ class Cluster:
         self.clients.stopped = True
         elected = engine.run_until(engine.now + ELECTED_WITHIN * unit_s, self._all_serve)
         require(elected, f"no leader {ELECTED_WITHIN * unit_s:.1f} s after healing")
-        # Callers have deadlines, so every call ends.
+        # Callers have deadlines, so every call ends; a read may follow a write.
         ended = engine.run_until(
-            engine.now + self.plan.call_s + 1.0, lambda: not self.clients.calls_open
+            engine.now + 2 * self.plan.call_s + 1.0, lambda: not self.clients.calls_open
         )
         require(ended, "a call did not end")
         # Nothing outlives healing undecided, or untold, by more than asking and telling takes.

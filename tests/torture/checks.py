@@ -121,7 +121,10 @@ def differences(
         answer = operation.answer
         status = ends.get(answer.id, answer.status)
         if (there.id, there.amount, there.status) != (answer.id, operation.amount, status):
-            found.append(f"acknowledged as {answer} (now {status}), but there is {there}")
+            others = [str(o) for o in account.operations if o.transaction_id == answer.id]
+            found.append(
+                f"acknowledged as {answer} (now {status}), but there is {there}\nafter {others}"
+            )
         if there.create_time != answer.create_time or there.entries != answer.entries:
             found.append(f"transaction {there.id} has changed since it was acknowledged")
     found += [f"{request_id} was never asked for" for request_id in by_request]

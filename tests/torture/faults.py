@@ -160,7 +160,7 @@ async def kill_all(arena: Arena, _victim: str) -> str:
 
 
 async def nearly_full_disk(arena: Arena, _victim: str) -> str:
-    """Too little room for new writes: a leader must refuse them and go on with reads."""
+    """Too little room for new writes: a leader must refuse them, or let another node lead."""
     name = arena.small_disk
     assert name is not None
     directory = arena.cluster.node_dir(name)
@@ -172,15 +172,16 @@ async def nearly_full_disk(arena: Arena, _victim: str) -> str:
     try:
         # Long enough for clients to give up trying again.
         await asyncio.sleep(lasts_s)
+        keeps = await arena.run(partial(_led_by, arena.cluster, name))
     finally:
         grow_disk(directory)
     refused = arena.workload.refusals["RESOURCE_EXHAUSTED"] - before
-    if leads and not refused:
-        arena.report(f"{name} leads {leads} shards on a full disk and refused nothing")
+    if keeps and not refused:
+        arena.report(f"{name} still leads {keeps} shards on a full disk and refused nothing")
     if arena.workload.counts["acknowledged"] == reads:
         arena.report(f"nothing at all was answered while the disk of {name} was nearly full")
     return (
-        f"disk of {name} nearly full for {lasts_s:.0f} s, leading {leads} shards: "
+        f"disk of {name} nearly full for {lasts_s:.0f} s, leading {leads} shards, then {keeps}: "
         f"{refused} writes refused"
     )
 
@@ -246,7 +247,8 @@ def shrink_disk(directory: Path, free_bytes: int) -> None:
         ["df", "--output=used", "-B1", str(directory)], check=True, capture_output=True, text=True
     )
     used = int(stat.stdout.split()[-1])
-    _remount(directory, used + free_bytes)
+    # A size of 0 would mean no limit at all.
+    _remount(directory, max(used + free_bytes, 4096))
 
 
 def grow_disk(directory: Path) -> None:
@@ -256,7 +258,9 @@ def grow_disk(directory: Path) -> None:
 
 def _remount(directory: Path, size: int) -> None:
     command = ["mount", "-o", f"remount,size={size}", str(directory)]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
 
 
 def _led_by(cluster: TorturedCluster, name: str) -> int:

@@ -69,6 +69,13 @@ class Operation:
         """Whether it is known what became of it."""
         return self.end_s is not None or bool(self.refused)
 
+    def __str__(self) -> str:
+        end = "no answer" if self.end_s is None else f"answered at {self.end_s:.3f}"
+        answer = "not pending" if self.answer is False else ""
+        return (
+            f"{self.kind} {self.request_id} at {self.start_s:.3f} s, {end} {answer}{self.refused}"
+        )
+
 
 @dataclass
 class Account:
@@ -249,7 +256,7 @@ class Workload:
             answer = await self._call(account, operation, hasty=hasty)
         except LedgerError as error:
             if error.status in REFUSED and error.reason:
-                operation.refused = error.status
+                operation.refused = f"{error.status} {error.reason}: {error.message}"
                 self.counts["refused"] += 1
                 self.refusals[error.status] += 1
             elif error.status in UNKNOWN:

@@ -10,6 +10,7 @@ from ledger.internal.v1.peer_pb2 import (
     RAFT_MESSAGE_TYPE_ASK_REPLY,
     RAFT_MESSAGE_TYPE_REQUEST_VOTE,
     LogEntry,
+    MemberStore,
     RaftMessage,
 )
 from ledger_node.raft import ProposalOutcome, RaftTiming, Role
@@ -165,7 +166,8 @@ def test_a_proven_member_does_not_tell_of_another_store() -> None:
         c.turn(name, [("C", RaftMessage(shard_id=7, type=RAFT_MESSAGE_TYPE_ASK, incarnation=5))])
         answer = c.take(name, "C")[-1]
         assert not answer.unproven
-        assert answer.roster["C"] not in (5, c.group("C")._admission.incarnation)
+        stores = {store.node_id: store.incarnation for store in answer.roster}
+        assert stores["C"] not in (5, c.group("C")._admission.incarnation)
 
 
 def test_answers_to_a_former_life_do_not_count() -> None:
@@ -175,7 +177,7 @@ def test_answers_to_a_former_life_do_not_count() -> None:
         type=RAFT_MESSAGE_TYPE_ASK_REPLY,
         term=9,
         peer_incarnation=1234,
-        roster={"A": c.group("A")._admission.incarnation},
+        roster=[MemberStore(node_id="A", incarnation=c.group("A")._admission.incarnation)],
     )
     c.turn("A", [("B", stale), ("C", stale)])
     assert c.group("A").unproven
