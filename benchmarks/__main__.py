@@ -38,6 +38,7 @@ def main() -> int:
             ]
             for step in progress.through(steps, len(steps)):
                 _run(step, bench, results)
+                results.machine["versions"] |= bench.versions
     except KeyboardInterrupt:
         results.broken["all"] = "stopped before the end"
     return _report(results, options)

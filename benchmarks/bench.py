@@ -14,7 +14,10 @@ class Bench:
     def __init__(self, scratch: Path | None, progress: Progress) -> None:
         self.scratch = scratch
         self.progress = progress
+        self.versions: dict[str, str] = {}
+        """Of what else was measured."""
         self._stage: Stage | None = None
+        self._part = ""
 
     def __enter__(self) -> Self:
         return self
@@ -22,10 +25,11 @@ class Bench:
     def __exit__(self, *_exc: object) -> None:
         self.clear()
 
-    def stage(self, size: Size) -> Stage:
-        """Return a cluster of a size, the present one if it fits."""
-        if self._stage is None or self._stage.size != size:
+    def stage(self, part: str, size: Size) -> Stage:
+        """Return a cluster of a size, new unless the part has one: each starts without history."""
+        if self._stage is None or (self._part, self._stage.size) != (part, size):
             self.clear()
+            self._part = part
             self._stage = Stage(size, self.scratch, self.progress).__enter__()
         return self._stage
 

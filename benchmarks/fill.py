@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable, Sequence
 
 from grpc import RpcError, aio
@@ -31,42 +32,33 @@ class FillError(RuntimeError):
 
 def plan(shard_map: ShardMap, count: int) -> AccountBook:
     """Return the accounts that `fill` opens."""
-    by_shard: dict[int, list[int]] = {}
-    for number in range(count):
-        account_id = derive_account_id(LEDGER, _request_id(number))
-        by_shard.setdefault(shard_map.shard_of(account_id).id, []).append(account_id)
-    return AccountBook(dict(sorted(by_shard.items())))
+    by_shard = _numbers(shard_map, count)
+    return AccountBook(
+        {
+            shard_id: array("Q", map(_account_id, by_shard[shard_id]))
+            for shard_id in sorted(by_shard)
+        }
+    )
 
 
 async def fill(cluster: LocalCluster, count: int, told: Told) -> AccountBook:
     """Open so many accounts, with `FUNDS` in each; tell how many there are by now."""
     shard_map = ShardMap(cluster.config)
-    batches: dict[int, list[list[Command]]] = {shard.id: [] for shard in cluster.config.shards}
-    for number in range(count):
-        request_id = _request_id(number)
-        account_id = derive_account_id(LEDGER, request_id)
-        of_shard = batches[shard_map.shard_of(account_id).id]
-        if not of_shard or len(of_shard[-1]) >= BATCH:
-            of_shard.append([])
-        of_shard[-1] += [
-            CreateAccount(account_id, LEDGER, request_id),
-            CreateTransaction(account_id, FUNDS, "", True, request_id),
-        ]
     opened = 0
     slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
     leaders = Leaders(cluster)
 
-    async def send(shard_id: int, batch: Sequence[Command]) -> None:
+    async def send(shard_id: int, numbers: Sequence[int]) -> None:
         nonlocal opened
         async with slots:
-            await leaders.execute(shard_id, batch)
-        opened += len(batch) // 2
+            await leaders.execute(shard_id, _opening(numbers))
+        opened += len(numbers)
         told(opened)
 
     async with leaders, asyncio.TaskGroup() as tasks:
-        for shard_id, of_shard in batches.items():
-            for batch in of_shard:
-                tasks.create_task(send(shard_id, batch))
+        for shard_id, numbers in _numbers(shard_map, count).items():
+            for start in range(0, len(numbers), BATCH):
+                tasks.create_task(send(shard_id, numbers[start : start + BATCH]))
     book = plan(shard_map, count)
     await _check(cluster.gateway_address, book)
     return book
@@ -129,6 +121,28 @@ async def _check(gateway: str, book: AccountBook) -> None:
             account = await client.get_account(format_account_id(ids[0]))
             if account.available_balance != FUNDS:
                 raise FillError(f"account {account.id} has {account.available_balance}")
+
+
+def _numbers(shard_map: ShardMap, count: int) -> dict[int, list[int]]:
+    """Return the numbers of the accounts by the shard that they are on."""
+    by_shard: dict[int, list[int]] = {}
+    for number in range(count):
+        shard_id = shard_map.shard_of(_account_id(number)).id
+        by_shard.setdefault(shard_id, []).append(number)
+    return by_shard
+
+
+def _opening(numbers: Sequence[int]) -> list[Command]:
+    commands: list[Command] = []
+    for number in numbers:
+        account_id, request_id = _account_id(number), _request_id(number)
+        commands.append(CreateAccount(account_id, LEDGER, request_id))
+        commands.append(CreateTransaction(account_id, FUNDS, "", True, request_id))
+    return commands
+
+
+def _account_id(number: int) -> int:
+    return derive_account_id(LEDGER, _request_id(number))
 
 
 def _request_id(number: int) -> str:

@@ -31,7 +31,7 @@ class Scenario:
 
     def run(self, bench: Bench) -> list[Figures]:
         """Do it."""
-        stage = bench.stage(self.size)
+        stage = bench.stage(self.part, self.size)
         load = Load(self.operation, self.seconds, self.warmup_s, self.in_flight)
         closed = stage.measure(self.part, self.name, load)
         if self.open_share is None or not closed.done:

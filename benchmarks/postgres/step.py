@@ -39,12 +39,13 @@ class PostgresStep:
         bench.clear()
         with Server(programs, bench.scratch) as server:
             server.load_schema(self.accounts, FUNDS)
+            bench.versions["postgresql"] = server.version
             if self.warmup_s:
                 bench.progress.expect(self.warmup_s, "warm-up")
                 self._pgbench(server, bench, self.warmup_s)
             stored = _stored_bytes(server)
             before = _snapshot(server)
-            bench.progress.expect(self.seconds, f"PostgreSQL {server.version}")
+            bench.progress.expect(self.seconds, "PostgreSQL")
             result = self._pgbench(server, bench, self.seconds)
             after = _snapshot(server)
             stored = _stored_bytes(server) - stored
