@@ -1,0 +1,84 @@
+"""The accounts of a cluster under load, by shard, and how they are drawn."""
+
+import random
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from ledger_core.ids import format_account_id
+
+
+class AccountBook:
+    """Account ids, those of one shard next to each other."""
+
+    def __init__(self, by_shard: Mapping[int, Sequence[int]]) -> None:
+        self.by_shard = by_shard
+        self._ids = array("Q", (item for ids in by_shard.values() for item in ids))
+        self._starts = [0, *accumulate(len(ids) for ids in by_shard.values())]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def save(self, folder: Path) -> None:
+        """Write a file for each shard."""
+        folder.mkdir()
+        for shard_id, ids in self.by_shard.items():
+            (folder / str(shard_id)).write_bytes(array("Q", ids).tobytes())
+
+    @classmethod
+    def load(cls, folder: Path) -> "AccountBook":
+        """Read what `save` has written."""
+        by_shard = {}
+        for file in sorted(folder.iterdir(), key=lambda file: int(file.name)):
+            ids = array("Q")
+            ids.frombytes(file.read_bytes())
+            by_shard[int(file.name)] = ids
+        return cls(by_shard)
+
+    def any(self, rng: random.Random) -> str:
+        """Draw an account."""
+        return self._text(int(rng.random() * len(self)))
+
+    def first_pair(self) -> tuple[str, range]:
+        """Return the first account, and the places of the others of its shard."""
+        places = self._places(0)
+        return self._text(places.start), range(places.start + 1, places.stop)
+
+    def at(self, rng: random.Random, places: range) -> str:
+        """Draw one of the accounts at these places."""
+        return self._text(places.start + int(rng.random() * len(places)))
+
+    def two_of_a_shard(self, rng: random.Random) -> tuple[str, str]:
+        """Draw two different accounts that are on one shard."""
+        while True:
+            one = int(rng.random() * len(self))
+            places = self._places(one)
+            if len(places) > 1:
+                break
+        # One of the others: the last one takes the place of the one that is drawn already.
+        other = places.start + int(rng.random() * (len(places) - 1))
+        return self._text(one), self._text(places.stop - 1 if other == one else other)
+
+    def two_of_two_shards(self, rng: random.Random) -> tuple[str, str]:
+        """Draw two accounts that are on different shards."""
+        if len(self.by_shard) < 2:
+            raise ValueError("two shards are needed")
+        one = int(rng.random() * len(self))
+        places = self._places(one)
+        other = int(rng.random() * (len(self) - len(places)))
+        return self._text(one), self._text(other if other < places.start else other + len(places))
+
+    def two(self, rng: random.Random) -> tuple[str, str]:
+        """Draw two different accounts."""
+        one = int(rng.random() * len(self))
+        other = int(rng.random() * (len(self) - 1))
+        return self._text(one), self._text(len(self) - 1 if other == one else other)
+
+    def _places(self, place: int) -> range:
+        shard = bisect_right(self._starts, place) - 1
+        return range(self._starts[shard], self._starts[shard + 1])
+
+    def _text(self, place: int) -> str:
+        return format_account_id(self._ids[place])

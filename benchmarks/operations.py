@@ -1,0 +1,121 @@
+"""What is called, by name: ``grpc/…`` with bare stubs, ``sdk/…`` with `ledger_client`.
+
+A new kind of call is a new entry in `OPERATIONS`.
+"""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import grpc
+
+from benchmarks.book import AccountBook
+from benchmarks.load import Call, WrongAnswerError
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from ledger_client import AsyncLedgerClient, LedgerError, credit, debit
+from ledger_core.ids import new_request_id
+
+TIMEOUT_S = 30.0
+
+Draw = Callable[[AccountBook, random.Random], dict[str, Any]]
+"""Returns what differs from one transaction to the next."""
+Open = Callable[[str, AccountBook, random.Random], AbstractAsyncContextManager[Call]]
+
+
+def one_account(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """Money out of an account, to the world outside."""
+    return {"account_id": book.any(rng), "amount": -1}
+
+
+def one_shard(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """A transfer between two accounts of a shard."""
+    return _transfer(*book.two_of_a_shard(rng))
+
+
+def two_shards(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """A transfer from one shard to another."""
+    return _transfer(*book.two_of_two_shards(rng))
+
+
+def random_accounts(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """A transfer between any two accounts, on one shard as often as chance has it."""
+    return _transfer(*book.two(rng))
+
+
+def hot_account(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """A transfer to one account that is in all of them, from others of its shard."""
+    hot, others = book.first_pair()
+    return _transfer(book.at(rng, others), hot)
+
+
+def _transfer(payer: str, payee: str) -> dict[str, Any]:
+    return {"entries": [debit(payer, 1), credit(payee, 1)]}
+
+
+@asynccontextmanager
+async def _grpc_transactions(
+    draw: Draw, target: str, book: AccountBook, rng: random.Random
+) -> AsyncIterator[Call]:
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
+        stub: ledger_pb2_grpc.LedgerServiceAsyncStub = ledger_pb2_grpc.LedgerServiceStub(channel)
+
+        async def call() -> None:
+            request = ledger_pb2.CreateTransactionRequest(
+                settled=True, request_id=new_request_id(), **draw(book, rng)
+            )
+            try:
+                answer = await stub.CreateTransaction(request, timeout=TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise WrongAnswerError(error.code().name) from error
+            _check(answer.transaction)
+
+        yield call
+
+
+@asynccontextmanager
+async def _sdk_transactions(
+    draw: Draw, target: str, book: AccountBook, rng: random.Random
+) -> AsyncIterator[Call]:
+    async with AsyncLedgerClient(target, timeout_s=TIMEOUT_S) as client:
+
+        async def call() -> None:
+            try:
+                answer = await client.create_transaction(settled=True, **draw(book, rng))
+            except LedgerError as error:
+                raise WrongAnswerError(error.status) from error
+            _check(answer)
+
+        yield call
+
+
+@asynccontextmanager
+async def _sdk_get_account(
+    target: str, book: AccountBook, rng: random.Random, *, stale: bool
+) -> AsyncIterator[Call]:
+    async with AsyncLedgerClient(target, timeout_s=TIMEOUT_S) as client:
+
+        async def call() -> None:
+            try:
+                await client.get_account(book.any(rng), stale=stale)
+            except LedgerError as error:
+                raise WrongAnswerError(error.status) from error
+
+        yield call
+
+
+def _check(answer: ledger_pb2.Transaction) -> None:
+    if answer.status != ledger_pb2.TRANSACTION_STATUS_SETTLED:
+        raise WrongAnswerError(ledger_pb2.TransactionStatus.Name(answer.status))
+
+
+_DRAWS = (one_account, one_shard, two_shards, random_accounts, hot_account)
+
+OPERATIONS: dict[str, Open] = {
+    **{f"grpc/{draw.__name__}": partial(_grpc_transactions, draw) for draw in _DRAWS},
+    **{f"sdk/{draw.__name__}": partial(_sdk_transactions, draw) for draw in _DRAWS},
+    "sdk/get_account": partial(_sdk_get_account, stale=False),
+    "sdk/get_account_stale": partial(_sdk_get_account, stale=True),
+}

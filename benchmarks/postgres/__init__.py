@@ -1,0 +1,1 @@
+"""The same transfers on PostgreSQL: a hand-written double-entry schema, driven by pgbench."""

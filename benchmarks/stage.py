@@ -1,0 +1,140 @@
+"""A cluster with accounts, and a process that makes load on it."""
+
+import asyncio
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.book import AccountBook
+from benchmarks.figures import Figures
+from benchmarks.fill import fill
+from benchmarks.histogram import Latencies
+from benchmarks.load import Load
+from benchmarks.load_generator import LoadGenerator
+from benchmarks.procfs import Snapshot, usage
+from benchmarks.progress import Progress
+from benchmarks.watch import Watch, catch_up, stored_bytes
+from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cluster.config import generate_cluster_config
+
+NODES, REPLICAS = 3, 3
+START_S_MAX = 120.0
+LOAD = "load"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a cluster."""
+
+    shards: int
+    accounts: int
+
+
+class Stage:
+    """A context manager; everything is gone when it ends."""
+
+    def __init__(self, size: Size, scratch: Path | None, progress: Progress) -> None:
+        self.size = size
+        self._progress = progress
+        base_port = free_base_port(NODES + 1)
+        self._config = generate_cluster_config(
+            NODES, size.shards, REPLICAS, cluster_id="benchmark", base_port=base_port
+        )
+        self._exits = ExitStack()
+        folder = tempfile.TemporaryDirectory(prefix="ledger-bench-", dir=scratch)
+        self._folder = Path(self._exits.enter_context(folder))
+        self._cluster = LocalCluster(self._config, self._folder / "data", base_port + NODES)
+        self._book: AccountBook | None = None
+        self._generator: LoadGenerator | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._exits.close()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._exits.close()
+
+    def measure(self, part: str, name: str, load: Load) -> Figures:
+        """Make a load and return what it has shown."""
+        assert self._generator is not None
+        snapshots: dict[str, Snapshot] = {}
+
+        def on_event(event: str, told: dict[str, Any]) -> None:
+            if event in ("measuring", "ended"):
+                snapshots[event] = self._snapshot()
+            if event == "progress":
+                self._progress.passed(load.seconds - told["left_s"], f"{told['done']:,} done")
+
+        self._progress.expect(load.seconds, "warm-up")
+        stored_before = stored_bytes(self._cluster.statuses())
+        with Watch(self._config) as watch:
+            result = self._generator.run(load, on_event)
+        caught_up_s = catch_up(self._config)
+        stored = stored_bytes(self._cluster.statuses()) - stored_before
+        if exits := self._cluster.take_exits():
+            raise RuntimeError("; ".join(f"{item.name} {item.cause}" for item in exits))
+        before, after = snapshots["measuring"], snapshots["ended"]
+        used = after.since(before)
+        disk_bytes = after.disk_bytes_since(before)
+        each = 1 / max(result.done, 1)
+        seconds_in_all = load.warmup_s + load.seconds
+        return Figures(
+            part=part,
+            name=name,
+            loop="closed" if load.per_s is None else "open",
+            in_flight=load.in_flight,
+            shards=self.size.shards,
+            accounts=self.size.accounts,
+            seconds=load.seconds,
+            planned_per_s=load.per_s,
+            done=result.done,
+            per_s=round(result.done / load.seconds, 1),
+            failed=result.failed,
+            unsent=result.unsent,
+            latency=Latencies(result.histogram).summary(),
+            histogram=result.histogram,
+            cpu_us={item: round(use.cpu_s * each * 1e6, 1) for item, use in used.items()},
+            written_bytes={item: round(use.written_bytes * each) for item, use in used.items()},
+            disk_bytes=None if disk_bytes is None else round(disk_bytes * each),
+            # The stores grow during the warm-up as well.
+            stored_bytes=round(stored * each * load.seconds / seconds_in_all, 1),
+            lag=watch.lag(caught_up_s),
+            other_cores=after.other_cores(before, load.seconds),
+        )
+
+    def _start(self) -> None:
+        self._progress.say(f"a cluster of {self.size.shards} shards, {self.size.accounts} accounts")
+        self._exits.enter_context(self._cluster)
+        self._cluster.wait_until_serving(START_S_MAX)
+        self._progress.expect(self.size.accounts, "opening accounts")
+        opening = fill(
+            self._cluster, self.size.accounts, lambda count: self._progress.passed(count, "")
+        )
+        self._book = asyncio.run(opening)
+        accounts = self._folder / "accounts"
+        self._book.save(accounts)
+        generator = LoadGenerator(
+            self._cluster.gateway_address, accounts, self._folder / "load.log"
+        )
+        self._generator = self._exits.enter_context(generator)
+        catch_up(self._config)
+
+    def _snapshot(self) -> Snapshot:
+        assert self._generator is not None
+        components = {name: usage(self._cluster.pid(name)) for name in self._cluster.names}
+        nodes = [components.pop(node.id) for node in self._config.nodes]
+        return Snapshot.take(
+            {
+                GATEWAY: components[GATEWAY],
+                # Together: who leads what differs from run to run.
+                "nodes": nodes[0] + nodes[1] + nodes[2],
+                LOAD: usage(self._generator.pid),
+            },
+            self._folder,
+        )
