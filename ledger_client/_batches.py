@@ -7,8 +7,9 @@ leader) no longer holds the others back.
 
 A shard that is away must not slow down those that are well. So the first attempt of a call has
 little time: the gateway then tells which items got no result. These rest for as long as `Attempts`
-says, and go out aside, in calls of their own that have more time and that nobody else waits for;
-and so does all that is new for accounts near theirs, until one of these has a result again.
+says, and go out aside, in calls that have more time. So does all that is new for accounts near
+theirs, until one of these has a result again. A shard has a range of the accounts' keys; the calls
+aside have each a part of all keys, so that those of a shard that is away wait among themselves.
 """
 
 import heapq
@@ -45,18 +46,17 @@ _ALL_CALLS_MAX = 32
 _PATIENCE_S = 0.1
 # A smaller group of transfers is not worth a call of its own: they go as messages with others.
 _GROUP_MIN = 32
-# Calls under way aside.
-_ASIDE_MAX = 4
 # How long a first attempt may take: this and a bit for each item, or so many times what calls took
 # of late.
-_FIRST_ATTEMPT_S = 1.0
+_FIRST_ATTEMPT_S = 0.5
 _FIRST_ATTEMPT_ITEM_S = 0.0005
 _FIRST_ATTEMPT_TIMES = 8.0
 # How much of what is usual the last call makes up.
 _USUAL_SHARE = 0.125
-# Accounts are near each other if their shard keys, of 32 bits, are the same but for these: a shard
-# has a range of the keys.
-_NEAR_SHIFT = 24
+# Of a shard key, which has 32 bits: accounts are near each other if it is the same but for so many
+# bits, and go in one call aside if it is the same but for so many more.
+_NEAR_BITS = 24
+_LANE_BITS = 4
 # How long a gateway that has no bulk calls is asked for none.
 _WITHOUT_BULK_S = 60.0
 
@@ -77,11 +77,11 @@ class Batches:
         self._clock = clock
         self._jitter = jitter
         self._queue: deque[Item] = deque()
-        self._again: deque[Item] = deque()
+        self._again: dict[int, deque[Item]] = {}
         self._resting: list[tuple[float, int, Item]] = []
         self._rested = 0
         self._under_way: set[Bulk] = set()
-        self._aside: set[Bulk] = set()
+        self._aside: dict[Bulk, int] = {}
         self._away: set[int] = set()
         self._usual_s = 0.0
         self._slow = 0
@@ -99,7 +99,8 @@ class Batches:
         return not self._without_bulk_until or self._clock() >= self._without_bulk_until
 
     def __len__(self) -> int:
-        return len(self._queue) + len(self._again) + len(self._resting)
+        aside = sum(map(len, self._again.values())) if self._again else 0
+        return len(self._queue) + aside + len(self._resting)
 
     def add(self, item: Item) -> None:
         """Let an item wait for its turn; ResourceExhaustedError if too many do already."""
@@ -110,7 +111,7 @@ class Batches:
                 "nothing was done",
             )
         if self._away and _place(item) in self._away:
-            self._again.append(item)
+            self._put_aside(item)
         else:
             self._queue.append(item)
 
@@ -124,15 +125,11 @@ class Batches:
         """Return the calls that are to be sent now. Each of them is to be ended by `end`."""
         now = self._clock()
         while self._resting and self._resting[0][0] <= now:
-            self._again.append(heapq.heappop(self._resting)[2])
+            self._put_aside(heapq.heappop(self._resting)[2])
         for call in self._under_way:
             if not call.slow and call.patience_until <= now:
                 self._let_pass(call)
-        taken: list[Bulk] = []
-        while self._again and (free := _ASIDE_MAX - len(self._aside)) > 0:
-            for call in _calls(_pop(self._again), free):
-                self._aside.add(call)
-                taken.append(call)
+        taken = self._take_aside() if self._again else []
         while (
             self._queue
             and (free := self._free_calls()) > 0
@@ -161,7 +158,7 @@ class Batches:
     def end(self, call: Bulk) -> None:
         """A call is no longer under way."""
         if call in self._aside:
-            self._aside.discard(call)
+            del self._aside[call]
             return
         self._under_way.discard(call)
         if call.slow:
@@ -205,8 +202,10 @@ class Batches:
         if error.status == "UNIMPLEMENTED":
             self._without_bulk_until = self._clock() + _WITHOUT_BULK_S
         if error.status == "DEADLINE_EXCEEDED":
-            # It may be that calls take longer than they used to.
+            # It may be that calls take longer than they used to; or a shard is away, and which one
+            # it is shows aside.
             self._took(call)
+            self._away.update(map(_place, call.items()))
         jitter = self._jitter()
         again = may_retry(error)
         for item in call.items():
@@ -221,7 +220,7 @@ class Batches:
         """Return why an item has no result at its deadline, and forget it."""
         item.done = True
         if item.attempts is not None and item.error is not None:
-            return item.attempts.verdict(item.error)
+            return again(item.attempts.verdict(item.error))
         if not item.sent:
             fate = "it waited for its turn until its deadline; nothing was done"
         else:
@@ -254,7 +253,8 @@ class Batches:
 
     def _all(self) -> Iterator[Item]:
         yield from self._queue
-        yield from self._again
+        for queue in self._again.values():
+            yield from queue
         for _, _, item in self._resting:
             yield item
         for call in (*self._under_way, *self._aside):
@@ -263,6 +263,22 @@ class Batches:
     def _free_calls(self) -> int:
         fresh = len(self._under_way) - self._slow
         return min(CALLS_MAX - fresh, _ALL_CALLS_MAX - len(self._under_way))
+
+    def _put_aside(self, item: Item) -> None:
+        self._again.setdefault(_place(item) >> _LANE_BITS, deque()).append(item)
+
+    def _take_aside(self) -> list[Bulk]:
+        """Return the calls to send aside: one at a time for each part of the keys."""
+        busy = set(self._aside.values())
+        taken: list[Bulk] = []
+        for lane in [lane for lane in self._again if lane not in busy]:
+            queue = self._again[lane]
+            for call in _calls(_pop(queue), 1):
+                self._aside[call] = lane
+                taken.append(call)
+            if not queue:
+                del self._again[lane]
+        return taken
 
     def _begin(self, call: Bulk, count: int) -> None:
         call.began = self._clock()
@@ -302,7 +318,7 @@ class Batches:
 
 def _place(item: Item) -> int:
     """Return where an item is at home: the same for accounts near each other."""
-    return shard_key(item.home()) >> _NEAR_SHIFT
+    return shard_key(item.home()) >> _NEAR_BITS
 
 
 def _pop(queue: deque[Item]) -> list[Item]:

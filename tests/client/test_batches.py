@@ -22,6 +22,7 @@ from ledger_client._batches import Batches
 from ledger_client._bulk import Bulk
 from ledger_client._items import Item, item, item_of, items
 from ledger_client._requests import create_transaction
+from ledger_core.ids import shard_key
 
 A, B = "0123456789abcdef", "fedcba9876543210"
 AWAY = UnavailableError("UNAVAILABLE", "no leader", reason="SHARD_UNAVAILABLE", retry_delay_s=1.0)
@@ -385,7 +386,7 @@ def test_accounts_of_a_shard_that_is_away_go_aside_until_it_is_back(
     aside, other = batches.take()
     assert list(aside.items()) == [second]
     assert batches.timeout_s(aside) == 5.0
-    assert batches.timeout_s(other) == pytest.approx(1.0, rel=0.01)
+    assert batches.timeout_s(other) == pytest.approx(0.5, rel=0.01)
     # Those wait for nothing that is aside.
     batches.answer(other, answer(other))
     batches.end(other)
@@ -398,17 +399,45 @@ def test_accounts_of_a_shard_that_is_away_go_aside_until_it_is_back(
     assert not first.done
 
 
-def test_calls_aside_are_bounded(batches: Batches) -> None:
+def test_one_call_aside_at_a_time_for_each_part_of_the_keys(batches: Batches) -> None:
     fill(batches, 1)
     (call,) = batches.take()
     batches.answer(call, failing(call, 0))
-    for _ in range(_batches._ASIDE_MAX):
-        fill(batches, 1)
-        (call,) = batches.take()
+    fill(batches, 1)
+    (call,) = batches.take()
     fill(batches, 2)
     assert take(batches) == []
     batches.end(call)
     assert take(batches) == [2]
+
+
+def test_a_call_without_an_answer_in_time_is_sorted_out_aside(
+    batches: Batches, clock: Clock, woken: list[Item]
+) -> None:
+    homes = [f"{number:016x}" for number in range(1, 201)]
+    added = [fill(batches, 1, entries=[debit(home, 5), credit(A, 5)])[0] for home in homes]
+    (call,) = batches.take()
+    batches.fail(call, DeadlineExceededError("DEADLINE_EXCEEDED", "no answer"))
+    batches.end(call)
+    clock.now_s = batches.wake_at() or 0.0
+    calls = batches.take()
+    # Each has a part of the keys, so that what is well is not held up.
+    assert len(calls) == 16
+    assert all(batches.timeout_s(call) > 1.0 for call in calls)
+    lanes = [{shard_key(item.first) >> 28 for item in call.items()} for call in calls]
+    assert all(len(lane) == 1 for lane in lanes)
+    for call in calls[1:]:
+        batches.answer(call, answer(call))
+        batches.end(call)
+    waiting = list(calls[0].items())
+    assert len(woken) == len(added) - len(waiting)
+    # What is new goes aside for the part that is still away, and for no other.
+    fill(batches, 1, entries=[debit(f"{waiting[0].first:016x}", 5), credit(A, 5)])
+    assert take(batches) == []
+    fill(batches, 1, entries=[debit(f"{woken[0].first:016x}", 5), credit(A, 5)])
+    (call,) = batches.take()
+    assert [item.first for item in call.items()] == [woken[0].first]
+    assert batches.timeout_s(call) == pytest.approx(4.0, rel=0.9)
 
 
 def test_first_attempts_have_a_multiple_of_the_usual_time(batches: Batches, clock: Clock) -> None:
@@ -420,7 +449,7 @@ def test_first_attempts_have_a_multiple_of_the_usual_time(batches: Batches, cloc
         clock.now_s += 0.5
         batches.answer(call, answer(call))
         batches.end(call)
-    assert timeouts[0] == pytest.approx(1.0, rel=0.01)
+    assert timeouts[0] == pytest.approx(0.5, rel=0.01)
     assert timeouts == sorted(timeouts)
     assert timeouts[-1] == pytest.approx(4.0, rel=0.1)
     # Calls that wait for a shard that is away tell nothing.

@@ -48,10 +48,11 @@ def gateway() -> Any:
 def _no_call_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine: what gathers is what the test lets gather."""
     monkeypatch.setattr(_batches, "_PATIENCE_S", 1_000.0)
+    monkeypatch.setattr(_batches, "_FIRST_ATTEMPT_S", 1_000.0)
 
 
 def together_sync(
-    gateway: BulkGateway, calls: Sequence[Call], timeout_s: float = 10.0, **options: Any
+    gateway: BulkGateway, calls: Sequence[Call], timeout_s: float = 60.0, **options: Any
 ) -> list[Told]:
     """Make calls in a thread each; no call is answered before all are made."""
     before, all_made = gateway.before, threading.Event()
@@ -82,7 +83,7 @@ def together_sync(
 
 
 def together_async(
-    gateway: BulkGateway, calls: Sequence[Call], timeout_s: float = 10.0, **options: Any
+    gateway: BulkGateway, calls: Sequence[Call], timeout_s: float = 60.0, **options: Any
 ) -> list[Told]:
     """Make calls in a task each, all in the same turn of the event loop."""
 
