@@ -16,7 +16,10 @@ from benchmarks.plot import svg
 from benchmarks.progress import Progress
 from benchmarks.results import Results
 from benchmarks.table import LEGEND, table
+from benchmarks.targets import legend
 
+WIDTH = 250
+"""Of the table in a file."""
 IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -39,6 +42,7 @@ def main() -> int:
             for step in progress.through(steps, len(steps)):
                 _run(step, bench, results)
                 results.machine["versions"] |= bench.versions
+                _prove(step, bench, results)
     except KeyboardInterrupt:
         results.broken["all"] = "stopped before the end"
     return _report(results, options)
@@ -61,15 +65,36 @@ def _run(step: Step, bench: Bench, results: Results) -> None:
     results.figures += figures
     for item in figures:
         progress.say(
-            f"{step.title}, {item.loop}: {item.per_s:,.0f}/s, p50 {item.latency.p50_ms:.1f} ms, "
-            f"p99 {item.latency.p99_ms:.1f} ms"
+            f"{item.part}: {item.name}, {item.loop}: {item.per_s:,.0f}/s, "
+            f"p50 {item.latency.p50_ms:.1f} ms, p99 {item.latency.p99_ms:.1f} ms"
         )
 
 
+def _prove(step: Step, bench: Bench, results: Results) -> None:
+    """See that the money is still right: figures of wrong books are worth nothing."""
+    try:
+        bench.prove()
+    except Exception as error:
+        bench.clear()
+        what = f"{step.title}: the books"
+        results.broken[what] = f"{type(error).__name__}: {error}"
+        bench.progress.say(f"{what}: {results.broken[what]}")
+
+
 def _report(results: Results, options: Options) -> int:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table(results.figures))
     console.print(LEGEND, markup=False)
+    for item in results.figures:
+        if item.failed or item.unsent:
+            failed = ", ".join(f"{count:,} {what}" for what, count in item.failed.items())
+            what = f"{item.part}: {item.name}, {item.loop}: failed: {failed}"
+            console.print(f"{what}, {item.unsent:,} never sent", markup=False)
+        if item.more:
+            more = ", ".join(f"{name} {value:,.7g}" for name, value in item.more.items())
+            console.print(f"{item.part}: {item.name}: {more}", markup=False)
+    for line in legend(results.figures):
+        console.print(line, markup=False)
     for what, why in (results.skipped | results.broken).items():
         console.print(f"{what}: {why}", markup=False)
     file = results.save(options.output)

@@ -39,6 +39,11 @@ class Bench:
             self._stage.__exit__()
             self._stage = None
 
+    def prove(self) -> None:
+        """See that the books of the cluster that is up are right; raises `MoneyError`."""
+        if self._stage is not None:
+            self._stage.prove()
+
 
 class SkippedError(Exception):
     """A step cannot be done here; the text says why."""

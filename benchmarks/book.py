@@ -6,8 +6,15 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ledger_core.ids import format_account_id
+
+Pairs: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+_Places = NDArray[np.integer[Any]]
 
 
 class AccountBook:
@@ -61,6 +68,11 @@ class AccountBook:
         other = places.start + int(rng.random() * (len(places) - 1))
         return self._text(one), self._text(places.stop - 1 if other == one else other)
 
+    def two_of_first_shard(self, rng: random.Random) -> tuple[str, str]:
+        """Draw two different accounts of the first shard."""
+        one, other = rng.sample(self._places(0), 2)
+        return self._text(one), self._text(other)
+
     def two_of_two_shards(self, rng: random.Random) -> tuple[str, str]:
         """Draw two accounts that are on different shards."""
         if len(self.by_shard) < 2:
@@ -75,6 +87,34 @@ class AccountBook:
         one = int(rng.random() * len(self))
         other = int(rng.random() * (len(self) - 1))
         return self._text(one), self._text(len(self) - 1 if other == one else other)
+
+    def pairs_of_a_shard(self, count: int, rng: np.random.Generator) -> Pairs:
+        """Draw many pairs as `two_of_a_shard` does."""
+        return self._within_shards(rng.integers(len(self), size=count), rng)
+
+    def pairs_of_one_shard(self, count: int, rng: np.random.Generator) -> Pairs:
+        """Draw pairs that are all on the same shard, whichever it is."""
+        places = self._places(int(rng.integers(len(self))))
+        return self._within_shards(rng.integers(places.start, places.stop, size=count), rng)
+
+    def pairs(self, count: int, rng: np.random.Generator) -> Pairs:
+        """Draw many pairs as `two` does."""
+        one = rng.integers(len(self), size=count)
+        other = rng.integers(len(self) - 1, size=count)
+        return self._numbers(one, np.where(other == one, len(self) - 1, other))
+
+    def _within_shards(self, one: _Places, rng: np.random.Generator) -> Pairs:
+        bounds = np.array(self._starts)
+        shard = np.searchsorted(bounds, one, "right") - 1
+        low, high = bounds[shard], bounds[shard + 1]
+        if (high - low < 2).any():
+            raise ValueError("every shard needs two accounts")
+        other = rng.integers(low, high - 1)
+        return self._numbers(one, np.where(other == one, high - 1, other))
+
+    def _numbers(self, one: _Places, other: _Places) -> Pairs:
+        ids = np.frombuffer(self._ids, np.uint64)
+        return ids[one], ids[other]
 
     def _places(self, place: int) -> range:
         shard = bisect_right(self._starts, place) - 1

@@ -31,7 +31,7 @@ class Figures:
     """Closed: how many calls are under way all the time. Open: how many there can be at most."""
     seconds: float
     done: int
-    """Answered within the measured seconds, and as they should be."""
+    """Answered within the measured seconds, and as they should be. See `Outcome.done`."""
     per_s: float
     latency: Latency
     """Of calls. Open loop: from the planned time."""
@@ -39,6 +39,7 @@ class Figures:
     """All latencies."""
     per_call: int = 1
     """How many transactions a call carries."""
+    connections: int = 1
     shards: int | None = None
     accounts: int | None = None
     planned_per_s: float | None = None
@@ -55,6 +56,8 @@ class Figures:
     stored_bytes: float | None = None
     """Growth of the stores of all nodes for each one done."""
     lag: Lag | None = None
+    more: dict[str, float] = field(default_factory=dict)
+    """What only this kind of step has to tell, by name with unit."""
     other_cores: float = 0.0
     """Cores that were busy with something else meanwhile. Well above zero: measure again."""
 

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-import history_reports
-from feeding import BATCH, Feeder, median_ms, p99_ms, progress_bar
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks import history_reports
+from benchmarks.feeding import BATCH, Feeder, median_ms, p99_ms, progress_bar
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cli.local_cluster import LocalCluster, free_base_port
 from ledger_cli.node_probe import NodeProbe

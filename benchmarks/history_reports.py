@@ -20,8 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from feeding import Feeder, median_ms, p99_ms, progress_bar
-
+from benchmarks.feeding import Feeder, median_ms, p99_ms, progress_bar
 from ledger.v1 import ledger_pb2, reports_pb2
 from ledger_cli.local_cluster import LocalCluster
 from ledger_client import AsyncLedgerClient, LedgerError, credit, debit

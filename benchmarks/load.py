@@ -32,18 +32,27 @@ class Load:
     per_s: float | None = None
     """Calls to start each second, evenly spaced: an open loop. None: a closed one."""
     seed: int = 1
+    per_call: int = 1
+    """How many transactions a call carries. All counts are of calls."""
+    connections: int = 1
+    """Over how many the calls go, in turns; for operations that can have more than one."""
+    timeline: bool = False
+    """Whether to keep the moment at which each call was done."""
 
 
 @dataclass
 class Outcome:
     """What came of it."""
 
-    done: int = 0
-    """Answered within the measured seconds."""
+    done: float = 0.0
+    """Calls answered as they should be. One that was under way when the measured seconds began or
+    ended counts with the part of its time that is within them: calls may take as long as these."""
     latencies: Latencies = field(default_factory=Latencies)
     """Of what was begun, or planned, within the measured seconds."""
     failed: Counter[str] = field(default_factory=Counter)
     unsent: int = 0
+    moments: list[float] = field(default_factory=list)
+    """When calls were done, in order, if the load asks for it."""
 
 
 class Run:
@@ -106,7 +115,11 @@ class Run:
         if problem:
             self.outcome.failed[problem] += ended >= self.measured_from
             return
-        self.outcome.done += self.measured_from <= ended <= self.until
+        if self._load.timeline:
+            self.outcome.moments.append(ended)
+        within_s = min(ended, self.until) - max(began, self.measured_from)
+        if within_s > 0:
+            self.outcome.done += within_s / (ended - began)
         if began >= self.measured_from:
             self.outcome.latencies.add(ended - began)
 

@@ -26,12 +26,13 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What the load process reports at the end of a load."""
+    """What the load process reports at the end of a load. All counts are of calls."""
 
-    done: int
+    done: float
     failed: dict[str, int]
     unsent: int
     histogram: Buckets
+    moments: list[float]
 
 
 class LoadGenerator:

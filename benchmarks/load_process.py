@@ -24,7 +24,7 @@ PROGRESS_S = 0.25
 
 
 async def _carry_out(load: Load, target: str, book: AccountBook) -> None:
-    opening = OPERATIONS[load.operation](target, book, random.Random(load.seed))
+    opening = OPERATIONS[load.operation](target, book, random.Random(load.seed), load)
     async with opening as call:
         run = Run(call, load)
         telling = asyncio.create_task(_tell_of(run))
@@ -36,6 +36,7 @@ async def _carry_out(load: Load, target: str, book: AccountBook) -> None:
         failed=outcome.failed,
         unsent=outcome.unsent,
         histogram=outcome.latencies.buckets(),
+        moments=outcome.moments,
     )
 
 

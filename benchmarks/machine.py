@@ -9,7 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ledger-service", "grpcio", "protobuf", "lmdb", "msgspec", "pysyncobj", "uvloop")
+PACKAGES = (
+    "ledger-service",
+    "grpcio",
+    "protobuf",
+    "lmdb",
+    "msgspec",
+    "numpy",
+    "pysyncobj",
+    "uvloop",
+)
 ROOT = Path(__file__).parent.parent
 FSYNCS = 50
 

@@ -1,18 +1,21 @@
 """What is called, by name: ``grpc/…`` with bare stubs, ``sdk/…`` with `ledger_client`.
 
+``bulk/…`` and ``stream/…`` are in `benchmarks.bulk`.
+
 A new kind of call is a new entry in `OPERATIONS`.
 """
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import grpc
 
 from benchmarks.book import AccountBook
-from benchmarks.load import Call, WrongAnswerError
+from benchmarks.bulk import BULK_OPERATIONS, Open
+from benchmarks.load import Call, Load, WrongAnswerError
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import AsyncLedgerClient, LedgerError, credit, debit
 from ledger_core.ids import new_request_id
@@ -21,7 +24,6 @@ TIMEOUT_S = 30.0
 
 Draw = Callable[[AccountBook, random.Random], dict[str, Any]]
 """Returns what differs from one transaction to the next."""
-Open = Callable[[str, AccountBook, random.Random], AbstractAsyncContextManager[Call]]
 
 
 def one_account(book: AccountBook, rng: random.Random) -> dict[str, Any]:
@@ -32,6 +34,11 @@ def one_account(book: AccountBook, rng: random.Random) -> dict[str, Any]:
 def one_shard(book: AccountBook, rng: random.Random) -> dict[str, Any]:
     """A transfer between two accounts of a shard."""
     return _transfer(*book.two_of_a_shard(rng))
+
+
+def first_shard(book: AccountBook, rng: random.Random) -> dict[str, Any]:
+    """A transfer between two accounts of the first shard."""
+    return _transfer(*book.two_of_first_shard(rng))
 
 
 def two_shards(book: AccountBook, rng: random.Random) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def _transfer(payer: str, payee: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _grpc_transactions(
-    draw: Draw, target: str, book: AccountBook, rng: random.Random
+    draw: Draw, target: str, book: AccountBook, rng: random.Random, _load: Load
 ) -> AsyncIterator[Call]:
     options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
@@ -77,7 +84,7 @@ async def _grpc_transactions(
 
 @asynccontextmanager
 async def _sdk_transactions(
-    draw: Draw, target: str, book: AccountBook, rng: random.Random
+    draw: Draw, target: str, book: AccountBook, rng: random.Random, _load: Load
 ) -> AsyncIterator[Call]:
     async with AsyncLedgerClient(target, timeout_s=TIMEOUT_S) as client:
 
@@ -92,14 +99,15 @@ async def _sdk_transactions(
 
 
 @asynccontextmanager
-async def _sdk_get_account(
-    target: str, book: AccountBook, rng: random.Random, *, stale: bool
+async def _sdk_read(
+    target: str, book: AccountBook, rng: random.Random, _load: Load, *, what: str, stale: bool
 ) -> AsyncIterator[Call]:
     async with AsyncLedgerClient(target, timeout_s=TIMEOUT_S) as client:
+        read = client.get_account if what == "account" else client.get_balance
 
         async def call() -> None:
             try:
-                await client.get_account(book.any(rng), stale=stale)
+                await read(book.any(rng), stale=stale)
             except LedgerError as error:
                 raise WrongAnswerError(error.status) from error
 
@@ -111,11 +119,13 @@ def _check(answer: ledger_pb2.Transaction) -> None:
         raise WrongAnswerError(ledger_pb2.TransactionStatus.Name(answer.status))
 
 
-_DRAWS = (one_account, one_shard, two_shards, random_accounts, hot_account)
+_DRAWS = (one_account, one_shard, first_shard, two_shards, random_accounts, hot_account)
 
 OPERATIONS: dict[str, Open] = {
     **{f"grpc/{draw.__name__}": partial(_grpc_transactions, draw) for draw in _DRAWS},
     **{f"sdk/{draw.__name__}": partial(_sdk_transactions, draw) for draw in _DRAWS},
-    "sdk/get_account": partial(_sdk_get_account, stale=False),
-    "sdk/get_account_stale": partial(_sdk_get_account, stale=True),
+    "sdk/get_account": partial(_sdk_read, what="account", stale=False),
+    "sdk/get_account_stale": partial(_sdk_read, what="account", stale=True),
+    "sdk/get_balance": partial(_sdk_read, what="balance", stale=False),
+    **BULK_OPERATIONS,
 }

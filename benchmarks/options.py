@@ -24,6 +24,9 @@ class Options:
     shards: tuple[int, ...]
     accounts: tuple[int, ...]
     """What the parts `shards` and `accounts` go through."""
+    transfers: int
+    store_gb: float | None
+    """How far the part `growth` goes; the second one rules if it is given."""
     quick: bool
     scratch: Path | None
     """Where clusters and databases live while they are measured; None: the system's own place."""
@@ -33,6 +36,16 @@ class Options:
     def warmup_s(self) -> float:
         """How long each measurement runs before it counts."""
         return min(3.0, self.seconds / 4)
+
+    @property
+    def sustained_s(self) -> float:
+        """How long the part `bulk` keeps its highest rate."""
+        return min(6.0, 3 * self.seconds) if self.quick else max(60.0, self.seconds)
+
+    @property
+    def failover_s(self) -> float:
+        """How long a kill is looked at, from well before it."""
+        return 15.0 if self.quick else max(30.0, self.seconds)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
@@ -53,6 +66,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         type=_counts,
         help="for part accounts (1000,10000,100000,1000000; quick: 1000,10000)",
     )
+    parser.add_argument(
+        "--transfers", type=int, help="for part growth (5000000; quick: 100000): until there are N"
+    )
+    parser.add_argument(
+        "--store-gb", type=float, help="for part growth: until a node's store is so large"
+    )
     parser.add_argument("--quick", action="store_true", help="a look in a few minutes, no result")
     parser.add_argument("--scratch", type=Path, help="folder for the data, on the disk to measure")
     parser.add_argument("--output", type=Path, default=RESULTS_DIR, help="folder for the results")
@@ -65,6 +84,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         base_accounts=2_000 if quick else 10_000,
         shards=given.shards or ((1, 16) if quick else (1, 4, 16, 64)),
         accounts=given.accounts or ((1_000, 10_000) if quick else (10**3, 10**4, 10**5, 10**6)),
+        transfers=given.transfers or (100_000 if quick else 5_000_000),
+        store_gb=given.store_gb,
         quick=quick,
         scratch=given.scratch,
         output=given.output,

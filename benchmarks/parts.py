@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.growth_step import GrowthStep
+from benchmarks.kill_step import KillStep
 from benchmarks.postgres.step import PostgresStep
 from benchmarks.scenario import Scenario
 from benchmarks.stage import Size
@@ -13,6 +15,10 @@ from benchmarks.stage import Size
 if TYPE_CHECKING:
     from benchmarks.bench import Step
     from benchmarks.options import Options
+
+
+BULK_ACCOUNTS = 10_000
+BULK_S_MIN, BULK_RANDOM_S_MIN = 4.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,83 @@ def _single(options: Options) -> Sequence[Step]:
     ]
 
 
+def _bulk(options: Options) -> Sequence[Step]:
+    # A call takes long: a short time would have too few of them.
+    seconds = max(options.seconds, BULK_S_MIN)
+    steps: list[Step] = [
+        _bulk_scenario(
+            options,
+            name,
+            operation,
+            per_call,
+            connections,
+            in_flight=in_flight,
+            open_share=share,
+            seconds=seconds if "random" not in operation else max(seconds, BULK_RANDOM_S_MIN),
+        )
+        for name, operation, per_call, connections, in_flight, share in (
+            ("1 conn.", "bulk/one_shard", 8_192, 1, 1, None),
+            ("8 conn.", "bulk/one_shard", 8_192, 8, 8, 0.5),
+            ("8 conn., each call one shard", "bulk/same_shard", 8_192, 8, 8, None),
+            ("8 conn.", "bulk/one_shard", 1_000, 8, 8, None),
+            ("8 conn.", "bulk/one_shard", 100, 8, 8, 0.5),
+            ("8 conn., each call one shard", "bulk/same_shard", 100, 8, 8, None),
+            ("stream, 8 in flight", "stream/one_shard", 8_192, 1, 8, 0.5),
+            ("stream, 8 in flight", "stream/one_shard", 100, 1, 8, None),
+            ("1 conn., any two accounts", "bulk/random_accounts", 8_192, 1, 1, None),
+            ("8 conn., any two accounts", "bulk/random_accounts", 1_000, 8, 8, 0.5),
+        )
+    ]
+    many = [count for count in options.accounts if count >= 10**6]
+    steps += [
+        _bulk_scenario(
+            options,
+            f"8 conn., sustained, {accounts:,} accounts",
+            "bulk/one_shard",
+            8_192,
+            8,
+            size=Size(options.base_shards, accounts),
+            seconds=options.sustained_s,
+        )
+        for accounts in (BULK_ACCOUNTS, *many)
+    ]
+    return steps
+
+
+def _batch(options: Options) -> Sequence[Step]:
+    return [
+        _bulk_scenario(options, "8 conn.", "bulk/one_shard", per_call, 8, part="batch")
+        for per_call in (1, 10, 100, 1_000, 8_192)
+    ]
+
+
+def _failover(options: Options) -> Sequence[Step]:
+    size = Size(options.base_shards, options.base_accounts)
+    return [KillStep(size, options.failover_s, options.warmup_s)]
+
+
+def _growth(options: Options) -> Sequence[Step]:
+    size = Size(options.base_shards, options.base_accounts)
+    grow = (options.transfers, options.store_gb)
+    seconds = max(options.seconds, BULK_S_MIN)
+    return [GrowthStep(size, seconds, options.warmup_s, *grow)]
+
+
 def _sdk(options: Options) -> Sequence[Step]:
     return [
-        _scenario(options, "sdk", f"{what}, {in_flight} at a time", operation, in_flight)
-        for in_flight in (32, 256)
+        _scenario(
+            options,
+            "sdk",
+            f"{what}, {in_flight} at a time",
+            operation,
+            in_flight,
+            open_share=share,
+        )
+        for in_flight, share in ((32, None), (256, 0.5))
         for what, operation in (
+            ("two accounts of the first shard", "sdk/first_shard"),
             ("two accounts of a shard", "sdk/one_shard"),
+            ("one account", "sdk/one_account"),
             ("any two accounts", "sdk/random_accounts"),
         )
     ]
@@ -60,6 +137,7 @@ def _hot(options: Options) -> Sequence[Step]:
 
 def _reads(options: Options) -> Sequence[Step]:
     return [
+        _scenario(options, "reads", "GetBalance, 256 at a time", "sdk/get_balance", 256),
         _scenario(options, "reads", "GetAccount, 256 at a time", "sdk/get_account", 256),
         _scenario(
             options, "reads", "GetAccount, stale, 256 at a time", "sdk/get_account_stale", 256
@@ -128,12 +206,43 @@ def _scenario(
     )
 
 
+def _bulk_scenario(
+    options: Options,
+    name: str,
+    operation: str,
+    per_call: int,
+    connections: int,
+    *,
+    in_flight: int = 8,
+    open_share: float | None = None,
+    part: str = "bulk",
+    size: Size | None = None,
+    seconds: float | None = None,
+) -> Scenario:
+    return Scenario(
+        part,
+        f"{per_call:,} per call, {name}",
+        operation,
+        size or Size(options.base_shards, BULK_ACCOUNTS),
+        in_flight,
+        seconds or options.seconds,
+        options.warmup_s,
+        open_share,
+        per_call,
+        connections,
+    )
+
+
 PARTS: tuple[Part, ...] = (
     Part("single", "one gRPC call for each transaction, 1 and 64 at a time", _single),
     Part("sdk", "calls of the asyncio client, 32 and 256 at a time", _sdk),
+    Part("bulk", "CreateTransactions and StreamTransactions with columns", _bulk),
+    Part("batch", "how the rate moves with the number of transfers in a call", _batch),
     Part("hot", "transfers that all have one account", _hot),
-    Part("reads", "GetAccount, linearizable and stale, 256 at a time", _reads),
+    Part("reads", "GetBalance and GetAccount, 256 at a time", _reads),
     Part("shards", "how rate and latency move with the number of shards", _shards),
     Part("accounts", "how they move with the number of accounts", _accounts),
+    Part("failover", "what the kill of a leader costs while bulk calls run", _failover),
+    Part("growth", "how the rate moves as the stores grow", _growth),
     Part("postgres", "the same transfers on PostgreSQL, for comparison", _postgres),
 )

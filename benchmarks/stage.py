@@ -2,6 +2,8 @@
 
 import asyncio
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,28 @@ from benchmarks.figures import Figures
 from benchmarks.fill import fill
 from benchmarks.histogram import Latencies
 from benchmarks.load import Load
-from benchmarks.load_generator import LoadGenerator
-from benchmarks.procfs import Snapshot, usage
+from benchmarks.load_generator import LoadGenerator, LoadResult
+from benchmarks.procfs import Snapshot, Usage, usage
 from benchmarks.progress import Progress
 from benchmarks.watch import Watch, catch_up, stored_bytes
 from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cli.node_probe import NodeProbe
+from ledger_cli.verify import prove
 from ledger_cluster.config import generate_cluster_config
 
 NODES, REPLICAS = 3, 3
 START_S_MAX = 120.0
+AUDIT_S_MAX = 300.0
+SETTLE_S_MAX = 30.0
 LOAD = "load"
+
+
+Tell = Callable[[str, dict[str, Any]], None]
+"""Hears of the events of a load: see `load_process`."""
+
+
+class MoneyError(RuntimeError):
+    """The books are not as they must be; the text says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,9 @@ class Stage:
         self._cluster = LocalCluster(self._config, self._folder / "data", base_port + NODES)
         self._book: AccountBook | None = None
         self._generator: LoadGenerator | None = None
+        self._done = 0
+        self._used_before: dict[str, Usage] = {}
+        """What killed processes had used."""
 
     def __enter__(self) -> Self:
         try:
@@ -62,6 +79,10 @@ class Stage:
 
     def measure(self, part: str, name: str, load: Load) -> Figures:
         """Make a load and return what it has shown."""
+        return self.observe(part, name, load, lambda _event, _told: None)[0]
+
+    def observe(self, part: str, name: str, load: Load, tell: Tell) -> tuple[Figures, LoadResult]:
+        """Do the same, tell of what happens meanwhile, and return the load's own report too."""
         assert self._generator is not None
         snapshots: dict[str, Snapshot] = {}
 
@@ -69,7 +90,9 @@ class Stage:
             if event in ("measuring", "ended"):
                 snapshots[event] = self._snapshot()
             if event == "progress":
-                self._progress.passed(load.seconds - told["left_s"], f"{told['done']:,} done")
+                done = round(told["done"] * load.per_call)
+                self._progress.passed(load.seconds - told["left_s"], f"{done:,} done")
+            tell(event, told)
 
         self._progress.expect(load.seconds, "warm-up")
         stored_before = stored_bytes(self._cluster.statuses())
@@ -82,9 +105,11 @@ class Stage:
         before, after = snapshots["measuring"], snapshots["ended"]
         used = after.since(before)
         disk_bytes = after.disk_bytes_since(before)
-        each = 1 / max(result.done, 1)
+        done = round(result.done * load.per_call)
+        self._done += done if "/get_" not in load.operation else 0
+        each = 1 / max(done, 1)
         seconds_in_all = load.warmup_s + load.seconds
-        return Figures(
+        figures = Figures(
             part=part,
             name=name,
             loop="closed" if load.per_s is None else "open",
@@ -92,9 +117,11 @@ class Stage:
             shards=self.size.shards,
             accounts=self.size.accounts,
             seconds=load.seconds,
-            planned_per_s=load.per_s,
-            done=result.done,
-            per_s=round(result.done / load.seconds, 1),
+            planned_per_s=None if load.per_s is None else load.per_s * load.per_call,
+            per_call=load.per_call,
+            connections=load.connections,
+            done=done,
+            per_s=round(result.done * load.per_call / load.seconds, 1),
             failed=result.failed,
             unsent=result.unsent,
             latency=Latencies(result.histogram).summary(),
@@ -107,6 +134,48 @@ class Stage:
             lag=watch.lag(caught_up_s),
             other_cores=after.other_cores(before, load.seconds),
         )
+        return figures, result
+
+    def prove(self) -> None:
+        """Raise MoneyError unless books balance, replicas are equal, and nothing is lost."""
+        deadline = time.monotonic() + SETTLE_S_MAX
+        with NodeProbe(self._config) as probe:
+            while True:
+                proofs = prove(self._config, lambda shard_ids: probe.audits(shard_ids, AUDIT_S_MAX))
+                unfinished = sum(proof.in_flight + proof.undecided for proof in proofs)
+                if not unfinished or time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
+        problems = [problem for proof in proofs for problem in proof.problems()]
+        if unfinished:
+            problems.append(f"{unfinished} transactions are unfinished after {SETTLE_S_MAX:g} s")
+        entries = sum(proof.latest.entries for proof in proofs if proof.latest)
+        # Opening an account gives it money. Every transaction has two entries at least.
+        wanted = 2 * (self.size.accounts + self._done)
+        if entries < wanted:
+            problems.append(f"there are {entries:,} entries, and {wanted:,} were acknowledged")
+        if problems:
+            raise MoneyError("; ".join(problems[:5]))
+
+    def leader(self, shard_id: int) -> str:
+        """Return the node that leads a shard."""
+        leader = self._cluster.leader_of(shard_id)
+        assert leader is not None, "shards are served"
+        return leader
+
+    def kill(self, node_id: str) -> None:
+        """End a node at once."""
+        self._used_before[node_id] = self._used(node_id)
+        self._cluster.kill(node_id)
+
+    def restart(self, node_id: str) -> None:
+        """Start it again."""
+        self._cluster.restart(node_id)
+
+    def store_bytes(self) -> int:
+        """Return the size of the largest store of a node."""
+        answers = self._cluster.statuses().values()
+        return max(item.status.store_used_bytes for item in answers if item.status)
 
     def _start(self) -> None:
         self._progress.say(f"a cluster of {self.size.shards} shards, {self.size.accounts} accounts")
@@ -127,7 +196,7 @@ class Stage:
 
     def _snapshot(self) -> Snapshot:
         assert self._generator is not None
-        components = {name: usage(self._cluster.pid(name)) for name in self._cluster.names}
+        components = {name: self._used(name) for name in self._cluster.names}
         nodes = [components.pop(node.id) for node in self._config.nodes]
         return Snapshot.take(
             {
@@ -138,3 +207,9 @@ class Stage:
             },
             self._folder,
         )
+
+    def _used(self, name: str) -> Usage:
+        before = self._used_before.get(name, Usage())
+        if not self._cluster.running(name):
+            return before
+        return before + usage(self._cluster.pid(name))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from benchmarks.figures import Figures
+from benchmarks.targets import verdicts
 
 
 def table(figures: Sequence[Figures]) -> Table:
@@ -14,13 +15,15 @@ def table(figures: Sequence[Figures]) -> Table:
         result.add_column(heading, no_wrap=True)
     for heading in ("per s", "p50 ms", "p90", "p99", "p99.9", "max", "failed"):
         result.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("CPU us", "file B", "disk B", "lag", "other"):
+    for heading in ("CPU us", "file B", "disk B", "store B", "lag", "other"):
         result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("target", no_wrap=True)
     part = ""
     for item in figures:
         if part not in ("", item.part):
             result.add_row()
-        result.add_row(item.part if item.part != part else "", *_cells(item))
+        judged = "; ".join(verdicts(item, figures))
+        result.add_row(item.part if item.part != part else "", *_cells(item), judged)
         part = item.part
     return result
 
@@ -29,6 +32,7 @@ LEGEND = (
     "open: calls at planned times, at half of the closed loop's rate; latency from the planned time"
     "\nfor each one done: CPU us: of gateway + nodes + load (or: server + load); file B: bytes that"
     "\nthese have written to files; disk B: bytes that the disk was given by the whole machine"
+    "\nstore B: growth of the stores of all nodes for each one done"
     "\nlag: most log entries that a follower was behind; other: cores busy with something else"
 )
 
@@ -50,5 +54,6 @@ def _cells(item: Figures) -> Iterator[str]:
     yield "+".join(f"{value:,.0f}" for value in item.cpu_us.values())
     yield f"{sum(item.written_bytes.values()):,.0f}"
     yield f"{item.disk_bytes:,.0f}" if item.disk_bytes is not None else ""
+    yield f"{item.stored_bytes:,.0f}" if item.stored_bytes is not None else ""
     yield f"{item.lag.worst:,}" if item.lag else ""
     yield f"{item.other_cores:.1f}"

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,10 @@ def test_pairs(count: int, seed: int) -> None:
     assert _shard(one) != _shard(other)
     one, other = book.two(rng)
     assert one != other
+    first, shards = [], set(book.by_shard)
+    if len(book.by_shard[min(shards)]) > 1:
+        first = list(book.two_of_first_shard(rng))
+    assert {_shard(item) for item in first} <= {min(shards)}
     hot, others = book.first_pair()
     if others:
         other = book.at(rng, others)
@@ -44,6 +49,23 @@ def test_every_account_is_drawn() -> None:
         pairs = [draw(rng) for _ in range(2_000)]
         for place in range(2):
             assert len({pair[place] for pair in pairs}) == 30
+
+
+@given(st.integers(40, 60), st.integers(0))
+def test_many_pairs_at_once(count: int, seed: int) -> None:
+    book, rng = plan(SHARD_MAP, count), np.random.default_rng(seed)
+    shards = lambda ids: [SHARD_MAP.shard_of(int(item)).id for item in ids]  # noqa: E731
+    for draw in (book.pairs, book.pairs_of_a_shard, book.pairs_of_one_shard):
+        first, second = draw(500, rng)
+        assert len(first) == len(second) == 500
+        assert (first != second).all()
+        if draw != book.pairs:
+            assert shards(first) == shards(second)
+        if draw == book.pairs_of_one_shard:
+            assert len(set(shards(first))) == 1
+        else:
+            assert len({*first.tolist()}) > 0.8 * count
+            assert len({*second.tolist()}) > 0.8 * count
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

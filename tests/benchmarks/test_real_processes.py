@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench import Bench
+from benchmarks.growth_step import GrowthStep
+from benchmarks.kill_step import KillStep
 from benchmarks.postgres import binaries
 from benchmarks.postgres.pgbench import pgbench
 from benchmarks.postgres.server import PostgresError, Server
@@ -28,8 +30,33 @@ def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
                 assert figures.failed == {}
                 assert set(figures.cpu_us) == {"gateway", "nodes", "load"}
                 assert figures.lag is not None
+        for operation in ("bulk/one_shard", "stream/random_accounts", "sdk_bulk/same_shard"):
+            scenario = Scenario(
+                "part", operation, operation, size, 4, 0.3, 0.1, per_call=7, connections=2
+            )
+            closed, opened = scenario.run(bench)
+            for figures in (closed, opened):
+                assert figures.done > 0
+                assert figures.failed == {}
+                assert figures.per_call == 7
+        bench.prove()
     # The cluster is gone, and so is its folder.
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_and_growing_stores(tmp_path: Path) -> None:
+    size = Size(shards=2, accounts=40)
+    with Progress() as progress, Bench(tmp_path, progress) as bench:
+        (figures,) = KillStep(size, 9.0, 0.2).run(bench)
+        assert figures.done > 0
+        assert figures.failed == {}
+        assert 0 < figures.more["pause s"] < 6
+        assert figures.more["again /s"] > 0
+        bench.prove()
+        found = GrowthStep(size, 0.5, 0.1, 10_000, None).run(bench)
+        assert found[-1].more["transfers"] >= 10_000
+        assert found[0].more["of first"] == 1
+        bench.prove()
 
 
 @pytest.fixture

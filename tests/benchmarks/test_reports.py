@@ -4,6 +4,7 @@ import io
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from benchmarks.figures import Figures, Lag
 from benchmarks.histogram import Latencies
+from benchmarks.kill_step import cost
 from benchmarks.machine import describe
 from benchmarks.operations import OPERATIONS
 from benchmarks.options import parse_options
@@ -23,6 +25,7 @@ from benchmarks.procfs import Snapshot, tree_usage, usage
 from benchmarks.results import Results
 from benchmarks.scenario import Scenario
 from benchmarks.table import table
+from benchmarks.targets import POSTGRES, TARGETS, legend, verdicts
 
 
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=200))
@@ -93,6 +96,53 @@ def _figures(loop: str) -> Figures:
         cpu_us={"gateway": 1.0, "nodes": 2.0},
         lag=Lag(1, 0.5, 6, 0.01),
     )
+
+
+def test_targets() -> None:
+    rows = [
+        replace(_figures("closed"), part="sdk", name="one account, 256 at a time", per_s=12_500),
+        replace(_figures("closed"), part="postgres", name=POSTGRES[1], per_s=13_000),
+        replace(_figures("closed"), part="bulk", name="sustained", per_s=99_999, accounts=10_000),
+        replace(_figures("open"), part="bulk", name="8 conn."),
+        replace(_figures("closed"), part="single", name="one account, 1 at a time", accounts=7),
+    ]
+    assert [list(verdicts(item, rows)) for item in rows] == [
+        [">= 12,000/s: ok", ">= PostgreSQL's 13,000/s: short"],
+        [],
+        [">= 100,000/s: short?"],
+        ["< 100 ms p99: ok"],
+        ["< 6 ms p50: short"],
+    ]
+    sustained = replace(rows[2], seconds=60, per_s=70_000, accounts=10**6)
+    assert list(verdicts(sustained, rows)) == [">= 70,000/s: ok"]
+    assert len(list(legend(rows))) == 10
+
+
+def test_every_target_has_a_row() -> None:
+    options = parse_options(["--accounts", "1000000"])
+    steps = [step for part in PARTS for step in part.steps(options)]
+    scenarios = [step for step in steps if isinstance(step, Scenario)]
+    rows = [
+        replace(_figures(loop), part=s.part, name=s.name, accounts=s.size.accounts)
+        for s in scenarios
+        for loop in (["closed"] if s.open_share is None else ["closed", "open"])
+    ]
+    for target in TARGETS:
+        assert target.part == "growth" or any(target.concerns(row) for row in rows), target.text
+    names = [step.title for step in steps]
+    assert ": ".join(POSTGRES) in names
+
+
+def test_what_a_kill_has_cost() -> None:
+    at = {"measuring": 0.0, "killed": 10.0, "restarted": 20.0, "ended": 30.0}
+    moments = [0.5 + n for n in range(10)] + [12.0, 15.5, 15.6] + [20.0 + n for n in range(10)]
+    assert cost(moments, 10, at) == {
+        "pause s": 4.4,
+        "before /s": 10,
+        "down /s": 3,
+        "again /s": 10,
+        "lost by the kill": 70,
+    }
 
 
 def test_table_picture_and_file(tmp_path: Path) -> None:
