@@ -683,6 +683,7 @@ class Report:
             *(
                 f"shard {shard}: {chain.number} journal entries, link {chain.link.hex()}"
                 for shard, chain in chains
+                if chain.number
             ),
         ]
 

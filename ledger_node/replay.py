@@ -53,7 +53,6 @@ def replay(
             f"into a cluster in which nothing else has happened",
             metadata={"shard_id": str(shard_id), "replayed": str(meta.replayed)},
         )
-    place = -1
     if command.previous != meta.replayed:
         return Failure(
             Reason.JOURNAL_GAP,
