@@ -18,7 +18,7 @@ from benchmarks.results import Results
 from benchmarks.table import LEGEND, table
 from benchmarks.targets import legend
 
-WIDTH = 250
+WIDTH = 300
 """Of the table in a file."""
 IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -87,9 +87,10 @@ def _report(results: Results, options: Options) -> int:
     console.print(LEGEND, markup=False)
     for item in results.figures:
         if item.failed or item.unsent:
-            failed = ", ".join(f"{count:,} {what}" for what, count in item.failed.items())
-            what = f"{item.part}: {item.name}, {item.loop}: failed: {failed}"
-            console.print(f"{what}, {item.unsent:,} never sent", markup=False)
+            failed = [f"{count:,} {what}" for what, count in item.failed.items()]
+            failed += [f"{item.unsent:,} never sent"] if item.unsent else []
+            what = f"{item.part}: {item.name}, {item.loop}"
+            console.print(f"{what}: failed: {', '.join(failed)}", markup=False)
         if item.more:
             more = ", ".join(f"{name} {value:,.7g}" for name, value in item.more.items())
             console.print(f"{item.part}: {item.name}: {more}", markup=False)

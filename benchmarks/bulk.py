@@ -92,15 +92,19 @@ def check(answer: ledger_pb2.CreateTransactionsResponse, count: int) -> None:
         raise WrongAnswerError("results are missing")
     settled = found.statuses.count(_SETTLED)
     for other in found.others.values():
+        if other.HasField("error"):
+            raise WrongAnswerError(f"{grpc_code(other.error.code)} {other.error.reason}")
         if other.transaction.status != _SETTLED:
-            raise WrongAnswerError(
-                grpc_code(other.error.code)
-                if other.HasField("error")
-                else ledger_pb2.TransactionStatus.Name(other.transaction.status)
-            )
+            raise WrongAnswerError(wrong_status(other.transaction))
         settled += 1
     if settled != count:
         raise WrongAnswerError("not all are settled")
+
+
+def wrong_status(transaction: ledger_pb2.Transaction) -> str:
+    """Say what a transaction is that should be settled, and why."""
+    name = ledger_pb2.TransactionStatus.Name(transaction.status)
+    return f"{name.removeprefix('TRANSACTION_STATUS_')} {transaction.refusal.reason}".strip()
 
 
 def grpc_code(number: int) -> str:

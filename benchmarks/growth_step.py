@@ -7,7 +7,7 @@ from benchmarks.figures import Figures
 from benchmarks.load import Load
 from benchmarks.stage import Size
 
-ROWS = 6
+ROWS_MIN, ROWS = 3, 6
 SLICE_S_MAX = 600.0
 
 
@@ -41,7 +41,7 @@ class GrowthStep:
         found: list[Figures] = []
         done, grown = 0, 0.0
         stored = stage.store_bytes()
-        while not found or (grown < limit and found[-1].done):
+        while len(found) < ROWS_MIN or (grown < limit and found[-1].done):
             name = f"from {done / 1e6:.2f} million transfers, {stored / 1e9:.2f} GB"
             figures = stage.measure(self.part, name, replace(load, seed=len(found) + 1))
             done += figures.done

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from benchmarks.book import AccountBook
-from benchmarks.bulk import BULK_OPERATIONS, Open
+from benchmarks.bulk import BULK_OPERATIONS, Open, wrong_status
 from benchmarks.load import Call, Load, WrongAnswerError
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import AsyncLedgerClient, LedgerError, credit, debit
@@ -116,7 +116,7 @@ async def _sdk_read(
 
 def _check(answer: ledger_pb2.Transaction) -> None:
     if answer.status != ledger_pb2.TRANSACTION_STATUS_SETTLED:
-        raise WrongAnswerError(ledger_pb2.TransactionStatus.Name(answer.status))
+        raise WrongAnswerError(wrong_status(answer))
 
 
 _DRAWS = (one_account, one_shard, first_shard, two_shards, random_accounts, hot_account)

@@ -49,7 +49,7 @@ def _cells(item: Figures) -> Iterator[str]:
         latency.p999_ms,
         latency.max_ms,
     ):
-        yield f"{value:,.1f}"
+        yield f"{value:,.1f}" if latency.count else ""
     yield f"{sum(item.failed.values()) + item.unsent:,}"
     yield "+".join(f"{value:,.0f}" for value in item.cpu_us.values())
     yield f"{sum(item.written_bytes.values()):,.0f}"

@@ -112,7 +112,7 @@ def verdicts(item: Figures, figures: Sequence[Figures]) -> Iterator[str]:
         for other in figures:
             if (other.part, other.name) == POSTGRES:
                 reached = item.per_s >= other.per_s
-                yield f">= PostgreSQL's {other.per_s:,.0f}/s: {'ok' if reached else 'short'}"
+                yield f">= PostgreSQL {other.per_s:,.0f}/s: {'ok' if reached else 'short'}"
 
 
 def legend(figures: Sequence[Figures]) -> Iterator[str]:

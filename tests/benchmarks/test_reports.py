@@ -107,7 +107,7 @@ def test_targets() -> None:
         replace(_figures("closed"), part="single", name="one account, 1 at a time", accounts=7),
     ]
     assert [list(verdicts(item, rows)) for item in rows] == [
-        [">= 12,000/s: ok", ">= PostgreSQL's 13,000/s: short"],
+        [">= 12,000/s: ok", ">= PostgreSQL 13,000/s: short"],
         [],
         [">= 100,000/s: short?"],
         ["< 100 ms p99: ok"],
