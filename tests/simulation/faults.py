@@ -56,6 +56,10 @@ class Faults:
         assert set(self._kinds) == set(FaultKind)
         for fault in plan.faults:
             engine.at(fault.at_s, partial(self._inject, fault))
+        names = list(hosts)
+        for hold in plan.holds:
+            pair = (names[hold.source], names[hold.target])
+            engine.at(hold.at_s, partial(network.block, [pair], hold.for_s))
 
     def crashed(self, host: Host) -> None:
         """Have someone start a process that died, after a while."""

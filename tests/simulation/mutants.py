@@ -34,6 +34,7 @@ from tests.simulation.plan import (
     Bounds,
     Fault,
     FaultKind,
+    Hold,
     NetworkPlan,
     Plan,
     Timing,
@@ -455,30 +456,48 @@ def _new_leaders(seed: int) -> Plan:
 
 
 def _late_messages(seed: int) -> Plan:
-    """Messages come so late that their senders have led, lost and led again meanwhile."""
+    """A follower's confirmations reach a leader that was deposed, overwritten and elected again.
+
+    The first two of five hosts are on their own when the first one leads: what it appends then is
+    overwritten by a leader of the others. Meanwhile the second one still has it, and the
+    confirmation is under way.
+    """
+    faults: list[Fault] = []
+    holds: list[Hold] = []
+    for cycle in range(7):
+        start = 0.4 + 0.75 * cycle
+        # Several times each: one in the turn of a leader's heartbeat comes to nothing.
+        campaigns = {0: (0.0, 0.013, 0.026, 0.039, 0.34, 0.36, 0.38), 2: (0.15, 0.17)}
+        faults += [
+            Fault(start + at_s, FaultKind.CAMPAIGN, node)
+            for node, times in campaigns.items()
+            for at_s in times
+        ]
+        for other in (2, 3, 4):
+            for alone, for_s in ((0, 0.2), (1, 0.5)):
+                holds += [
+                    Hold(start + 0.1, alone, other, for_s),
+                    Hold(start + 0.1, other, alone, for_s),
+                ]
+        holds += [Hold(start + 0.1, 1, 0, 0.4), Hold(start + 0.14, 0, 1, 0.46)]
     return Plan(
         seed=seed,
         nodes=5,
         replicas=5,
         pre_vote=False,
-        timing=FAST,
-        network=NetworkPlan(harsh=True, delay_s=0.001, spike=0.06, spike_s=1.0, duplicate=0.3),
-        clients=6,
+        # Long ones: nobody campaigns by itself, and held connections last.
+        timing=Timing(0.04, 0.6, 1.0),
+        network=NetworkPlan(delay_s=0.001),
+        clients=3,
         gateways=2,
         accounts=1,
         shards=1,
-        think_s=0.002,
+        think_s=0.015,
         call_s=0.5,
         attempt_s=0.03,
         workload=(0, 8, 0, 0, 0, 0, 0),
-        faults=often(
-            [
-                (FaultKind.PARTITION, LEADER),
-                *((FaultKind.CAMPAIGN, (seed + i) % 5) for i in range(3)),
-            ],
-            0.12,
-            seed,
-        ),
+        faults=tuple(faults),
+        holds=tuple(holds),
     )
 
 

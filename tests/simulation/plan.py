@@ -66,6 +66,15 @@ LEADERS_FROM = 8
 TARGETS = 16
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """What one host (by its place) sends to another waits for a while: for schedules by hand."""
+
+    at_s: float
+    source: int
+    target: int
+    for_s: float
+
+
 class Fault(msgspec.Struct, frozen=True):
     """One fault: when, what, to whom, and how much of it (0 to 1, scaled by the kind)."""
 
@@ -155,6 +164,7 @@ class Plan(msgspec.Struct, frozen=True):
     # Weights of what clients do, in the order of `clients.Clients.choices`.
     workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1, 8, 4, 2)
     faults: tuple[Fault, ...] = ()
+    holds: tuple[Hold, ...] = ()
 
 
 _TIMINGS = (
