@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     return {"bytes": value.hex()} if isinstance(value, bytes) else value
 
 
@@ -221,6 +221,11 @@ COMMANDS = {
     ),
     17: ("Delivered", "account_id:id number state"),
     18: ("Resolve", "prepared:command"),
+    21: (
+        "CreateTransfers",
+        "routing_id:id ledger currency:currency forms:hex first_accounts:hex second_accounts:hex "
+        f"amounts:hex request_ids:hex texts {_WHO}",
+    ),
 }
 
 _READERS: dict[str, Reader] = {

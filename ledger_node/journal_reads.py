@@ -17,6 +17,7 @@ from ledger_core.commands import (
     CreateAccount,
     CreateLedger,
     CreateTransaction,
+    CreateTransfers,
     Decide,
     Delivered,
     ExtendLedger,
@@ -33,6 +34,7 @@ from ledger_core.commands import (
 from ledger_core.journal import item_digest
 from ledger_core.queries import ListJournal
 from ledger_core.results import JournalItemView, JournalPage, JournalView
+from ledger_core.transfers import TransferForm, first_accounts
 from ledger_node.commit_rules import participant_key
 from ledger_node.records import ENTRY_ROW_BYTES, JournalItem, JournalRecord, ShardMeta
 from ledger_node.store_tables import ShardTables
@@ -125,6 +127,12 @@ class _Ownership:
                 return command.name
             case CreateTransaction():
                 return command.ledger if command.entries else self._of_account(command.account_id)
+            case CreateTransfers():
+                # The whole block is of one ledger; in the one-account form its accounts tell.
+                if min(command.forms) < TransferForm.IN:
+                    return command.ledger
+                homes = map(self._of_account, first_accounts(command).tolist())
+                return next((ledger for ledger in homes if ledger), None)
             case Prepare():
                 return command.transaction.ledger
             case Resolve():

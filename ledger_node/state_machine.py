@@ -41,6 +41,7 @@ from ledger_core.commands import (
     UpdateAccount,
     body_hash,
     decode_raw_batch,
+    encode_command,
 )
 from ledger_core.errors import Reason
 from ledger_core.ids import request_key, transaction_request_key
@@ -59,7 +60,8 @@ from ledger_node.transaction_rules import (
     expire_transactions,
     reverse_transaction,
 )
-from ledger_node.transfer_rules import NO_HASH, command_of, create_transfers
+from ledger_node.transfer_blocks import read_accounts
+from ledger_node.transfer_rules import NO_HASH, command_of, create_transfers, one_by_one
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
 _IMPORTS = (Replay, EndReplay)
@@ -125,7 +127,13 @@ class StateMachine:
         expire_transactions(books)
         results = []
         for raw, command in commands:
-            result, outcome = _execute(books, command)
+            done = _execute(books, command)
+            if done is None and isinstance(command, CreateTransfers):
+                results.append(_transfers_one_by_one(books, command))
+                continue
+            if done is None:
+                raise InvariantError("a command was not done")
+            result, outcome = done
             books.end_item(raw, outcome)
             results.append(result)
         books.finish()
@@ -145,19 +153,41 @@ class StateMachine:
 
 
 def _outcome(books: Books, command: Command) -> object:
-    return _execute(books, command)[1]
+    done = _execute(books, command)
+    if done is None:
+        raise InvariantError("a block of transfers of several ledgers is no item of a journal")
+    return done[1]
 
 
-def _execute(books: Books, command: Command) -> tuple[Result, object]:
-    """Execute a command, or find the first result of an earlier one with its request id.
+def _execute(books: Books, command: Command) -> tuple[Result, object] | None:
+    """Execute a command; None, and nothing done, where its parts have to be items of their own.
 
     Returns the result, and the outcome as the journal has it: the reason of a failure, or the
-    number and state of a transaction, or the revision of a ledger, or "done".
+    number and state of a transaction, or the revision of a ledger, or "done"; of a block of
+    transfers the number of the first one, and the status of each.
     """
     if isinstance(command, Replay | EndReplay):
         raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, CreateTransfers):
         return create_transfers(books, command, _execute_one)
+    return _execute_single(books, command)
+
+
+def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:
+    """Execute the transfers of a block as commands, each an item of the journal."""
+
+    def execute(books: Books, transfer: CreateTransaction) -> Result:
+        result, outcome = _execute_single(books, transfer)
+        books.end_item(encode_command(transfer), outcome)
+        return result
+
+    return one_by_one(books, block, read_accounts(books, block), execute)[0]
+
+
+def _execute_single(
+    books: Books, command: Request | ClaimName | ReleaseName | BetweenShards
+) -> tuple[Result, object]:
+    """Execute a command, or find the first result of an earlier one with its request id."""
     if isinstance(command, ClaimName | ReleaseName | BetweenShards):
         # Steps of other requests; doing them again changes nothing, so they are not kept.
         result = _step(books, command)
@@ -186,7 +216,7 @@ def _execute(books: Books, command: Command) -> tuple[Result, object]:
 
 
 def _execute_one(books: Books, command: CreateTransaction) -> Result:
-    return _execute(books, command)[0]
+    return _execute_single(books, command)[0]
 
 
 def _is_repeat(books: Books, first: RequestRow, hashed: bytes) -> bool:

@@ -64,17 +64,23 @@ _SETTLED = int(TransactionStatus.SETTLED)
 
 def create_transfers(
     books: Books, block: CreateTransfers, execute: Execute
-) -> tuple[TransfersView, object]:
-    """Do the transfers of a block, in their order; return what became of each, and the outcome."""
+) -> tuple[TransfersView, object] | None:
+    """Do the transfers of a block, in their order; return what became of each, and the outcome.
+
+    Nothing is done, and None returned, where its accounts are of several ledgers: an item of the
+    journal is of one ledger. Then `one_by_one` does it, and each transfer is an item.
+    """
     books.write_rows()
     key_rows = request_keys(block)
     keys = split_rows(key_rows)
     accounts = read_accounts(books, block)
+    if _mixes_ledgers(books, block, accounts):
+        return None
     todo = np.ones(len(keys), bool)
     if known := books.tables.known_requests(keys):
         todo &= np.array([key not in known for key in keys])
     if len(set(keys)) < len(keys):
-        return _one_by_one(books, block, accounts, execute)
+        return one_by_one(books, block, accounts, execute)
     two = np.frombuffer(block.forms, "u1") < TransferForm.IN
     # Even a refused transaction has its book.
     book = books.book(block.ledger, block.currency) if (two & todo).any() else 0
@@ -82,7 +88,7 @@ def create_transfers(
     static = todo & static_refusals(block, accounts, book)
     judge = Judge(books, accounts, sides, amounts(block), todo & ~static)
     if judge.could_overflow:
-        return _one_by_one(books, block, accounts, execute)
+        return one_by_one(books, block, accounts, execute)
     refused, failed = _refusals(books, block, judge, static)
     recorded = todo.copy()
     recorded[failed] = False
@@ -131,7 +137,16 @@ def _one_account_books(
     return views, of_items.tobytes(), sides.tobytes()
 
 
-def _one_by_one(
+def _mixes_ledgers(books: Books, block: CreateTransfers, accounts: Accounts) -> bool:
+    """Whether the items are of several ledgers: in the one-account form, the account tells."""
+    one = np.frombuffer(block.forms, "u1") >= TransferForm.IN
+    home = accounts.first[one]
+    found = np.unique(accounts.rows["book"][home][accounts.known[home]])
+    ledgers = {books.meta.books[book].ledger for book in found.tolist()}
+    return len(ledgers if one.all() else ledgers | {block.ledger}) > 1
+
+
+def one_by_one(
     books: Books, block: CreateTransfers, accounts: Accounts, execute: Execute
 ) -> tuple[TransfersView, object]:
     """Do the transfers of a block as single commands: what cannot be judged together."""

@@ -295,3 +295,24 @@ def test_request_ids_are_shown_as_they_were_sent(tmp_path: Path) -> None:
     assert record is not None
     assert record.states[0].request_id == sent
     assert record.entries[0].direction is Direction.DEBIT
+
+
+def test_a_block_whose_accounts_are_of_several_ledgers_is_journaled_transfer_by_transfer(
+    tmp_path: Path,
+) -> None:
+    """An item of the journal is of one ledger: else no ledger could be exported by itself."""
+    twins = Twins(tmp_path, 7)
+    opened(twins)
+    twins.both(CreateAccount(77, "other", "open 77", currency=USD))
+    items: list[Item] = [
+        (TransferForm.IN, account, 0, 5, request_id(twins.rng)) for account in (1, 77, 2, 77)
+    ]
+    view = twins.send([*items, items[0]])
+    assert list(view.statuses) == [2, 2, 2, 2, 0]
+    ours, theirs = (
+        [item.command for _, entry in shard.store.shard(0).journal_after(0) for item in entry.items]
+        for shard in (twins.blocks, twins.singles)
+    )
+    assert ours == theirs
+    alone = twins.send([item[:4] + (request_id(twins.rng),) for item in items if item[1] == 77])
+    assert list(alone.statuses) == [2, 2]
