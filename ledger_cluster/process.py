@@ -1,6 +1,7 @@
 """What the server processes share at their start: the event loop, the log, and how they stop."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -29,6 +30,17 @@ def configure_log() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def settle_garbage_collection() -> None:
+    """Once a process has started: leave what it has for good out of garbage collection.
+
+    Requests make cycles too, but few: with Python's own thresholds a gateway under load spent a
+    fifth of its time looking for them, in all that it ever imported.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def stop_requested() -> asyncio.Event:

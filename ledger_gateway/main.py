@@ -10,7 +10,12 @@ import click
 import structlog
 
 from ledger_cluster.config import ClusterConfigError, load_cluster_config
-from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
+from ledger_cluster.process import (
+    configure_log,
+    event_loop_factory,
+    settle_garbage_collection,
+    stop_requested,
+)
 from ledger_cluster.shard_client import ShardClient
 from ledger_cluster.shards import Shards
 from ledger_gateway.server import GatewayServer, ListenError, is_loopback
@@ -98,6 +103,7 @@ async def _serve(open_shards: OpenShards, host: str, port: int) -> None:
         server = GatewayServer(shards, host=host, port=port)
         try:
             await server.start()
+            settle_garbage_collection()
         except ListenError as error:
             raise StartError(str(error)) from error
         _log.info("gateway listening", address=server.address)

@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 
 from ledger_cluster.config import ClusterConfig, ClusterConfigError, load_cluster_config
-from ledger_cluster.process import configure_log, event_loop_factory, stop_requested
+from ledger_cluster.process import (
+    configure_log,
+    event_loop_factory,
+    settle_garbage_collection,
+    stop_requested,
+)
 from ledger_node.raft import FatalRaftError, LogLimits
 from ledger_node.server import NodeServer
 from ledger_node.store import DEFAULT_MAP_BYTES, StoreError
@@ -84,6 +89,7 @@ async def _serve(
     stopping = stop_requested()
     server = NodeServer.open(config, node_id, data_dir, store_max_bytes, log_limits)
     await server.start()
+    settle_garbage_collection()
     await stopping.wait()
     await server.stop()
 

@@ -27,6 +27,8 @@ from ledger_core.transfers import TransferForm, transfer_command, transfer_fault
 from ledger_node.records import RequestRow, TransactionRecord
 from ledger_node.store_tables import STATE_TABLES
 from tests.node.shard import Shard
+from tests.node.test_deep_audit import audited
+from tests.node.test_replay import fresh, replay_all, replays, rows
 
 EUR = Currency("EUR", 2)
 ACCOUNTS = 14
@@ -178,7 +180,9 @@ def opened(twins: Twins) -> None:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_random_blocks_do_what_their_items_do(tmp_path: Path, seed: int) -> None:
+def test_random_blocks_do_what_their_items_do_and_are_proven_and_replayed(
+    tmp_path: Path, seed: int
+) -> None:
     twins = Twins(tmp_path, seed)
     opened(twins)
     rng = twins.rng
@@ -194,6 +198,12 @@ def test_random_blocks_do_what_their_items_do(tmp_path: Path, seed: int) -> None
             # The same log entry changes balances before the block.
             before = [CreateTransaction(3, rng.randint(1, 50), "", True, request_id(rng))]
         twins.send(items, texts, *before)
+    target = fresh(twins.blocks, tmp_path)
+    replay_all(target, replays(twins.blocks), random.Random(1))
+    assert rows(target) == rows(twins.blocks)
+    target.close()
+    twins.blocks.close()
+    assert audited(tmp_path / "blocks").faults == []
 
 
 def test_money_that_comes_in_earlier_in_a_block_can_be_spent_later_in_it(tmp_path: Path) -> None:
@@ -314,5 +324,5 @@ def test_a_block_whose_accounts_are_of_several_ledgers_is_journaled_transfer_by_
         for shard in (twins.blocks, twins.singles)
     )
     assert ours == theirs
-    alone = twins.send([item[:4] + (request_id(twins.rng),) for item in items if item[1] == 77])
+    alone = twins.send([(*item[:4], request_id(twins.rng)) for item in items if item[1] == 77])
     assert list(alone.statuses) == [2, 2]
