@@ -21,7 +21,7 @@ from ledger_core.ids import parse_account_id
 from ledger_core.ledgers import MAIN_NAME, USD, Currency
 from ledger_core.transfers import TransferForm
 from ledger_gateway import bulk_results, conversion, transfer_columns, validation
-from ledger_gateway.bulk_work import Job, Room, Transfers, jobs_of, run
+from ledger_gateway.bulk_work import Job, Room, Transfers, in_place, jobs_of, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
 from ledger_gateway.shard_calls import Context, Deadline
@@ -145,10 +145,11 @@ class BulkRpcs(TransactionRpcs):
         sorted_ = await self._sort(request, results, deadline)
         jobs: list[Job] = []
         for transfers in (*([columns] if columns else []), *sorted_.groups):
-            jobs += jobs_of(self._shards, transfers, source, deadline)
+            jobs += jobs_of(self._shards, transfers, source, deadline, self._room)
         for index in sorted_.alone:
             one = request.transactions[index]
-            jobs.append(partial(self._do_alone, one, index, results, source, deadline))
+            alone = partial(self._do_alone, one, index, results, source, deadline)
+            jobs.append(partial(in_place, self._room.alone, alone))
         await run(jobs)
         for transfers, indexes in zip(sorted_.groups, sorted_.indexes, strict=True):
             for place, result in bulk_results.transaction_results(transfers):

@@ -22,6 +22,10 @@ from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, Columns, IndexArra
 COMMANDS_IN_WORK_MAX = 256
 """Of one call: how many commands are on their way at once."""
 
+ALONE_IN_WORK_MAX = 256
+"""Of all bulk calls of a gateway together: how many transfers that go alone, mostly those across
+shards. With thousands at once the shards would not vote on all of them in time, and refuse some."""
+
 BYTES_IN_WORK_MAX = 64 << 20
 """Of all bulk calls of a gateway together."""
 
@@ -49,12 +53,16 @@ class Transfers:
 
 
 class Room:
-    """Bounds the bytes of requests in work: a call is refused without room, a stream waits."""
+    """Bounds what is in work. In bytes: a call is refused without room, a stream waits.
+
+    ``alone`` has a place for each transfer that may be on its way alone.
+    """
 
     def __init__(self, bytes_max: int = BYTES_IN_WORK_MAX) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._waiting: list[asyncio.Future[None]] = []
+        self.alone = asyncio.Semaphore(ALONE_IN_WORK_MAX)
 
     def require(self, size: int) -> None:
         """Raise OverloadedError where there is no room for ``size`` bytes now."""
@@ -103,7 +111,7 @@ async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> N
 
 
 def jobs_of(
-    shards: ShardCalls, transfers: Transfers, source: Source, deadline: Deadline
+    shards: ShardCalls, transfers: Transfers, source: Source, deadline: Deadline, room: Room
 ) -> list[Job]:
     """Return what is to be done for transfers; their outcomes are filled in by it."""
     columns = transfers.columns
@@ -121,8 +129,15 @@ def jobs_of(
     for item in np.flatnonzero(alone).tolist():
         shard_ids = (int(home[item]), int(other[item]))
         command = partial(columns.single, item, shard_ids, transfers.terms, source)
-        jobs.append(partial(_send_single, shards, transfers.outcomes, item, command, deadline))
+        single = partial(_send_single, shards, transfers.outcomes, item, command, deadline)
+        jobs.append(partial(in_place, room.alone, single))
     return jobs
+
+
+async def in_place(places: asyncio.Semaphore, job: Job) -> None:
+    """Do a job once there is a place for it."""
+    async with places:
+        await job()
 
 
 async def _send_blocks(

@@ -524,7 +524,7 @@ async def test_what_has_no_time_left_is_not_sent(shards: BulkShards) -> None:
 
     asked = transfers([*ONE, (DEBIT, A, ELSEWHERE, 1)])
     work = Transfers(transfer_columns.columns(asked), Terms("main", USD, ""))
-    await run(jobs_of(ShardCalls(shards), work, NO_SOURCE, Deadline(Over())))
+    await run(jobs_of(ShardCalls(shards), work, NO_SOURCE, Deadline(Over()), Room()))
     assert shards.calls == []
     ((_, outcome),) = work.outcomes.blocks
     for error in (outcome, *work.outcomes.singles.values()):
@@ -876,3 +876,18 @@ async def test_columns_across_shards_do_what_single_calls_do(tmp_path: Path) -> 
         assert ours.balances() == theirs.balances()
         ours.check_every_shard_balances()
         ours.check_nothing_is_in_flight()
+
+
+async def test_transfers_that_go_alone_are_bounded_over_all_calls(
+    stub: Any, gateway: GatewayServer, shards: BulkShards
+) -> None:
+    """Shards that get thousands at once would refuse those on which they cannot vote in time."""
+    gateway._ledger_service._room.alone = asyncio.Semaphore(10)
+    shards.hold = asyncio.Event()
+    request = bulk([(DEBIT, A, ELSEWHERE, 1)] * 8)
+    calls = [asyncio.ensure_future(stub.CreateTransactions(request)) for _ in range(3)]
+    await until(lambda: shards.at_work[-1] == 10)
+    shards.hold.set()
+    for call in calls:
+        assert len((await call).transfers.others) == 8
+    assert shards.at_work_most[-1] == 10
