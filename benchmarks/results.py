@@ -36,5 +36,5 @@ class Results:
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             "took_s": round(time.time() - self.began, 1),
         }
-        file.write_text(json.dumps(document, indent=1) + "\n")
+        file.write_text(json.dumps(document, separators=(",", ":")) + "\n")
         return file
