@@ -28,6 +28,8 @@ from tests.simulation.network import Network
 from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
 
 # How long after healing, in longest election timeouts, until all is well.
+# After so many times of that, a snapshot is not coming any more.
+INSTALLS_MAX = 5
 ELECTED_WITHIN = 12
 CONVERGED_WITHIN = 200
 
@@ -216,6 +218,12 @@ class Cluster:
         self.faults.heal()
         self.clients.stopped = True
         elected = engine.run_until(engine.now + ELECTED_WITHIN * unit_s, self._all_serve)
+        for _ in range(INSTALLS_MAX):
+            # A leader whose followers all need its snapshot serves when one has it: plans have
+            # chunks of a few hundred bytes.
+            if elected or not self._installing():
+                break
+            elected = engine.run_until(engine.now + ELECTED_WITHIN * unit_s, self._all_serve)
         require(elected, f"no leader {ELECTED_WITHIN * unit_s:.1f} s after healing")
         # Callers have deadlines, so every call ends; a read may follow a write.
         ended = engine.run_until(
@@ -257,6 +265,15 @@ class Cluster:
                 for host in self.hosts.values()
             )
             for shard in self.config.shards
+        )
+
+    def _installing(self) -> bool:
+        """Whether a snapshot is on its way to anyone."""
+        return any(
+            replica.group.installing_bytes
+            for host in self.hosts.values()
+            if host.node is not None
+            for replica in host.node._replicas.values()
         )
 
     def _idle(self) -> bool:
