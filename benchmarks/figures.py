@@ -1,7 +1,6 @@
 """What one measurement has shown."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from benchmarks.histogram import Buckets, Latency
 
@@ -60,7 +59,3 @@ class Figures:
     """What only this kind of step has to tell, by name with unit."""
     other_cores: float = 0.0
     """Cores that were busy with something else meanwhile. Well above zero: measure again."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return asdict(self)

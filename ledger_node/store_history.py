@@ -82,16 +82,6 @@ class HistoryTables(RowTables):
         """Return the rows, as they are stored, of the log entry whose rows begin at a position."""
         return self._must(self._entries, _U64.pack(position))
 
-    def block_at(self, position: int) -> tuple[int, list[EntryRow]] | None:
-        """Return the entries of the first log entry that begins at or after a position.
-
-        (position of the first one, rows); None where there is none.
-        """
-        with self._source.txn.cursor(self._entries) as cursor:
-            if not cursor.set_range(_U64.pack(position)):
-                return None
-            return _U64.unpack(cursor.key())[0], _rows(bytes(cursor.value()))
-
     def blocks_from(
         self, position: int, end: int = U64_MAX
     ) -> Iterator[tuple[int, list[EntryRow]]]:
