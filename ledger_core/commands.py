@@ -163,12 +163,21 @@ class TransferText(msgspec.Struct, array_like=True, frozen=True):
     metadata: Metadata = {}
 
 
+class TransferPart(msgspec.Struct, array_like=True, frozen=True):
+    """So many transfers of a block, one after the other, and who asked for them."""
+
+    count: U64
+    actor: Actor = ""
+    source: Source = NO_SOURCE
+
+
 class CreateTransfers(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
     """Settled transactions of two entries on one shard, as columns: see `ledger_core.transfers`.
 
     Little-endian: accounts as u64 each, amounts as i64, request ids as the 16 bytes of UUIDs, one
     byte of `TransferForm` each. Ledger and currency are those of the entries; in the one-account
-    form the account's own count.
+    form the account's own count. Where several calls share a block, ``parts`` says who asked for
+    which transfers, and ``actor`` and ``source`` are empty.
     """
 
     routing_id: U64
@@ -182,6 +191,7 @@ class CreateTransfers(msgspec.Struct, tag=21, tag_field="kind", array_like=True,
     texts: dict[U64, TransferText] = {}
     actor: Actor = ""
     source: Source = NO_SOURCE
+    parts: list[TransferPart] = []
 
 
 class SettleTransaction(msgspec.Struct, tag=3, tag_field="kind", array_like=True, frozen=True):
@@ -294,6 +304,73 @@ class Resolve(msgspec.Struct, tag=18, tag_field="kind", array_like=True, frozen=
     """
 
     prepared: Prepare
+
+
+# Settled transfers between two shards, as columns: the same steps for many at once, but the home
+# begins and decides in one, with the votes. See `ledger_core.transfer_legs`.
+
+
+class PrepareTransfers(msgspec.Struct, tag=22, tag_field="kind", array_like=True, frozen=True):
+    """At the participant of all of them: check and reserve their second entries, and vote.
+
+    As `CreateTransfers`, with the homes' ids (u16 each, little-endian). Forms: DEBIT and CREDIT.
+    """
+
+    routing_id: U64
+    ledger: LedgerName
+    currency: Currency
+    forms: bytes
+    first_accounts: bytes
+    second_accounts: bytes
+    amounts: bytes
+    request_ids: bytes
+    home_shards: bytes
+    texts: dict[U64, TransferText] = {}
+    parts: list[TransferPart] = []
+
+
+class CommitTransfers(msgspec.Struct, tag=23, tag_field="kind", array_like=True, frozen=True):
+    """At the home of all of them, once their participants voted: begin and decide. Commit point.
+
+    ``refused`` has the votes that were a no, by item; all others were a yes.
+    """
+
+    routing_id: U64
+    ledger: LedgerName
+    currency: Currency
+    forms: bytes
+    first_accounts: bytes
+    second_accounts: bytes
+    amounts: bytes
+    request_ids: bytes
+    participant_shards: bytes
+    refused: dict[U64, Refused] = {}
+    texts: dict[U64, TransferText] = {}
+    parts: list[TransferPart] = []
+
+
+class ApplyTransfers(msgspec.Struct, tag=24, tag_field="kind", array_like=True, frozen=True):
+    """At the participant of all of them: what they have become at their homes.
+
+    ``first_accounts`` and ``request_ids`` name them, ``numbers`` (u64 each) and ``statuses`` (a
+    byte each) are those at home.
+    """
+
+    routing_id: U64
+    ledger: LedgerName
+    first_accounts: bytes
+    request_ids: bytes
+    numbers: bytes
+    statuses: bytes
+    refused: dict[U64, Refused] = {}
+
+
+class DeliveredTransfers(msgspec.Struct, tag=25, tag_field="kind", array_like=True, frozen=True):
+    """At the home of all of them: their participants have applied them. ``numbers``: u64 each."""
+
+    routing_id: U64
+    ledger: LedgerName
+    numbers: bytes
 
 
 class UpdateAccount(msgspec.Struct, tag=5, tag_field="kind", array_like=True, frozen=True):
@@ -429,7 +506,17 @@ Request = (
 """What has a request id under which its first result is kept."""
 
 BetweenShards = Prepare | Decide | ApplyDecision | Delivered | Resolve
-Command = Request | ClaimName | ReleaseName | BetweenShards | Replay | EndReplay | CreateTransfers
+TransfersBetweenShards = PrepareTransfers | CommitTransfers | ApplyTransfers | DeliveredTransfers
+Command = (
+    Request
+    | ClaimName
+    | ReleaseName
+    | BetweenShards
+    | Replay
+    | EndReplay
+    | CreateTransfers
+    | TransfersBetweenShards
+)
 
 
 def routing_id(command: Command) -> int:
@@ -440,6 +527,8 @@ def routing_id(command: Command) -> int:
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
         case Prepare() | ApplyDecision() | Replay() | EndReplay() | CreateTransfers():
+            return command.routing_id
+        case PrepareTransfers() | CommitTransfers() | ApplyTransfers() | DeliveredTransfers():
             return command.routing_id
         case Resolve():
             return command.prepared.transaction.account_id

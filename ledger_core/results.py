@@ -416,6 +416,12 @@ class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, f
     sides: bytes = b""
 
 
+class TransferVotesView(msgspec.Struct, tag=23, tag_field="kind", array_like=True, frozen=True):
+    """Votes on the items of `PrepareTransfers`: yes, but for those in ``refused``, by item."""
+
+    refused: dict[int, Refused]
+
+
 class Replayed(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
     """A journal entry was applied once more, or had been before; the chain's hash after it."""
 
@@ -446,6 +452,7 @@ Result = (
     | JournalPage
     | Replayed
     | TransfersView
+    | TransferVotesView
 )
 
 _encoder = msgspec.msgpack.Encoder()
