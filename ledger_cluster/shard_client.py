@@ -20,7 +20,7 @@ from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_cluster.shard_map import ShardMap
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import Command, encode_command
 from ledger_core.errors import (
@@ -55,17 +55,12 @@ class _Kind(Enum):
 
 @dataclass(slots=True)
 class _Call:
-    """One command or query, encoded, and who waits for it.
-
-    ``reached_node`` is true once an attempt may have arrived and was not refused: only then can a
-    write have happened.
-    """
+    """One command or query, encoded, and who waits for it."""
 
     data: bytes
     reply: "asyncio.Future[_Reply]"
     deadline: float
-    reached_node: bool = False
-    last_failure: str = "no node was tried"
+    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,13 @@ class ShardClient:
         """Return the shard that holds an account."""
         return self._map.shard_of(account_id).id
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
         """Run a command exactly once, under its request id.
 
         One across shards is answered when all its shards have applied it, so that the caller's
@@ -118,16 +119,22 @@ class ShardClient:
         """
         deadline = time.monotonic() + timeout_s
         shard = self._map.shard_of(account_id)
-        result = await self.execute_on(shard.id, command, timeout_s)
+        result = await self.execute_on(shard.id, command, timeout_s, attempts)
         if not isinstance(result, TransactionView) or result.in_flight is None:
             return result
         decided = await self._await_transaction(shard, result, deadline)
         return decided if result.status is TransactionStatus.UNDECIDED else result
 
-    async def execute_on(self, shard_id: int, command: Command, timeout_s: float) -> Result:
+    async def execute_on(
+        self,
+        shard_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
         """Run a command on a shard, and return what that shard says."""
         lane = self._lanes[shard_id, _Kind.EXECUTE]
-        return decode_result((await lane.call(encode_command(command), timeout_s)).data)
+        return decode_result((await lane.call(encode_command(command), timeout_s, attempts)).data)
 
     async def _await_transaction(
         self, shard: ShardConfig, transaction: TransactionView, deadline: float
@@ -215,7 +222,7 @@ class _Lane:
         self._flush_scheduled = False
         self._closed = False
 
-    async def call(self, data: bytes, timeout_s: float) -> _Reply:
+    async def call(self, data: bytes, timeout_s: float, attempts: Attempts | None = None) -> _Reply:
         """Send one call, with whatever else waits, and return its reply."""
         if self._closed:
             raise ShardUnavailableError("the gateway is stopping; try another one")
@@ -225,7 +232,8 @@ class _Lane:
                 f"slow down"
             )
         loop = asyncio.get_running_loop()
-        call = _Call(data, loop.create_future(), time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        call = _Call(data, loop.create_future(), deadline, attempts or Attempts())
         self._waiting.append(call)
         self._waiting_bytes += len(data)
         self._schedule_flush()
@@ -310,10 +318,10 @@ class _Lane:
         remaining_s = max(call.deadline for call in batch) - time.monotonic()
         timeout_s = min(max(remaining_s, 0.001), _ATTEMPT_S_MAX)
         # From here on a call may arrive, also if its deadline passes before this attempt ends.
-        reached_before = [call.reached_node for call in batch]
+        reached_before = [call.attempts.reached_node for call in batch]
         for call in batch:
-            call.reached_node = True
-            call.last_failure = f"node {node_id}: has not answered yet"
+            call.attempts.reached_node = True
+            call.attempts.last_failure = f"node {node_id}: has not answered yet"
         outcome, leader_id, message = shard_pb2.OUTCOME_UNKNOWN, "", ""
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)
@@ -333,8 +341,8 @@ class _Lane:
             # Done counts as well: a call whose deadline has just passed is yet to say how it ended.
             may_have_arrived = outcome in (shard_pb2.OUTCOME_UNKNOWN, shard_pb2.OUTCOME_OK)
         for call, reached in zip(batch, reached_before, strict=True):
-            call.reached_node = may_have_arrived or reached
-            call.last_failure = f"node {node_id}: {failure}"
+            call.attempts.reached_node = may_have_arrived or reached
+            call.attempts.last_failure = f"node {node_id}: {failure}"
         return outcome, leader_id, message
 
     async def _send(
@@ -370,7 +378,7 @@ class _Lane:
     def _refuse(self, batch: list[_Call], message: str) -> None:
         """End calls whose last attempt a node refused; an earlier one may have had its effect."""
         for call in batch:
-            if self._kind is _Kind.EXECUTE and call.reached_node:
+            if self._kind is _Kind.EXECUTE and call.attempts.reached_node:
                 error: LedgerError = OutcomeUnknownError(
                     f"an attempt had no answer and the next one was refused: {message}; the write "
                     f"may have happened: repeat it with the same request id to know"
@@ -386,10 +394,9 @@ class _Lane:
 
     def _expired(self, call: _Call, timeout_s: float) -> LedgerError:
         """Say how a call ended that has no reply in time."""
-        what = (
-            f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({call.last_failure})"
-        )
-        if self._kind is _Kind.EXECUTE and call.reached_node:
+        failure = call.attempts.last_failure
+        what = f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({failure})"
+        if self._kind is _Kind.EXECUTE and call.attempts.reached_node:
             return OutcomeUnknownError(
                 f"{what}; the write may have happened: repeat it with the same request id to know"
             )

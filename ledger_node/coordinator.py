@@ -23,14 +23,12 @@ from ledger_core.commands import (
     Decide,
     Delivered,
     Prepare,
-    Refused,
     Resolve,
     Vote,
     body_hash,
 )
-from ledger_core.errors import RefusalReason
 from ledger_core.ids import transaction_request_key
-from ledger_core.results import Done, Result, TransactionView, VoteView
+from ledger_core.results import Done, Result, TransactionView, VoteView, refused_by
 from ledger_node.records import ParticipantRecord, TransactionRecord
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import routing_ids
@@ -368,7 +366,7 @@ class Coordinator:
                     result.status,
                     result.request_id,
                     result.settled_amount,
-                    _refused(result),
+                    refused_by(result.refusal) if result.refusal else None,
                 )
                 self._propose(shard_id, decision, lambda _result: None)
 
@@ -398,16 +396,3 @@ class Coordinator:
 
     def _call(self, shard_id: int, command: Command, done: Reply) -> None:
         self._calls.append(ShardCall(shard_id, command, done))
-
-
-def _refused(view: TransactionView) -> Refused | None:
-    refusal = view.refusal
-    if refusal is None:
-        return None
-    return Refused(
-        refusal.entry_index,
-        refusal.required_amount,
-        refusal.available_amount,
-        refusal.reserved_amount,
-        RefusalReason(refusal.reason),
-    )
