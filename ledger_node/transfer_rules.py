@@ -461,15 +461,18 @@ def _with_checksums(rows: NDArray[np.void]) -> bytes:
 
 
 def command_of(record: TransactionRecord, book: Book, shard_id: int) -> CreateTransaction:
-    """Return what was asked, from the transaction that it made as a transfer of a block."""
+    """Return what was asked, from the transaction that it made as a transfer of a block.
+
+    Across shards, its record on any of them will do.
+    """
     first = record.states[0]
     entries = [
         Entry(
             entry.account_id,
             entry.direction,
             entry.amount,
-            Currency(book.currency, book.currency_exponent),
-            shard_id,
+            Currency(entry.currency or book.currency, entry.currency_exponent),
+            shard_id if entry.shard_id is None else entry.shard_id,
         )
         for entry in record.entries
     ]
