@@ -165,6 +165,10 @@ def _command(value: Any) -> Any:
 _CHANGE = "account_id:id request_id"
 _WHO = "actor source:source"
 _STEP = "account_id:id number request_id"
+_COLUMNS = (
+    "routing_id:id ledger currency:currency forms:hex first_accounts:hex second_accounts:hex "
+    "amounts:hex request_ids:hex"
+)
 
 STRUCTS = {
     "source": "correlation_id peer",
@@ -179,6 +183,7 @@ STRUCTS = {
         "entry_index required_amount:money available_amount:money reserved_amount:money reason"
     ),
     "vote": "shard_id refused:refused",
+    "part": "count actor source:source",
 }
 
 COMMANDS = {
@@ -223,9 +228,15 @@ COMMANDS = {
     18: ("Resolve", "prepared:command"),
     21: (
         "CreateTransfers",
-        "routing_id:id ledger currency:currency forms:hex first_accounts:hex second_accounts:hex "
-        f"amounts:hex request_ids:hex texts {_WHO}",
+        f"{_COLUMNS} texts {_WHO} parts:part*",
     ),
+    22: ("PrepareTransfers", f"{_COLUMNS} home_shards:hex texts parts:part*"),
+    23: ("CommitTransfers", f"{_COLUMNS} participant_shards:hex refused texts parts:part*"),
+    24: (
+        "ApplyTransfers",
+        "routing_id:id ledger first_accounts:hex request_ids:hex numbers:hex statuses:hex refused",
+    ),
+    25: ("DeliveredTransfers", "routing_id:id ledger numbers:hex"),
 }
 
 _READERS: dict[str, Reader] = {
