@@ -70,7 +70,8 @@ class BlockTerms:
 
 
 def _create(terms: BlockTerms, pieces: Sequence[Piece], rows: Rows) -> CreateTransfers:
-    alone = pieces[0] if len(pieces) == 1 else None
+    parts = _parts(pieces)
+    one = parts[0] if len(parts) == 1 else TransferPart(0)
     return CreateTransfers(
         routing_id=int(rows["first"][0]),
         ledger=terms.ledger,
@@ -81,7 +82,9 @@ def _create(terms: BlockTerms, pieces: Sequence[Piece], rows: Rows) -> CreateTra
         amounts=_column(rows, "amount"),
         request_ids=_column(rows, "request_id"),
         texts=_joined(pieces, [piece.texts for piece in pieces]),
-        **({"actor": alone.actor, "source": alone.source} if alone else {"parts": _parts(pieces)}),
+        actor=one.actor,
+        source=one.source,
+        parts=parts if len(parts) > 1 else [],
     )
 
 
@@ -184,7 +187,15 @@ def _column(rows: Rows, name: str) -> bytes:
 
 
 def _parts(pieces: Sequence[Piece]) -> list[TransferPart]:
-    return [TransferPart(len(piece), piece.actor, piece.source) for piece in pieces]
+    """Return who asks for which items; neighbours of the same origin are one part."""
+    found = [TransferPart(len(pieces[0]), pieces[0].actor, pieces[0].source)]
+    for piece in pieces[1:]:
+        last = found[-1]
+        if (piece.actor, piece.source) == (last.actor, last.source):
+            found[-1] = TransferPart(last.count + len(piece), last.actor, last.source)
+        else:
+            found.append(TransferPart(len(piece), piece.actor, piece.source))
+    return found
 
 
 def _joined(pieces: Sequence[Piece], values: Sequence[dict[int, ValueT]]) -> dict[int, ValueT]:

@@ -158,6 +158,9 @@ class Lane:
                 block.pieces.remove(piece)
                 self._call_off(block)
             return ShardUnavailableError(f"{what}; nothing was done, try again")
+        if block is not None and all(other.answer is _nobody for other in block.pieces):
+            block.pieces.clear()
+            self._call_off(block)
         return OutcomeUnknownError(
             f"{what}; the write may have happened: repeat it with the same request id to know"
         )
@@ -172,17 +175,18 @@ class Lane:
                 return
 
     def _call_off(self, block: _Block) -> None:
+        """Send a block no more. Its pieces are the next ones to be sent, in another block."""
         assert block.task is not None
         block.task.cancel()
         self._blocks.discard(block)
-        if not block.pieces:
-            return
         for piece in block.pieces:
             piece.block = None
             self._waiting_items += len(piece)
-        line = self._waiting.setdefault(block.terms, deque())
-        line.extendleft(reversed(block.pieces))
-        self._schedule()
+        if block.pieces:
+            line = self._waiting.setdefault(block.terms, deque())
+            line.extendleft(reversed(block.pieces))
+        if self._waiting:
+            self._schedule()
 
     def _schedule(self) -> None:
         """Send at the end of this pass of the event loop: what comes in together goes together."""
