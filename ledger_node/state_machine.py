@@ -75,6 +75,8 @@ class StateMachine:
         self._shard_id = shard_id
         self._in_flight: list[int] = []
         self._undecided: list[int] = []
+        self._in_flight_later: list[int] = []
+        self._undecided_later: list[int] = []
 
     def apply(self, index: int, payload: bytes) -> list[Result]:
         """Apply the batch of commands of log entry ``index``; one result per command.
@@ -139,6 +141,8 @@ class StateMachine:
         books.finish()
         self._in_flight += books.in_flight
         self._undecided += books.undecided
+        self._in_flight_later += books.in_flight_later
+        self._undecided_later += books.undecided_later
         return results
 
     def take_unfinished(self) -> tuple[list[int], list[int]]:
@@ -149,6 +153,12 @@ class StateMachine:
         """
         unfinished = self._in_flight, self._undecided
         self._in_flight, self._undecided = [], []
+        return unfinished
+
+    def take_unfinished_later(self) -> tuple[list[int], list[int]]:
+        """Return those that a gateway is about to finish, as `take_unfinished` does."""
+        unfinished = self._in_flight_later, self._undecided_later
+        self._in_flight_later, self._undecided_later = [], []
         return unfinished
 
 
