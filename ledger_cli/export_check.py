@@ -179,6 +179,7 @@ STRUCTS = {
         "entry_index required_amount:money available_amount:money reserved_amount:money reason"
     ),
     "vote": "shard_id refused:refused",
+    "part": "count actor source:source",
 }
 
 COMMANDS = {
@@ -224,7 +225,7 @@ COMMANDS = {
     21: (
         "CreateTransfers",
         "routing_id:id ledger currency:currency forms:hex first_accounts:hex second_accounts:hex "
-        f"amounts:hex request_ids:hex texts {_WHO}",
+        f"amounts:hex request_ids:hex texts {_WHO} parts:part*",
     ),
 }
 

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction
 from ledger_core.commands import (
+    NO_SOURCE,
     CreateTransaction,
     CreateTransfers,
     Entry,
+    Source,
+    TransferPart,
 )
 from ledger_core.ledgers import MAIN_NAME
 
@@ -127,7 +130,32 @@ def transfer_fault(block: CreateTransfers) -> str | None:
         return "has an amount that is not above 0, or amounts that are too large together"
     if any(not 0 <= index < count for index in block.texts):
         return "has texts of no transfer"
+    return _parts_fault(block)
+
+
+def _parts_fault(block: CreateTransfers) -> str | None:
+    if not block.parts:
+        return None
+    counts = [part.count for part in block.parts]
+    if min(counts) < 1 or sum(counts) != len(block.forms):
+        return "has parts that are not its transfers"
+    if block.actor or block.source != NO_SOURCE:
+        return "has parts, and an actor or a source besides"
     return None
+
+
+def block_parts(block: CreateTransfers) -> list[TransferPart]:
+    """Return who asked for which run of items, also where one call asked for all of them."""
+    return block.parts or [TransferPart(len(block.forms), block.actor, block.source)]
+
+
+def _asked_by(block: CreateTransfers, index: int) -> tuple[str, Source]:
+    """Return the actor and the source of an item."""
+    for part in block_parts(block):
+        if index < part.count:
+            return part.actor, part.source
+        index -= part.count
+    raise IndexError("a block has no such item")
 
 
 def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> CreateTransaction:
@@ -136,6 +164,7 @@ def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> Creat
     home = int(first_accounts(block)[index])
     amount = int(amounts(block)[index])
     text = block.texts.get(index)
+    actor, source = _asked_by(block, index)
     entries: Sequence[Entry] = ()
     signed = 0
     if form.is_one_account:
@@ -156,8 +185,8 @@ def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> Creat
         entries=list(entries),
         # In the one-account form the account tells the ledger.
         ledger=MAIN_NAME if form.is_one_account else block.ledger,
-        actor=block.actor,
-        source=block.source,
+        actor=actor,
+        source=source,
     )
     if text is None:
         return command

@@ -53,6 +53,7 @@ from ledger_node.commit_rules import apply_decision, decide, delivered, prepare,
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
 from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
 from ledger_node.replay import end_replay, replay
+from ledger_node.request_bodies import has_hash
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import (
     create_transaction,
@@ -61,7 +62,7 @@ from ledger_node.transaction_rules import (
     reverse_transaction,
 )
 from ledger_node.transfer_blocks import read_accounts
-from ledger_node.transfer_rules import NO_HASH, command_of, create_transfers, one_by_one
+from ledger_node.transfer_rules import create_transfers, one_by_one
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
 _IMPORTS = (Replay, EndReplay)
@@ -210,7 +211,7 @@ def _execute_single(
         outcome = _dispatch(books, command, key, hashed)
         if isinstance(outcome, RequestRow):
             books.tables.add_request(key, outcome)
-    elif not _is_repeat(books, first, hashed):
+    elif not has_hash(books, first, hashed):
         outcome = _reused_request_id(books, command, first)
         if isinstance(command, AccountChange | CreateAccount):
             note_refused_change(books, command, outcome)
@@ -227,17 +228,6 @@ def _execute_single(
 
 def _execute_one(books: Books, command: CreateTransaction) -> Result:
     return _execute_single(books, command)[0]
-
-
-def _is_repeat(books: Books, first: RequestRow, hashed: bytes) -> bool:
-    """Whether a request asks for the same as the first one under its id."""
-    if first.body_hash != NO_HASH:
-        return first.body_hash == hashed
-    record = books.find_transaction(first.number)
-    if record is None:
-        raise InvariantError(f"transaction {first.number} of a request is missing")
-    asked = command_of(record, books.meta.books[record.book], books.shard_id)
-    return body_hash(asked) == hashed
 
 
 def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> RequestRow | Failure:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
-from ledger_core.commands import CreateTransaction, CreateTransfers, Entry, Refused
+from ledger_core.commands import CreateTransaction, CreateTransfers, Entry, Refused, TransferPart
 from ledger_core.ledgers import MAIN_NAME, Currency
 from ledger_core.results import (
     BookView,
@@ -23,6 +23,7 @@ from ledger_core.transfers import (
     TransferForm,
     amounts,
     big_endian,
+    block_parts,
     byte_rows,
     request_id_texts,
     request_keys,
@@ -341,10 +342,14 @@ class _Taken:
         special = refused.keys() | block.texts.keys()
         plain = np.array([item not in special for item in items.tolist()], bool)
         of_book = self.accounts.rows["book"][self.accounts.first[items]]
-        for book in np.unique(of_book[plain]).tolist():
-            chosen = plain & (of_book == book)
-            rows = self._plain_rows(items[chosen], book)
-            books.tables.add_transaction_rows(big_endian(numbers[chosen]), rows)
+        start = 0
+        for part in block_parts(block):
+            of_part = plain & (items >= start) & (items < start + part.count)
+            start += part.count
+            for book in np.unique(of_book[of_part]).tolist():
+                chosen = of_part & (of_book == book)
+                rows = self._plain_rows(items[chosen], book, part)
+                books.tables.add_transaction_rows(big_endian(numbers[chosen]), rows)
         for item, number in zip(items[~plain].tolist(), numbers[~plain].tolist(), strict=True):
             record = self._record(item, refused.get(item))
             books.save_transaction(number, record)
@@ -368,10 +373,10 @@ class _Taken:
         record.amount = asked.amount
         return record
 
-    def _plain_rows(self, items: NDArray[np.intp], book: int) -> Bytes:
+    def _plain_rows(self, items: NDArray[np.intp], book: int, part: TransferPart) -> Bytes:
         """Encode records that differ in numbers only: a template, and the columns laid over it."""
         accounts, block, sides = self.accounts, self.block, self.sides
-        template, at = _template(self.books, book, block)
+        template, at = _template(self.books, book, part)
         rows = np.tile(np.frombuffer(template, np.uint8), (len(items), 1))
         values = amounts(block)[items]
         forms = np.frombuffer(block.forms, "u1")[items]
@@ -417,7 +422,7 @@ class _Places:
     request_id: int
 
 
-def _template(books: Books, book_number: int, block: CreateTransfers) -> tuple[bytes, _Places]:
+def _template(books: Books, book_number: int, part: TransferPart) -> tuple[bytes, _Places]:
     """Encode a record with numbers that are as long as any, and find where they are."""
     book, meta = books.meta.books[book_number], books.meta
     marks = [(0xF0 + i) << 56 | 0x0123456789ABCD for i in range(4)]
@@ -431,9 +436,9 @@ def _template(books: Books, book_number: int, block: CreateTransfers) -> tuple[b
         TransactionStatus.SETTLED,
         meta.time_us,
         text,
-        block.actor,
-        block.source.correlation_id,
-        block.source.peer,
+        part.actor,
+        part.source.correlation_id,
+        part.source.peer,
     )
     record = TransactionRecord(
         marks[0], marks[3], "", True, book_number, entries, [state], meta.time_us
@@ -461,15 +466,18 @@ def _with_checksums(rows: NDArray[np.void]) -> bytes:
 
 
 def command_of(record: TransactionRecord, book: Book, shard_id: int) -> CreateTransaction:
-    """Return what was asked, from the transaction that it made as a transfer of a block."""
+    """Return what was asked, from the transaction that it made as a transfer of a block.
+
+    Across shards, its record on any of them will do.
+    """
     first = record.states[0]
     entries = [
         Entry(
             entry.account_id,
             entry.direction,
             entry.amount,
-            Currency(book.currency, book.currency_exponent),
-            shard_id,
+            Currency(entry.currency or book.currency, entry.currency_exponent),
+            shard_id if entry.shard_id is None else entry.shard_id,
         )
         for entry in record.entries
     ]
