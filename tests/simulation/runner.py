@@ -110,6 +110,8 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (coordinator, "RETRY_S_MAX", bounds.retry_s),
             (coordinator, "EARLY_S_MAX", bounds.early_s),
             (coordinator, "EARLY_MAX", bounds.early),
+            (coordinator, "GATEWAY_S_MAX", bounds.gateway_s),
+            (coordinator, "TAKEN_UP_MAX", bounds.taken_up),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
@@ -234,7 +236,7 @@ class Cluster:
         bounds = self.plan.bounds
         within_s = (
             bounds.vote_s
-            + bounds.ask_after_s
+            + max(bounds.ask_after_s, bounds.gateway_s)
             + 3 * (self.plan.shard_call_s + bounds.retry_s + unit_s)
         )
         idle_at = engine.now + within_s
