@@ -4,10 +4,10 @@ A request is remembered with a hash of its body. Those of blocks of transfers ha
 their transactions say what was asked.
 """
 
-from ledger_core.commands import CreateTransaction, body_hash
+from ledger_core.commands import NO_HASH, CreateTransaction, body_hash
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import RequestRow
-from ledger_node.transfer_rules import NO_HASH, command_of
+from ledger_node.transfer_rules import command_of
 
 
 def has_hash(books: Books, first: RequestRow, hashed: bytes) -> bool:

@@ -5,9 +5,10 @@ same order give the same tables on every replica. It asks no clock, draws no ran
 knows no network. Refusals are values. What must never happen raises InvariantError, which ends the
 process before anything of the turn is stored or sent.
 
-The rules are in `transaction_rules`, `commit_rules` (across shards), `account_rules` and
-`ledger_rules`; `books` holds the rows that a log entry touches, checks at its end that debits
-equal credits, and journals it. `replay` applies what another cluster has journaled.
+The rules are in `transaction_rules`, `commit_rules` (across shards), `transfer_rules` and
+`leg_rules` (blocks of transfers), `account_rules` and `ledger_rules`; `books` holds the rows that a
+log entry touches, checks at its end that debits equal credits, and journals it. `replay` applies
+what another cluster has journaled.
 """
 
 from itertools import groupby
@@ -16,27 +17,32 @@ from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     AccountChange,
     ApplyDecision,
+    ApplyTransfers,
     BetweenShards,
     CancelTransaction,
     ClaimName,
     CloseAccount,
     Command,
+    CommitTransfers,
     CreateAccount,
     CreateLedger,
     CreateTransaction,
     CreateTransfers,
     Decide,
     Delivered,
+    DeliveredTransfers,
     EndReplay,
     ExtendLedger,
     FreezeAccount,
     Prepare,
+    PrepareTransfers,
     ReleaseName,
     Replay,
     Request,
     Resolve,
     ReverseTransaction,
     SettleTransaction,
+    TransfersBetweenShards,
     UnfreezeAccount,
     UpdateAccount,
     body_hash,
@@ -51,6 +57,12 @@ from ledger_node.account_rules import change_account, claim_name, create_account
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
+from ledger_node.leg_rules import (
+    apply_transfers,
+    commit_transfers,
+    delivered_transfers,
+    prepare_transfers,
+)
 from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
 from ledger_node.replay import end_replay, replay
 from ledger_node.request_bodies import has_hash
@@ -157,7 +169,7 @@ class StateMachine:
         return unfinished
 
     def take_unfinished_later(self) -> tuple[list[int], list[int]]:
-        """Return those that a gateway is about to finish, as `take_unfinished` does."""
+        """Return the same of blocks of transfers: their sender finishes most of them soon."""
         unfinished = self._in_flight_later, self._undecided_later
         self._in_flight_later, self._undecided_later = [], []
         return unfinished
@@ -181,7 +193,22 @@ def _execute(books: Books, command: Command) -> tuple[Result, object] | None:
         raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, CreateTransfers):
         return create_transfers(books, command, _execute_one)
+    if isinstance(command, TransfersBetweenShards):
+        return _execute_legs(books, command)
     return _execute_single(books, command)
+
+
+def _execute_legs(books: Books, block: TransfersBetweenShards) -> tuple[Result, object]:
+    """Execute a step of transfers between two shards."""
+    match block:
+        case PrepareTransfers():
+            return prepare_transfers(books, block), "done"
+        case CommitTransfers():
+            return commit_transfers(books, block, _execute_one)
+        case ApplyTransfers():
+            return apply_transfers(books, block), "done"
+        case DeliveredTransfers():
+            return delivered_transfers(books, block), "done"
 
 
 def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:

@@ -402,9 +402,6 @@ class _Taken:
         return rows
 
 
-NO_HASH = bytes(16)
-"""In the request row of a transfer of a block: its transaction says what was asked."""
-
 _INT64 = 0xD3
 """What msgpack puts before a signed number of 8 bytes."""
 
