@@ -215,6 +215,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shard_call_s=rng.choice((2.0, 2.0, timing.election_max_s)),
         expire_s=timing.election_max_s * rng.choice((0.5, 2.0, 6.0)),
         workload=_draw_workload(rng),
+        gateway_dies=rng.choice((0.0, 0.1, 0.5)),
         faults=_draw_faults(rng, run_s, timing),
     )
 
@@ -246,6 +247,8 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         retry_s=rng.choice((1.0, 0.1)),
         early_s=rng.choice((10.0, 0.5)),
         early=rng.choice((10_000, 1)),
+        gateway_s=rng.choice((5.0, timing.election_max_s, timing.election_max_s * 0.2, 0.01)),
+        taken_up=rng.choice((500, 2)),
     )
 
 

@@ -31,6 +31,8 @@ from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
 # After so many times of that, a snapshot is not coming any more.
 INSTALLS_MAX = 5
 ELECTED_WITHIN = 12
+# Below this number of transactions at a time, what is left open takes longer.
+TAKEN_UP_FEW = 10
 CONVERGED_WITHIN = 200
 
 # How the product says, of itself, that it is broken. Anything else is a bug all the same.
@@ -239,6 +241,8 @@ class Cluster:
             + max(bounds.ask_after_s, bounds.gateway_s)
             + 3 * (self.plan.shard_call_s + bounds.retry_s + unit_s)
         )
+        if bounds.taken_up < TAKEN_UP_FEW:
+            within_s *= 3  # one after the other
         idle_at = engine.now + within_s
         while not self._idle() and engine.now < idle_at:
             engine.run_until(engine.now + unit_s / 4)
