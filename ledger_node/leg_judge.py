@@ -17,7 +17,13 @@ from ledger_core.money import INT64_MAX
 from ledger_core.transfer_legs import LegBlock, i64_column, own_accounts, own_debits, peer_shards
 from ledger_core.transfers import I64Array, U64Array, big_endian, mixed_ids, split_rows
 from ledger_node.books import BOOK_BITS, Books, InvariantError
-from ledger_node.entry_columns import AccountColumns, BoolArray, IndexArray, read_balances
+from ledger_node.entry_columns import (
+    AccountColumns,
+    BoolArray,
+    IndexArray,
+    found_slots,
+    read_balances,
+)
 from ledger_node.records import FLOORED_BIT, LIMITED_BIT, STATE_BITS, BalanceRow
 from ledger_node.refusal_rules import limits_of
 
@@ -95,7 +101,7 @@ def read_sides(books: Books, block: LegBlock, book: int) -> LegSides | None:
         exists = np.array([account_id in existing for account_id in ids.tolist()], bool)
         own = np.maximum(exists.cumsum() - 1, 0)[place]
         known = exists[place]
-    slots = np.frombuffer(b"".join([slot for _, slot in found]), ">u4").astype(np.int64)
+    slots = found_slots(found)
     accounts = read_balances(books, np.concatenate([slots, np.array(clearing, np.int64)]))
     rows = accounts.rows
     able = (rows["flags"] & STATE_BITS == AccountState.OPEN) & (rows["book"] == book)
