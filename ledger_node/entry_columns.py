@@ -16,7 +16,6 @@ from ledger_core.transfers import I64Array, big_endian, split_rows
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import BALANCE_ROW_BYTES, ENTRY_EFFECT, ENTRY_ROW_BYTES
 from ledger_node.store import ENTRIES_PER_MARK
-from ledger_node.store_leg_columns import Rows
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
@@ -56,7 +55,7 @@ _COUNTER_NAMES = ("debits_posted", "credits_posted", "debits_pending", "credits_
 
 @dataclass(slots=True)
 class AccountColumns:
-    """Accounts, each once: their slots, and their rows as they are before the entries."""
+    """Accounts, each once: their slots, which rise, and their rows as they are now."""
 
     slots: I64Array
     rows: NDArray[np.void]
@@ -96,20 +95,11 @@ class EntryColumns:
         )
 
 
-def found_slots(found: Rows) -> I64Array:
-    """Return the slots of accounts that `LegTables.find_slots` found."""
-    # Every second number is a checksum.
-    numbers = np.frombuffer(b"".join([sealed for _, sealed in found]), ">u4")
-    return numbers[::2].astype(np.int64)
-
-
 def read_balances(books: Books, slots: I64Array) -> AccountColumns:
-    """Read accounts that exist, each once."""
-    order = slots.argsort()
-    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
+    """Read accounts that exist, each once; their slots rise."""
+    keys = split_rows(big_endian(slots.astype(np.uint32)))
     packed = b"".join([sealed for _, sealed in books.tables.find_balances(keys)])
-    rows = np.empty(len(slots), BALANCE)
-    rows[order] = np.frombuffer(packed, _SEALED_BALANCE)["row"]
+    rows = np.frombuffer(packed, _SEALED_BALANCE)["row"].copy()
     return AccountColumns(slots, rows)
 
 
@@ -197,9 +187,8 @@ def _check_balance(books: NDArray[np.uint16], moved: I64Array) -> None:
 
 
 def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> None:
-    order = slots.argsort()
-    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
-    raw, size = rows[order].tobytes(), BALANCE_ROW_BYTES
+    keys = split_rows(big_endian(slots.astype(np.uint32)))
+    raw, size = rows.tobytes(), BALANCE_ROW_BYTES
     books.tables.put_balances(keys, [raw[at : at + size] for at in range(0, len(raw), size)])
 
 

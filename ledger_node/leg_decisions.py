@@ -20,8 +20,6 @@ from ledger_core.transfer_legs import decision_of, origin_keys, origin_rows, u64
 from ledger_core.transfers import (
     I64Array,
     U64Array,
-    big_endian,
-    split_rows,
 )
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import PARTICIPANT_MARK, apply_decision, learn_decision
@@ -30,12 +28,12 @@ from ledger_node.entry_columns import (
     EntryColumns,
     IndexArray,
     book_columns,
-    found_slots,
     read_balances,
 )
 from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
 from ledger_node.leg_rules import apply_each
 from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.store_columns import place_slots
 from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
 
 _TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
@@ -112,7 +110,7 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
         raise InvariantError("a transaction of a request is missing")
     rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
     _recognise(books, block, work, rows)
-    for item, row in rows.items():
+    for item, row in rows.items() if len(work.settled) < len(rows) else ():
         if item in work.settled:
             continue
         record = work.decoded[item] = TransactionRecord.decoded(row[:-CHECKSUM_BYTES])
@@ -181,10 +179,10 @@ def _take(work: _Work, item: int, record: TransactionRecord) -> bool:
 
 def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -> None:
     """Turn what items have reserved into posted money, or release it."""
-    ids, account = np.unique(work.accounts[items].ravel(), return_inverse=True)
-    found = books.tables.find_slots(split_rows(big_endian(ids)))
-    if len(found) < len(ids):
+    places = books.tables.places(work.accounts[items].ravel())
+    if not places.all():
         raise InvariantError("an account of a transaction is missing")
+    slots, account = np.unique(place_slots(places), return_inverse=True)
     statuses: NDArray[np.uint8] = np.frombuffer(block.statuses, np.uint8)[items]
     settled = statuses == TransactionStatus.SETTLED
     kinds = np.where(settled, np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED))
@@ -195,4 +193,4 @@ def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -
         kinds.repeat(2),
         work.numbers[items].repeat(2),
     )
-    book_columns(books, read_balances(books, found_slots(found)), entries)
+    book_columns(books, read_balances(books, slots), entries)

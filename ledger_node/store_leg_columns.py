@@ -31,10 +31,6 @@ class LegTables(ColumnTables):
     _undecided: lmdb._Database
     _pending: lmdb._Database
 
-    def find_slots(self, account_ids: Sequence[bytes]) -> Rows:
-        """Return the sealed slots (4 bytes) of the accounts (8 bytes) that exist, big-endian."""
-        return self._found(self._accounts, account_ids)
-
     def find_balances(self, slots: Sequence[bytes]) -> Rows:
         """Return the sealed `BalanceRow`s of slots."""
         return self._found(self._balances, slots)
@@ -84,7 +80,7 @@ class LegTables(ColumnTables):
         self._drop(self._in_flight, [number for number, sealed in found if sealed[:-4] == row])
 
     def _drop(self, table: lmdb._Database, keys: Sequence[bytes]) -> None:
-        """Remove rows. Most are neighbours: behind one that is removed the cursor is at the next."""
+        """Remove rows; most are neighbours, and the cursor goes on to the next by itself."""
         with self._source.txn.cursor(table) as cursor:
             key_now, seek, delete = cursor.key, cursor.set_key, cursor.delete
             for key in keys:
