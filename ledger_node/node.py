@@ -154,6 +154,7 @@ class Node:
         self._touched: set[int] = set()
         self._draining = False
         self._full = False
+        self._full_message: str | None = None
         self._view: ReadView | None = None
         self._coordinator = Coordinator(self._propose_own, self._committed_tables)
         self._coordination: list[Callable[[], None]] = []
@@ -231,7 +232,7 @@ class Node:
         elif replica.waiting_commands + len(commands) > WAITING_COMMANDS_MAX:
             message = f"{replica.waiting_commands} writes wait for shard {shard_id}; slow down"
             done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
-        elif not urgent and (message := self._store.full() or ""):
+        elif not urgent and (message := self._fullness()):
             done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
         else:
             replica.proposals.append(_Proposal(commands, done))
@@ -306,12 +307,13 @@ class Node:
     def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
         """Do one turn; return the messages for each peer, now safe to send."""
         now = self._clock()
+        self._full_message = None
         ticks = now >= self._next_tick
         if ticks:
             self._next_tick = now + self._tick_s
             touched = set(self._replicas)
             # Another node may have room: writes go on there.
-            self._full = self._store.full() is not None
+            self._full = bool(self._fullness())
         else:
             touched = set(self._touched)
         hands_over = ticks and (self._draining or self._full)
@@ -341,7 +343,7 @@ class Node:
                 outbox.setdefault(peer_id, []).append(message)
             for complete in replica.group.take_completions():
                 complete()
-            self._answer_stale_reads(replica, now)
+            self._answer_stale_reads(replica, now, ticks=ticks)
         self._run_coordinator(replicas, now, ticks=ticks)
         for replica in replicas:
             if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
@@ -352,6 +354,12 @@ class Node:
         """When the next turn is due: at once (0.0) if something waits, else at the next tick."""
         waiting = self._inbox or self._touched or self._coordination
         return 0.0 if waiting else self._next_tick
+
+    def _fullness(self) -> str:
+        """Say what is nearly full, if anything. The store is asked once between two turns."""
+        if self._full_message is None:
+            self._full_message = self._store.full() or ""
+        return self._full_message
 
     def _propose_waiting(self, replica: _Replica, now: float) -> None:
         """Turn all waiting commands, up to the bounds, into one log entry."""
@@ -404,7 +412,9 @@ class Node:
 
         replica.group.read_index(now, done)
 
-    def _answer_stale_reads(self, replica: _Replica, now: float) -> None:
+    def _answer_stale_reads(self, replica: _Replica, now: float, *, ticks: bool) -> None:
+        if not (ticks or replica.stale_reads):
+            return
         if (current_at := replica.group.current_at) is not None:
             replica.current_at = current_at
         if replica.stale_reads:

@@ -123,7 +123,7 @@ class RaftGroup(Generic[T]):
         clock.now = self._ticked_at = now
         self._journal.tidy()
         self._replica.seek_admission(now)
-        self._replica.doTick(0.0)
+        self._replica.tick()
         self._replica.serve_reads()
 
     def flush(self, now: float) -> None:

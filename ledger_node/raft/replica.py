@@ -47,6 +47,7 @@ ApplyFunction = Callable[[int, bytes], Any]
 ProposalDone = Callable[[ProposalOutcome, int, Any], None]
 ReadDone = Callable[[bool, int], None]
 
+_ROLES = {role.value: role for role in Role}
 _REGULAR_PREFIX = bytes([Kind.REGULAR])
 _KNOWN_PREFIXES = (_REGULAR_PREFIX, bytes([Kind.NO_OP]))
 
@@ -444,6 +445,17 @@ class Replica(Voter):
         self._waiting[index] = (term, done)
         self.unsent = True
 
+    def tick(self) -> None:
+        """Let time pass: elections, commit, apply, heartbeats."""
+        if (
+            self._SyncObj__raftState == Role.FOLLOWER
+            and self._SyncObj__raftElectionDeadline >= clock.now
+        ):
+            # Nothing to elect, to count or to send: all that the library would do is this.
+            self._SyncObj__applyLogEntries()
+        else:
+            self.doTick(0.0)
+
     def _SyncObj__applyLogEntries(self) -> bool:
         """Hand committed entries to the state machine, raw, a bounded number per tick."""
         commit, applied = self._SyncObj__raftCommitIndex, self._SyncObj__raftLastApplied
@@ -568,7 +580,7 @@ class Replica(Voter):
     @property
     def role(self) -> Role:
         """Role of this replica."""
-        return Role(self._SyncObj__raftState)
+        return _ROLES[self._SyncObj__raftState]
 
     def serves(self, now: float) -> bool:
         """Whether we lead, have committed in our term, and hear a majority."""

@@ -238,3 +238,18 @@ def test_a_shard_of_one_replica_serves_alone(tmp_path: Path) -> None:
     results(hosts.settle(hosts.query("n1", GetAccount(ALICE))))
     assert hosts.nodes["n1"].drained
     hosts.close()
+
+
+def test_the_store_is_asked_once_between_two_turns_whether_it_is_full(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = hosts.leader()
+    answers = iter([None, "the disk is full"])
+    monkeypatch.setattr(Store, "full", lambda _store: next(answers))
+    hosts.turn(leader)  # forgets what it knew
+    taken = [hosts.execute(leader, OPEN), hosts.execute(leader, put(1, "a"))]
+    assert taken == [[], []]
+    hosts.turn(leader)
+    (refused,) = hosts.execute(leader, put(1, "b"))
+    assert refused.outcome == shard_pb2.OUTCOME_RESOURCE_EXHAUSTED
+    assert refused.message == "the disk is full"

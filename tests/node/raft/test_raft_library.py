@@ -4,7 +4,9 @@ import importlib.metadata
 import inspect
 import random
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pysyncobj.syncobj
 import pytest
@@ -19,6 +21,7 @@ from ledger.internal.v1.peer_pb2 import (
 )
 from ledger_node.raft import FatalRaftError, RaftGroup, RaftTiming
 from ledger_node.raft.library import PINNED_VERSION
+from ledger_node.raft.replica import Replica
 
 SOURCE = inspect.getsource(pysyncobj.syncobj)
 
@@ -219,3 +222,42 @@ def test_timing_that_cannot_work_is_refused() -> None:
         RaftTiming(heartbeat_s=0.3, election_min_s=0.7, election_max_s=1.4)
     with pytest.raises(ValueError, match="heartbeat"):
         RaftTiming(election_min_s=1.4, election_max_s=0.7)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_short_tick_of_a_follower_does_what_the_library_does(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters with the same chances, one of them with the library's tick everywhere."""
+
+    def history() -> list[Any]:
+        cluster = Cluster("ABC", timing=RaftTiming(), pre_vote=True, seed=seed)
+        chances = random.Random(seed)
+        seen: list[Any] = []
+        for step in range(150):
+            cluster.now += chances.choice([0.01, 0.07, 0.2])
+            if step % 50 == 25:
+                cluster.isolate(chances.choice("ABC"), "ABC")
+            elif step % 50 == 49:
+                cluster.heal()
+            for name in "ABC":
+                payload = bytes([1, step])
+                propose = partial(_propose, payload) if chances.random() < 0.3 else None
+                cluster.turn(name, work=[propose] if propose else [])
+                group = cluster.group(name)
+                known = (group.role, group.term, group.leader_id, group.current_at)
+                log = (group.last_index, group.commit_index, group.applied_index)
+                seen.append((*known, *log))
+            if chances.random() < 0.8:
+                cluster.quiesce()
+        seen.append({link: list(queue) for link, queue in cluster.links.items()})
+        return seen
+
+    short = history()
+    monkeypatch.setattr(Replica, "tick", lambda self: self.doTick(0.0))
+    assert short == history()
+    assert len({state[1] for state in short[:-1]}) > 1, "there was no election"
+
+
+def _propose(payload: bytes, group: RaftGroup[int], now: float) -> None:
+    group.propose(now, payload, lambda *_: None)
