@@ -39,7 +39,7 @@ from ledger_node.records import (
     StateRecord,
     TransactionRecord,
 )
-from ledger_node.refusal_rules import check_floors, refusal, refused_status
+from ledger_node.refusal_rules import check_floors, refusal, refused_amounts, refused_status
 from ledger_node.views import account_failure, account_not_found, transaction_not_found
 
 # How many pending transactions one log entry expires; the next one goes on.
@@ -326,7 +326,7 @@ def clearing_overflow(books: Books, clearing: Iterable[EntryRecord]) -> Refused 
     for entry in clearing:
         room = books.balance(books.slot(entry.account_id)).room(entry.direction)
         if entry.amount > room:
-            return Refused(0, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
+            return refused_amounts(0, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
     return None
 
 
