@@ -3,7 +3,8 @@
 The RPCs are in five modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
-    bulk.py           thousands of transactions in one call, and streams of such calls
+    bulk.py           thousands of transactions in one call, and streams of such calls;
+                      atomic.py: those that happen together or not at all
     accounts.py       opening, changing, finding accounts
     ledgers.py        sets of books with their currencies and charts
     history.py        what was: balances, entries, statements, and who did what
@@ -18,6 +19,7 @@ import asyncio
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
+from ledger_gateway.atomic import AtomicCalls
 from ledger_gateway.bulk import BulkRpcs
 from ledger_gateway.bulk_work import Room
 from ledger_gateway.history import HistoryRpcs
@@ -38,6 +40,7 @@ class LedgerService(
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
         self._room = Room()
+        self._atomic = AtomicCalls(self._directory)
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:

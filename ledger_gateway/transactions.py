@@ -208,7 +208,7 @@ class TransactionRpcs:
             by_code = {currency.code: currency for currency in currencies.values()}
             raise InvalidRequestError(
                 [
-                    FieldViolation("entries", _imbalance(by_code[code], difference))
+                    FieldViolation("entries", imbalance(by_code[code], difference))
                     for code, difference in differences.items()
                 ]
             )
@@ -240,7 +240,8 @@ def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _imbalance(currency: Currency, difference: int) -> str:
+def imbalance(currency: Currency, difference: int) -> str:
+    """Say by how much entries are out of balance in a currency."""
     more, less = ("debits", "credits") if difference > 0 else ("credits", "debits")
     money = format_amount(abs(difference), currency.code, currency.exponent)
     return f"must balance in {currency.code}: {more} exceed {less} by {money}"
