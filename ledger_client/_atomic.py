@@ -51,7 +51,7 @@ class AtomicCalls:
         """Post many transfers, splits or exchanges at once: all of them, or none.
 
         Each item has its entries, made by `debit` and `credit`, and balances by itself. Together
-        they are one transaction of at most 2,048 entries, on any shards of one ledger. Look at the
+        they are one transaction of at most 1,024 entries, on any shards of one ledger. Look at the
         status of the result, as with `create_transaction`: where it is a refusal nothing moved, and
         ``refusal.item`` names the item in the way, such as "transactions[17]".
         """
@@ -84,7 +84,7 @@ class AtomicCalls:
         request_id: str | None = None,
         correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
-        """Do as `create_atomic` does with columns, as `create_transfers` has them: at most 1,024.
+        """Do as `create_atomic` does with columns, as `create_transfers` has them: at most 512.
 
         ``forms`` are TRANSFER_FORM_DEBIT or CREDIT. ``refusal.item`` is such as "transfers[17]".
         """
@@ -136,7 +136,7 @@ class AsyncAtomicCalls:
         """Post many transfers, splits or exchanges at once: all of them, or none.
 
         Each item has its entries, made by `debit` and `credit`, and balances by itself. Together
-        they are one transaction of at most 2,048 entries, on any shards of one ledger. Look at the
+        they are one transaction of at most 1,024 entries, on any shards of one ledger. Look at the
         status of the result, as with `create_transaction`: where it is a refusal nothing moved, and
         ``refusal.item`` names the item in the way, such as "transactions[17]".
         """
@@ -170,7 +170,7 @@ class AsyncAtomicCalls:
         request_id: str | None = None,
         correlation_id: str = "",
     ) -> ledger_pb2.Transaction:
-        """Do as `create_atomic` does with columns, as `create_transfers` has them: at most 1,024.
+        """Do as `create_atomic` does with columns, as `create_transfers` has them: at most 512.
 
         ``forms`` are TRANSFER_FORM_DEBIT or CREDIT. ``refusal.item`` is such as "transfers[17]".
         """

@@ -6,16 +6,14 @@ own: on one shard it is one command, across shards a two-phase commit, and its r
 happen once. What is done here: items are checked, joined, and named where something is wrong.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 
 from ledger.v1 import ledger_pb2
-from ledger_core.commands import ENTRIES_MAX, Source
+from ledger_core.commands import ENTRIES_MAX
 from ledger_core.errors import (
     FieldViolation,
     LedgerError,
-    ShardUnavailableError,
 )
 from ledger_core.ids import format_account_id
 from ledger_core.ledgers import MAIN_NAME
@@ -23,17 +21,13 @@ from ledger_core.transfers import TransferForm
 from ledger_gateway import validation
 from ledger_gateway.fields import Violations, wrong
 from ledger_gateway.ledger_directory import LedgerDirectory
-from ledger_gateway.shard_calls import Deadline, Timed
+from ledger_gateway.shard_calls import Deadline
 from ledger_gateway.transactions import imbalance
 from ledger_gateway.transfer_columns import VIOLATIONS_MAX, count_of
 
-IN_WORK_MAX = 16
-"""Of a gateway: how many atomic calls are on their way at once. Each may keep a shard busy for some
-20 ms in every round; with many more, shards would not vote on all of them in time."""
-
 Request = ledger_pb2.CreateTransactionsRequest
 Single = ledger_pb2.CreateTransactionRequest
-Create = Callable[[Single, Source, Timed], Awaitable[ledger_pb2.Transaction]]
+Create = Callable[[Single], Awaitable[ledger_pb2.Transaction]]
 """Runs a single transaction; raises LedgerError."""
 
 # What only the whole can have: the field of an item, and what it is there.
@@ -56,55 +50,43 @@ _ONE_ACCOUNT = (
 _ENTRY = re.compile(r"entries\[(\d+)\](.*)", re.DOTALL)
 
 
-class AtomicCalls:
-    """Atomic calls of a gateway, a bounded number of them at once."""
+async def create(request: Request, run: Create) -> ledger_pb2.Transaction:
+    """Run a request that is right; raises LedgerError."""
+    try:
+        made = await run(_whole(request))
+    except LedgerError as error:
+        error.violations = _renamed(request, error.violations)
+        raise
+    if made.HasField("refusal"):
+        made.refusal.item = _item_of(request, made.refusal.entry_index)[0]
+    return made
 
-    def __init__(self, directory: LedgerDirectory) -> None:
-        self._directory = directory
-        self._places = asyncio.Semaphore(IN_WORK_MAX)
 
-    async def create(
-        self, request: Request, source: Source, deadline: Deadline, create: Create
-    ) -> ledger_pb2.Transaction:
-        """Run a request in which `violations` found nothing; raises LedgerError."""
-        await self._require_balance(request, deadline)
-        async with self._places:
-            if deadline.time_remaining() <= 0:
-                raise ShardUnavailableError("the call's time was over; nothing was done, try again")
-            try:
-                made = await create(_whole(request), source, deadline)
-            except LedgerError as error:
-                error.violations = _renamed(request, error.violations)
-                raise
-        if made.HasField("refusal"):
-            made.refusal.item = _item_of(request, made.refusal.entry_index)[0]
-        return made
-
-    async def _require_balance(self, request: Request, deadline: Deadline) -> None:
-        """Raise LedgerError unless the ledger has all currencies, and each item balances."""
-        codes = {
-            f"transactions[{index}].entries[{place}].currency": entry.currency
-            for index, one in enumerate(request.transactions)
-            for place, entry in enumerate(one.entries)
-        }
-        if count_of(request.transfers):
-            codes["transfers.currency"] = request.transfers.currency
-        currencies = await self._directory.currencies(_ledger(request), codes, deadline)
-        found = iter(currencies.values())
-        violations: Violations = []
-        for index, one in enumerate(request.transactions):
-            differences: dict[str, int] = {}
-            by_code = {}
-            for entry, currency in zip(one.entries, found, strict=False):
-                sign = 1 if entry.direction == ledger_pb2.DIRECTION_DEBIT else -1
-                by_code[currency.code] = currency
-                before = differences.get(currency.code, 0)
-                differences[currency.code] = before + sign * entry.amount
-            for code, difference in differences.items():
-                if difference:
-                    text = f"{imbalance(by_code[code], difference)}: each item balances by itself"
-                    violations += wrong(f"transactions[{index}].entries", text)
-        validation.require(violations[:VIOLATIONS_MAX])
+async def require_balance(request: Request, directory: LedgerDirectory, deadline: Deadline) -> None:
+    """Raise LedgerError unless the ledger has all currencies, and each item balances."""
+    codes = {
+        f"transactions[{index}].entries[{place}].currency": entry.currency
+        for index, one in enumerate(request.transactions)
+        for place, entry in enumerate(one.entries)
+    }
+    if count_of(request.transfers):
+        codes["transfers.currency"] = request.transfers.currency
+    currencies = await directory.currencies(_ledger(request), codes, deadline)
+    found = iter(currencies.values())
+    violations: Violations = []
+    for index, one in enumerate(request.transactions):
+        differences: dict[str, int] = {}
+        by_code = {}
+        for entry, currency in zip(one.entries, found, strict=False):
+            sign = 1 if entry.direction == ledger_pb2.DIRECTION_DEBIT else -1
+            by_code[currency.code] = currency
+            before = differences.get(currency.code, 0)
+            differences[currency.code] = before + sign * entry.amount
+        for code, difference in differences.items():
+            if difference:
+                text = f"{imbalance(by_code[code], difference)}: each item balances by itself"
+                violations += wrong(f"transactions[{index}].entries", text)
+    validation.require(violations[:VIOLATIONS_MAX])
 
 
 def violations(request: Request) -> Violations:

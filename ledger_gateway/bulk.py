@@ -21,7 +21,6 @@ from ledger_core.ids import parse_account_id
 from ledger_core.ledgers import MAIN_NAME, USD, Currency
 from ledger_core.transfers import TransferForm
 from ledger_gateway import atomic, bulk_results, conversion, transfer_columns, validation
-from ledger_gateway.atomic import AtomicCalls
 from ledger_gateway.bulk_work import BulkWork, Job, in_place, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
@@ -52,7 +51,6 @@ class BulkRpcs(TransactionRpcs):
 
     _work: BulkWork
     _stopping: asyncio.Event
-    _atomic: AtomicCalls
 
     async def CreateTransactions(self, request: Request, context: Context) -> Response:
         """Do what as many calls of CreateTransaction would do."""
@@ -144,8 +142,9 @@ class BulkRpcs(TransactionRpcs):
     async def _do(self, request: Request, source: Source, deadline: Deadline) -> Response:
         """Do a request whose columns are right; what fails is told item by item."""
         if request.HasField("atomic"):
-            whole = await self._atomic.create(request, source, deadline, self._create_transaction)
-            return Response(atomic=whole)
+            await atomic.require_balance(request, self._directory, deadline)
+            create = partial(self._create_transaction, source=source, context=deadline)
+            return Response(atomic=await atomic.create(request, create))
         columns = await self._columns(request, deadline)
         results: Results = {}
         sorted_ = await self._sort(request, results, deadline)

@@ -19,9 +19,9 @@ import asyncio
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
-from ledger_gateway.atomic import AtomicCalls
 from ledger_gateway.bulk import BulkRpcs
 from ledger_gateway.bulk_work import BulkWork
+from ledger_gateway.heavy_work import HeavyWork
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
@@ -40,7 +40,7 @@ class LedgerService(
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
         self._work = BulkWork(self._shards)
-        self._atomic = AtomicCalls(self._directory)
+        self._heavy = HeavyWork()
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:

@@ -20,7 +20,6 @@ from ledger_core.ids import format_account_id
 from ledger_core.ledgers import USD, Currency
 from ledger_core.queries import GetLedger
 from ledger_core.results import LedgerView
-from ledger_gateway import atomic
 from ledger_gateway.server import GatewayServer
 from tests.node.several_shards import SHARDS, World
 
@@ -135,7 +134,7 @@ LAST = "transactions[1]"
         (columns(ONE, actor="a"), "transfers.actor", f"{WHOLE}actor"),
         (columns((DEBIT, A, A, 5)), "transfers.second_account_ids[0]", "must not be the first"),
         (columns(), "transactions", "must be 1 to 8,192"),
-        (columns(*MANY, ONE), "atomic", "at most 2,048 entries; these items have 2,050, two for"),
+        (columns(*MANY, ONE), "atomic", "at most 1,024 entries; these items have 1,026, two for"),
     ],
 )
 async def test_what_an_atomic_call_may_not_be(
@@ -211,17 +210,39 @@ async def test_all_items_are_the_entries_of_one_transaction_in_their_order(
     assert not response.HasField("transfers")
 
 
-async def test_few_atomic_calls_are_on_their_way_at_once(stub: Any, shards: BulkShards) -> None:
-    """Of any number: with all of them at once, shards would not vote in time."""
+async def test_few_large_transactions_are_on_their_way_at_once(
+    stub: Any, shards: BulkShards
+) -> None:
+    """Atomic or not; those that are not large do not wait for them."""
     shards.hold = asyncio.Event()
+    spread = [(DEBIT, ACCOUNTS[n % 4][0], ACCOUNTS[n % 4][1], 5) for n in range(ENTRIES_MAX // 2)]
+    whole = columns(*spread)
+    # Four shards, and as much work as on 16 if all of them are at once.
+    streams = asyncio.gather(*(_streamed(stub, [whole] * 6) for _ in range(2)))
+    await until(lambda: shards.at_work[0] == 4)
     one = asyncio.ensure_future(stub.CreateTransactions(items(MOVE)))
-    streams = asyncio.gather(*(_streamed(stub, [items(MOVE)] * 8) for _ in range(2)))
-    await until(lambda: shards.at_work[0] == atomic.IN_WORK_MAX)
+    await until(lambda: shards.at_work[0] == 5)
     await asyncio.sleep(0.05)
-    assert shards.at_work_most[0] == atomic.IN_WORK_MAX
+    assert shards.at_work_most[0] == 5
     shards.hold.set()
     assert (await one).HasField("atomic")
-    assert [len(found) for found in await streams] == [8, 8]
+    assert [len(found) for found in await streams] == [6, 6]
+    assert shards.at_work_most[0] == 5
+
+
+async def test_what_waited_too_long_for_its_turn_was_not_begun(
+    stub: Any, shards: BulkShards
+) -> None:
+    shards.hold = asyncio.Event()
+    spread = [(DEBIT, ACCOUNTS[n % 4][0], ACCOUNTS[n % 4][1], 5) for n in range(ENTRIES_MAX // 2)]
+    first = [asyncio.ensure_future(_streamed(stub, [columns(*spread)] * 4))]
+    await until(lambda: shards.at_work[0] == 4)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.CreateTransactions(columns(*spread), timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    shards.hold.set()
+    await asyncio.gather(*first)
+    assert len([item for item in shards.messages if isinstance(item, CreateTransaction)]) == 4
 
 
 async def _streamed(stub: Any, requests: list[Request]) -> list[Any]:
@@ -385,7 +406,9 @@ async def test_as_many_transfers_as_an_atomic_call_takes(
     assert listed == [made]
     history = [item async for item in client.entries(format_account_id(others[1]), page_size=300)]
     # Reserved, and settled.
-    assert [item.transaction_id for item in history].count(made.id) == 2 * (count // SHARDS)
+    assert [item.transaction_id for item in history].count(made.id) == 2 * len(
+        range(1, count, SHARDS)
+    )
     parts = [entry.amount for entry in made.entries[:20]] + [0] * (ENTRIES_MAX - 20)
     part = await client.reverse_transaction(made.id, parts)
     assert len(part.entries) == 20
