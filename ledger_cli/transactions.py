@@ -58,7 +58,7 @@ def transactions() -> None:
     type=ENTRY,
     multiple=True,
     metavar="debit|credit:ACCOUNT:AMOUNT[:CURRENCY]",
-    help="One side of the transaction, in minor units; given 2 to 64 times, and balanced.",
+    help="One side of the transaction, in minor units; given 2 to 1,024 times, and balanced.",
 )
 @click.option("--ledger", default="", help="That of the entries (default: main).")
 @click.option("--description", default="", help="At most 1,000 characters.")

@@ -8,7 +8,8 @@
         ledger.create_transaction(entries=[debit(alice, 4_00), credit(bob, 4_00)], settled=True)
 
 Calls of `create_transaction` that run at the same time travel together, as few bulk calls; whoever
-has many transactions at once calls `create_transactions`, or `create_transfers` with columns.
+has many transactions at once calls `create_transactions`, or `create_transfers` with columns,
+and `create_atomic` where they are to happen together or not at all.
 
 Amounts are int minor units, moments datetimes with a time zone. Every change carries a request id
 and is retried under it, so that it happens once however often it had to be sent.

@@ -12,6 +12,7 @@ from ledger.v1 import ledger_pb2
 from ledger_client import _channel, _requests
 from ledger_client._async_history import AsyncHistoryCalls
 from ledger_client._async_transactions import AsyncTransactionCalls
+from ledger_client._atomic import AsyncAtomicCalls
 from ledger_client._channel import AsyncConnection
 from ledger_client._retries import Attempts
 from ledger_client.errors import from_rpc_error
@@ -19,7 +20,7 @@ from ledger_client.errors import from_rpc_error
 ResponseT = TypeVar("ResponseT")
 
 
-class AsyncLedgerClient(AsyncTransactionCalls, AsyncHistoryCalls):
+class AsyncLedgerClient(AsyncTransactionCalls, AsyncAtomicCalls, AsyncHistoryCalls):
     """Talks to a gateway; share one among tasks, and close it in the end (or use ``async with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless

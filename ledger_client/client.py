@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _channel, _requests
+from ledger_client._atomic import AtomicCalls
 from ledger_client._history import HistoryCalls
 from ledger_client._retries import Attempts
 from ledger_client._sync_batches import ThreadBatches
@@ -19,7 +20,7 @@ from ledger_client.errors import from_rpc_error
 ResponseT = TypeVar("ResponseT")
 
 
-class LedgerClient(TransactionCalls, HistoryCalls):
+class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
     """Talks to a gateway; share one among threads, and close it in the end (or use ``with``).
 
     ``timeout_s`` bounds every call, retries included. Changes carry a request id, made here unless

@@ -8,6 +8,10 @@ MESSAGE_BYTES_MAX: Final = 16 << 20
 EXECUTE_BYTES_MAX: Final = 256 << 10
 """The most that the commands of one call to a node may have. A log entry holds several calls."""
 
+RESULTS_BYTES_MAX: Final = 8 << 20
+"""The most that the results of one call to a node have. What does not fit is left empty, and asked
+for again: commands find their first result, as ever. A single result may be larger."""
+
 REPLAY_BYTES_MAX: Final = 900 << 10
 """The most that the command for one journal entry may have: it goes in a call and a log entry of
 its own, and holds what came in the longest log entry."""

@@ -373,7 +373,8 @@ class _Lane:
         if isinstance(response, shard_pb2.QueryResponse):
             applied_index, age_ms = response.applied_index, response.age_ms
         for call, data in zip(batch, response.results, strict=True):
-            if not call.reply.done():
+            # An empty one did not fit into the message: its call goes on with the next attempt.
+            if data and not call.reply.done():
                 call.reply.set_result(_Reply(data, applied_index, age_ms))
 
     def _refuse(self, batch: list[_Call], message: str) -> None:

@@ -20,7 +20,7 @@ from ledger_core.errors import InvalidRequestError, LedgerError, ShardUnavailabl
 from ledger_core.ids import parse_account_id
 from ledger_core.ledgers import MAIN_NAME, USD, Currency
 from ledger_core.transfers import TransferForm
-from ledger_gateway import bulk_results, conversion, transfer_columns, validation
+from ledger_gateway import atomic, bulk_results, conversion, transfer_columns, validation
 from ledger_gateway.bulk_work import BulkWork, Job, in_place, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
@@ -141,6 +141,10 @@ class BulkRpcs(TransactionRpcs):
 
     async def _do(self, request: Request, source: Source, deadline: Deadline) -> Response:
         """Do a request whose columns are right; what fails is told item by item."""
+        if request.HasField("atomic"):
+            await atomic.require_balance(request, self._directory, deadline)
+            create = partial(self._create_transaction, source=source, context=deadline)
+            return Response(atomic=await atomic.create(request, create))
         columns = await self._columns(request, deadline)
         results: Results = {}
         sorted_ = await self._sort(request, results, deadline)
@@ -238,7 +242,10 @@ def _violations(request: Request) -> Violations:
             "transfers" if count else "transactions",
             f"must be 1 to {ITEMS_MAX:,}, transactions and transfers together; there are {total:,}",
         )
-    return transfer_columns.violations(request.transfers)
+    found = transfer_columns.violations(request.transfers)
+    if not found and request.HasField("atomic"):
+        return atomic.violations(request)
+    return found
 
 
 def _may_be_plain(request: ledger_pb2.CreateTransactionRequest) -> bool:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from ledger.v1 import ledger_pb2
-from ledger_core.errors import FieldViolation, LedgerError, RefusedError
+from ledger_core.errors import FieldViolation, LedgerError, OverloadedError, Reason, RefusedError
 from ledger_core.results import Failure, Result
 
 DOMAIN = "ledger"
@@ -40,8 +40,10 @@ def unwrap(result: Result, kind: type[ViewT]) -> ViewT:
     return result
 
 
-def failure_error(failure: Failure) -> RefusedError:
+def failure_error(failure: Failure) -> LedgerError:
     """Return a Failure as an error."""
+    if failure.reason is Reason.OVERLOADED:
+        return OverloadedError(failure.message)
     violations = [FieldViolation(failure.field, failure.message)] if failure.field else None
     return RefusedError(
         failure.reason, failure.message, metadata=failure.metadata, violations=violations

@@ -3,7 +3,8 @@
 The RPCs are in five modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
-    bulk.py           thousands of transactions in one call, and streams of such calls
+    bulk.py           thousands of transactions in one call, and streams of such calls;
+                      atomic.py: those that happen together or not at all
     accounts.py       opening, changing, finding accounts
     ledgers.py        sets of books with their currencies and charts
     history.py        what was: balances, entries, statements, and who did what
@@ -20,6 +21,7 @@ from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
 from ledger_gateway.bulk import BulkRpcs
 from ledger_gateway.bulk_work import BulkWork
+from ledger_gateway.heavy_work import HeavyWork
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
@@ -38,6 +40,7 @@ class LedgerService(
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
         self._work = BulkWork(self._shards)
+        self._heavy = HeavyWork()
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:

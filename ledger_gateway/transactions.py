@@ -14,6 +14,7 @@ from ledger_core.results import TransactionPage, TransactionView
 from ledger_gateway import conversion, fields, validation
 from ledger_gateway.dry_run import dry_run
 from ledger_gateway.errors import unwrap
+from ledger_gateway.heavy_work import HeavyWork
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledger_transactions import ledger_transactions
 from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor, fitting_page
@@ -29,6 +30,7 @@ class TransactionRpcs:
 
     _shards: ShardCalls
     _directory: LedgerDirectory
+    _heavy: HeavyWork
 
     async def CreateTransaction(
         self, request: ledger_pb2.CreateTransactionRequest, context: Context
@@ -154,7 +156,8 @@ class TransactionRpcs:
         command = await self._new_transaction(request, source, context)
         if request.dry_run:
             return await dry_run(self._shards, command, context)
-        result = await self._shards.execute(command, context)
+        async with self._heavy.place(command.entries, context):
+            result = await self._shards.execute(command, context)
         return conversion.transaction(unwrap(result, TransactionView))
 
     async def _new_transaction(
@@ -208,7 +211,7 @@ class TransactionRpcs:
             by_code = {currency.code: currency for currency in currencies.values()}
             raise InvalidRequestError(
                 [
-                    FieldViolation("entries", _imbalance(by_code[code], difference))
+                    FieldViolation("entries", imbalance(by_code[code], difference))
                     for code, difference in differences.items()
                 ]
             )
@@ -240,7 +243,8 @@ def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _imbalance(currency: Currency, difference: int) -> str:
+def imbalance(currency: Currency, difference: int) -> str:
+    """Say by how much entries are out of balance in a currency."""
     more, less = ("debits", "credits") if difference > 0 else ("credits", "debits")
     money = format_amount(abs(difference), currency.code, currency.exponent)
     return f"must balance in {currency.code}: {more} exceed {less} by {money}"

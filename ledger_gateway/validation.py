@@ -261,7 +261,7 @@ def _entries_form(request: ledger_pb2.CreateTransactionRequest) -> Violations:
     if request.amount:
         found += wrong("amount", "goes without entries")
     if not 2 <= len(request.entries) <= ENTRIES_MAX:
-        found += wrong("entries", f"must be 2 to {ENTRIES_MAX}, not {len(request.entries):,}")
+        found += wrong("entries", f"must be 2 to {ENTRIES_MAX:,}, not {len(request.entries):,}")
     for index, entry in enumerate(request.entries[: ENTRIES_MAX + 1]):
         found += _entry(f"entries[{index}]", entry)
     return found + fields.ledger(request.ledger)
@@ -328,7 +328,7 @@ def reverse_transaction(request: ledger_pb2.ReverseTransactionRequest) -> Violat
     amounts = request.amounts
     found: Violations = []
     if len(amounts) > ENTRIES_MAX:
-        found += wrong("amounts", f"must be at most {ENTRIES_MAX}, one for each entry")
+        found += wrong("amounts", f"must be at most {ENTRIES_MAX:,}, one for each entry")
     elif amounts and not any(amounts):
         found += wrong("amounts", "must not all be 0; leave them out to reverse everything")
     for index, amount in enumerate(amounts[:ENTRIES_MAX]):

@@ -44,6 +44,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 DAY_US = 24 * 60 * 60 * 1_000_000
 
+ENTRIES_PER_LOG_ENTRY_MAX = 65_536
+"""Once a log entry has booked so many, it takes up nothing more that asks for many in a few bytes:
+to end or reverse transactions. So a turn stays short, and a journal entry fits into a message."""
+
 # The books of a shard are numbered below this many bits; see `Books.in_transit_account`.
 BOOK_BITS = 10
 
@@ -195,6 +199,11 @@ class Books:
         self._events += 1
 
     # Booking
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this log entry has booked as much as one may."""
+        return self.meta.next_position - self._first_position >= ENTRIES_PER_LOG_ENTRY_MAX
 
     def in_transit_account(self, ledger: str, currency: Currency, peer_shard_id: int) -> int:
         """Return the id of the account for money due to or from another shard; make it first."""

@@ -26,7 +26,7 @@ from ledger_core.results import (
     StatementView,
 )
 from ledger_node.moments import entries_back, entry_as_of, make_effective, sequence_as_of
-from ledger_node.pages import PageRoom, page_token_failure
+from ledger_node.pages import PageRoom, RecordReader, page_token_failure
 from ledger_node.records import (
     AccountEventRecord,
     BalanceRow,
@@ -138,13 +138,17 @@ def _entry_page(
         return page_token_failure("no entry of this account in this range")
     shown: list[StatementEntryView] = []
     room = PageRoom(query.page_size)
-    next_sequence = 0
+    records = RecordReader(tables)
     for row in _page_rows(tables, slot, balance, query, (first, start, last)):
-        view = _entry_view(tables, row, balance)
+        next_sequence = row.sequence
+        if records.spent:
+            break
+        view = _entry_view(records.read(row.transaction), row, balance)
         if not room.take(view):
-            next_sequence = row.sequence
             break
         shown.append(view)
+    else:
+        next_sequence = 0
     return EntryPage(
         balance.account_id, book.currency, book.currency_exponent, shown, next_sequence
     )
@@ -170,9 +174,9 @@ def _page_rows(
     return reversed([row for _, row in found])
 
 
-def _entry_view(tables: ShardTables, row: EntryRow, balance: BalanceRow) -> StatementEntryView:
-    record = tables.find_transaction(row.transaction)
-    assert record is not None, "every entry has its transaction"
+def _entry_view(
+    record: TransactionRecord, row: EntryRow, balance: BalanceRow
+) -> StatementEntryView:
     normal_side = balance.type.normal_side
     return StatementEntryView(
         sequence=row.sequence,

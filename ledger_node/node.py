@@ -11,12 +11,12 @@ caller ends the process and releases nothing.
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
-from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX
+from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX, RESULTS_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.commands import Command, CreateTransaction, encode_batch, encode_command
 from ledger_core.queries import Query
@@ -388,7 +388,7 @@ class Node:
             start = 0
             for proposal in taken:
                 end = start + len(proposal.commands)
-                encoded = [encode_result(result) for result in results[start:end]]
+                encoded = _fitting(map(encode_result, results[start:end]), end - start)
                 proposal.done(
                     ExecuteReply(shard_pb2.OUTCOME_OK, results=encoded, log_index=log_index)
                 )
@@ -430,10 +430,8 @@ class Node:
         with self._store.read() as view:
             tables = view.shard(replica.config.id)
             for read in reads:
-                results = [
-                    encode_result(answer(tables, query, replica.config.id))
-                    for query in read.queries
-                ]
+                answers = (answer(tables, query, replica.config.id) for query in read.queries)
+                results = _fitting(map(encode_result, answers), len(read.queries))
                 read.done(QueryReply(shard_pb2.OUTCOME_OK, results, applied_index, age_s))
 
     # Transactions across shards
@@ -552,6 +550,18 @@ class Node:
         """Name the leader where it is known to be another node."""
         leader_id = replica.group.leader_id
         return leader_id if leader_id and leader_id != self.node_id else ""
+
+
+def _fitting(results: Iterable[bytes], count: int) -> list[bytes]:
+    """Return so many results; those behind the ones that fit into a message are left empty."""
+    found: list[bytes] = []
+    size = 0
+    for result in results:
+        size += len(result)
+        if found and size > RESULTS_BYTES_MAX:
+            break
+        found.append(result)
+    return found + [b""] * (count - len(found))
 
 
 _ROLE = {

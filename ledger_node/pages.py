@@ -4,11 +4,40 @@ import msgspec
 
 from ledger_core.errors import Reason
 from ledger_core.results import Failure
+from ledger_node.records import TransactionRecord
+from ledger_node.store_tables import ShardTables
 
 # A page ends early when it has so many bytes: messages have their limit, and carry several answers.
 PAGE_BYTES_MAX = 3_500_000
 
+# A page ends early when the transactions that it has read have so many entries: a node answers
+# nothing else meanwhile.
+ENTRIES_READ_MAX = 131_072
+
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class RecordReader:
+    """Reads the transactions of a page's rows; of rows that follow each other, one's but once."""
+
+    def __init__(self, tables: ShardTables) -> None:
+        self._tables = tables
+        self._number = 0
+        self._record: TransactionRecord | None = None
+        self._entries = 0
+
+    def read(self, number: int) -> TransactionRecord:
+        """Return a transaction that is recorded."""
+        if self._record is None or self._number != number:
+            self._number, self._record = number, self._tables.find_transaction(number)
+            assert self._record is not None, "every row has its transaction"
+            self._entries += len(self._record.entries)
+        return self._record
+
+    @property
+    def spent(self) -> bool:
+        """Whether the page has to end, since it has read enough."""
+        return self._entries > ENTRIES_READ_MAX
 
 
 class PageRoom:

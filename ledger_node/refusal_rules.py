@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
-from ledger_core.accounts import AccountState, TransactionStatus
+from ledger_core.accounts import AccountState, Direction, TransactionStatus
 from ledger_core.commands import (
     NO_OVERDRAFT,
     CreateTransaction,
@@ -13,6 +14,7 @@ from ledger_core.commands import (
 )
 from ledger_core.errors import RefusalReason
 from ledger_core.ids import format_account_id, is_system_account_id
+from ledger_core.money import INT64_MAX
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import BalanceRow, EntryRecord
 
@@ -37,79 +39,124 @@ def refusal(
     shards), the account must have all that it pays, for pending inflows are not available.
     ``own_accounts`` lets the shard's own accounts take part.
     """
-    entries = command.entries
-    nets = command.settled and all(entry.shard_id == books.shard_id for entry in entries)
-    local = [(i, entry) for i, entry in enumerate(entries) if entry.shard_id == books.shard_id]
+    asked = _Asked(books, command)
     for reason, holds in _CHECKS:
         if own_accounts and reason is RefusalReason.SYSTEM_ACCOUNT:
             continue
-        for index, entry in local:
-            if holds(books, command, entry):
+        for index, entry in asked.local:
+            if holds(books, asked, entry):
                 return Refused(index, reason=reason)
-    moved = _Moved(books, [entry for _, entry in local], nets=nets)
+    moved = _Moved(books, asked.local_entries, nets=command.settled and asked.is_local)
     for limit in (_overdraft, _overfull):
-        for index, entry in local:
+        for index, entry in asked.local:
             slot = books.slot(entry.account_id)
             if refused := limit(books, index, slot, moved):
                 return refused
-    for index, entry in local:
-        balance = books.balance(books.slot(entry.account_id))
-        room = balance.room(entry.direction)
-        if entry.amount > room:
-            return Refused(index, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
+    return _overflow(books, asked)
+
+
+def _overflow(books: Books, asked: "_Asked") -> Refused | None:
+    """Entries on one side of an account count together: each of them alone might fit."""
+    booked: defaultdict[tuple[int, Direction], int] = defaultdict(int)
+    for index, entry in asked.local:
+        slot = books.slot(entry.account_id)
+        booked[slot, entry.direction] += entry.amount
+        total, room = booked[slot, entry.direction], books.balance(slot).room(entry.direction)
+        if total > room:
+            return refused_amounts(index, total, room, reason=RefusalReason.BALANCE_OVERFLOW)
     return None
 
 
-def _is_missing(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def refused_amounts(
+    entry_index: int,
+    required: int,
+    available: int,
+    reserved: int = 0,
+    *,
+    reason: RefusalReason = RefusalReason.INSUFFICIENT_FUNDS,
+) -> Refused:
+    """Return a refusal for its amounts. Sums of entries and distances between balances may pass
+    64 bits, and are shown as the last number that fits.
+    """
+    return Refused(entry_index, _shown(required), _shown(available), _shown(reserved), reason)
+
+
+def _shown(amount: int) -> int:
+    return max(-INT64_MAX, min(amount, INT64_MAX))
+
+
+class _Asked:
+    """What a transaction asks of this shard: ``local`` are its entries here, with their indexes."""
+
+    def __init__(self, books: Books, command: CreateTransaction) -> None:
+        self._books = books
+        self.ledger = command.ledger
+        self.local = [
+            (index, entry)
+            for index, entry in enumerate(command.entries)
+            if entry.shard_id == books.shard_id
+        ]
+        self.is_local = len(self.local) == len(command.entries)
+
+    @property
+    def local_entries(self) -> list[Entry]:
+        """The same without their indexes."""
+        return [entry for _, entry in self.local]
+
+    @cached_property
+    def moved(self) -> "_Moved":
+        """What all of them move, once it is known that their accounts exist."""
+        return _Moved(self._books, self.local_entries, nets=False)
+
+
+def _is_missing(books: Books, _asked: _Asked, entry: Entry) -> bool:
     return books.find_slot(entry.account_id) is None
 
 
-def _is_own(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def _is_own(books: Books, _asked: _Asked, entry: Entry) -> bool:
     return is_system_account_id(books.meta.lower_bound, entry.account_id)
 
 
-def _is_of_other_ledger(books: Books, command: CreateTransaction, entry: Entry) -> bool:
-    return books.book_of(entry.account_id).ledger != command.ledger
+def _is_of_other_ledger(books: Books, asked: _Asked, entry: Entry) -> bool:
+    return books.book_of(entry.account_id).ledger != asked.ledger
 
 
-def _has_other_currency(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def _has_other_currency(books: Books, _asked: _Asked, entry: Entry) -> bool:
     return books.book_of(entry.account_id).currency != entry.currency.code
 
 
-def _is_closed(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def _is_closed(books: Books, _asked: _Asked, entry: Entry) -> bool:
     return books.balance(books.slot(entry.account_id)).state is AccountState.CLOSED
 
 
-def _is_frozen(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def _is_frozen(books: Books, _asked: _Asked, entry: Entry) -> bool:
     return books.balance(books.slot(entry.account_id)).state is AccountState.FROZEN
 
 
-def _is_at_other_version(books: Books, _command: CreateTransaction, entry: Entry) -> bool:
+def _is_at_other_version(books: Books, _asked: _Asked, entry: Entry) -> bool:
     version = books.balance(books.slot(entry.account_id)).sequence
     return entry.expected_version not in (None, version)
 
 
-def _falls_below(books: Books, command: CreateTransaction, entry: Entry) -> bool:
+def _falls_below(books: Books, asked: _Asked, entry: Entry) -> bool:
     minimum = entry.minimum_balance
-    return minimum is not None and _settled_after(books, command, entry) < minimum
+    return minimum is not None and _settled_after(books, asked, entry) < minimum
 
 
-def _rises_above(books: Books, command: CreateTransaction, entry: Entry) -> bool:
+def _rises_above(books: Books, asked: _Asked, entry: Entry) -> bool:
     maximum = entry.maximum_balance
-    return maximum is not None and _settled_after(books, command, entry) > maximum
+    return maximum is not None and _settled_after(books, asked, entry) > maximum
 
 
-def _settled_after(books: Books, command: CreateTransaction, entry: Entry) -> int:
+def _settled_after(books: Books, asked: _Asked, entry: Entry) -> int:
     """Return an account's settled balance as it would be with the whole transaction settled."""
     slot = books.slot(entry.account_id)
     balance = books.balance(slot)
-    local = [item for item in command.entries if item.shard_id == books.shard_id]
-    moved = _Moved(books, local, nets=False)
     settled = balance.settled_balance(balance.type.normal_side)
-    return settled + moved.inflow[slot] - moved.outflow[slot]
+    return settled + asked.moved.inflow[slot] - asked.moved.outflow[slot]
 
 
-_CHECKS: tuple[tuple[RefusalReason, Callable[[Books, CreateTransaction, Entry], bool]], ...] = (
+_CHECKS: tuple[tuple[RefusalReason, Callable[[Books, _Asked, Entry], bool]], ...] = (
     (RefusalReason.ACCOUNT_NOT_FOUND, _is_missing),
     (RefusalReason.SYSTEM_ACCOUNT, _is_own),
     (RefusalReason.LEDGER_MISMATCH, _is_of_other_ledger),
@@ -151,12 +198,8 @@ def _overdraft(books: Books, index: int, slot: int, moved: _Moved) -> Refused | 
     available = balance.available_balance(normal_side)
     if available - outflow >= minimum:
         return None
-    return Refused(
-        entry_index=index,
-        required_amount=outflow,
-        available_amount=available - minimum,
-        reserved_amount=balance.settled_balance(normal_side) - available,
-    )
+    reserved = balance.settled_balance(normal_side) - available
+    return refused_amounts(index, outflow, available - minimum, reserved)
 
 
 def _overfull(books: Books, index: int, slot: int, moved: _Moved) -> Refused | None:
@@ -169,13 +212,7 @@ def _overfull(books: Books, index: int, slot: int, moved: _Moved) -> Refused | N
     room = maximum - balance.settled_balance(balance.type.normal_side) - pending
     if inflow <= room:
         return None
-    return Refused(
-        entry_index=index,
-        required_amount=inflow,
-        available_amount=room,
-        reserved_amount=pending,
-        reason=RefusalReason.LIMIT_EXCEEDED,
-    )
+    return refused_amounts(index, inflow, room, pending, reason=RefusalReason.LIMIT_EXCEEDED)
 
 
 def limits_of(books: Books, slot: int, balance: BalanceRow) -> Limits:

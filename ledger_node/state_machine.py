@@ -74,6 +74,14 @@ from ledger_node.views import account_view, ledger_view, opened_account_view, tr
 
 _IMPORTS = (Replay, EndReplay)
 
+# What books as many entries as another command did, and has a few bytes itself.
+_MULTIPLYING = (SettleTransaction, CancelTransaction, ReverseTransaction, Decide, ApplyDecision)
+_TOO_MUCH = Failure(
+    Reason.OVERLOADED,
+    "transactions with very many entries are settled, cancelled or reversed at the same time; "
+    "nothing was done, try again",
+)
+
 
 class StateMachine:
     """Applies log entries to the tables of one shard."""
@@ -135,8 +143,11 @@ class StateMachine:
         meta.time_us = max(meta.time_us, time_us)
         books = Books(self._tables, meta, self._shard_id)
         expire_transactions(books)
-        results = []
+        results: list[Result] = []
         for raw, command in commands:
+            if books.is_full and isinstance(command, _MULTIPLYING):
+                results.append(_TOO_MUCH)
+                continue
             done = _execute(books, command)
             if done is None and isinstance(command, CreateTransfers):
                 results.append(_transfers_one_by_one(books, command))

@@ -22,7 +22,7 @@ from ledger_core.results import (
     TransactionView,
 )
 from ledger_node.moments import entry_as_of
-from ledger_node.pages import PageRoom, page_token_failure
+from ledger_node.pages import ENTRIES_READ_MAX, PageRoom, RecordReader, page_token_failure
 from ledger_node.records import BalanceRow, EntryRow, TransactionRecord
 from ledger_node.store_tables import ShardTables
 from ledger_node.views import account_not_found, transaction_view
@@ -101,16 +101,15 @@ def _history_of_account(
         looks = max(looks, ENTRIES_LOOKED_MAX)
     books = tables.meta().books
     shown: list[TransactionView] = []
-    room = PageRoom(query.page_size)
+    room, records = PageRoom(query.page_size), RecordReader(tables)
     for looked, (at, entry, is_first) in enumerate(_first_entries(tables, position)):
         if entry.time_us < wanted.start_us:
             break
-        if room.full or looked == looks:
+        if room.full or looked == looks or records.spent:
             return TransactionPage(shown, entry.sequence, at)
         if not is_first or not _may_fit(entry, wanted):
             continue
-        record = tables.find_transaction(entry.transaction)
-        assert record is not None, "every entry has its transaction"
+        record = records.read(entry.transaction)
         if not _fits(record, wanted):
             continue
         view = transaction_view(entry.transaction, record, books[record.book])
@@ -232,12 +231,14 @@ def _take(
     shown: list[TransactionView] = []
     room = PageRoom(page_size)
     last = 0, 0
+    entries = 0
     for looked, (number, record) in enumerate(islice(found, RECORDS_LOOKED_MAX + 1)):
         create_time_us = record.states[0].time_us
         if create_time_us < wanted.start_us:
             break
-        if room.full or looked == RECORDS_LOOKED_MAX:
+        if room.full or looked == RECORDS_LOOKED_MAX or entries > ENTRIES_READ_MAX:
             return shown, last, False
+        entries += len(record.entries)
         if fits(record):
             view = transaction_view(number, record, books[record.book])
             if not room.take(view):

@@ -39,12 +39,16 @@ from ledger_node.records import (
     StateRecord,
     TransactionRecord,
 )
-from ledger_node.refusal_rules import check_floors, refusal, refused_status
+from ledger_node.refusal_rules import check_floors, refusal, refused_amounts, refused_status
 from ledger_node.views import account_failure, account_not_found, transaction_not_found
 
-# How many pending transactions one log entry expires; the next one goes on.
+# How many pending transactions one log entry expires, if they have no more entries together than
+# a log entry may book; the next one goes on.
 EXPIRED_PER_BATCH_MAX = 1_000
 
+
+# Of a reversal that asks for too much: what is left of so many entries is told.
+_LEFT_SHOWN_MAX = 16
 
 # Beginning
 
@@ -130,13 +134,7 @@ def reverse_transaction(
         or not any(amounts)
         or any(amount > rest for amount, rest in zip(amounts, left, strict=False))
     ):
-        return Failure(
-            Reason.REVERSAL_EXCEEDS,
-            f"of the entries of transaction {transaction_id}, {', '.join(map(str, left))} are left "
-            f"to be reversed",
-            field="amounts",
-            metadata={"transaction_id": transaction_id, "left": ",".join(map(str, left))},
-        )
+        return _reversal_exceeds(transaction_id, amounts, left)
     book = books.meta.books[record.book]
     mirror = [
         Entry(
@@ -184,6 +182,24 @@ def reverse_transaction(
     return number
 
 
+def _reversal_exceeds(transaction_id: str, amounts: list[int], left: list[int]) -> Failure:
+    """Say what is left: of every entry, if there are few, else of the first that has too little."""
+    if len(left) <= _LEFT_SHOWN_MAX:
+        what, shown = f"{', '.join(map(str, left))} are left", ",".join(map(str, left))
+    elif len(amounts) != len(left):
+        what, shown = f"there are {len(left):,}, and {len(amounts):,} amounts", ""
+    else:
+        pairs = enumerate(zip(amounts, left, strict=True))
+        over = next((index for index, (amount, rest) in pairs if amount > rest), 0)
+        what, shown = f"entry {over} has {left[over]} left, not {amounts[over]},", str(left[over])
+    return Failure(
+        Reason.REVERSAL_EXCEEDS,
+        f"of the entries of transaction {transaction_id}, {what} to be reversed",
+        field="amounts",
+        metadata={"transaction_id": transaction_id, "left": shown},
+    )
+
+
 def record_transaction(
     books: Books,
     asked: CreateTransaction,
@@ -204,10 +220,11 @@ def record_transaction(
         if shard_id != books.shard_id
     ]
     clearing = []
-    if refused is None:
-        for participant in participants:
-            peer = participant.shard_id
-            clearing += clearing_entries(books, expanded, peer, peer, Direction.DEBIT)
+    if refused is None and participants:
+        parts = _by_shard(expanded.entries)
+        for peer in (participant.shard_id for participant in participants):
+            part = msgspec.structs.replace(expanded, entries=parts[peer])
+            clearing += clearing_entries(books, part, peer, peer, Direction.DEBIT)
         refused = clearing_overflow(books, clearing)
     if refused is not None:
         status, kind, clearing = refused_status(refused), EntryKind.REFUSED, []
@@ -243,6 +260,13 @@ def routing_ids(entries: Iterable[Entry]) -> dict[int, int]:
     found: dict[int, int] = {}
     for entry in entries:
         found.setdefault(entry.shard_id, entry.account_id)
+    return found
+
+
+def _by_shard(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+    found: dict[int, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.shard_id, []).append(entry)
     return found
 
 
@@ -326,7 +350,7 @@ def clearing_overflow(books: Books, clearing: Iterable[EntryRecord]) -> Refused 
     for entry in clearing:
         room = books.balance(books.slot(entry.account_id)).room(entry.direction)
         if entry.amount > room:
-            return Refused(0, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
+            return refused_amounts(0, entry.amount, room, reason=RefusalReason.BALANCE_OVERFLOW)
     return None
 
 
@@ -409,6 +433,8 @@ def expire_transactions(books: Books) -> None:
         if len(due) == EXPIRED_PER_BATCH_MAX:
             break
     for expire_us, number in due:
+        if books.is_full:
+            break
         record = books.find_transaction(number)
         if record is None:
             raise InvariantError(f"transaction {number} is to expire, but is missing")

@@ -41,7 +41,7 @@ from ledger_node.records import (
     STATE_BITS,
     BalanceRow,
 )
-from ledger_node.refusal_rules import limits_of
+from ledger_node.refusal_rules import limits_of, refused_amounts
 from ledger_node.store_columns import (
     BALANCES,
     ROW_COUNTERS,
@@ -314,7 +314,7 @@ def _overdraft(entry_index: int, state: _Watched, comes_in: bool, amount: int) -
     minimum, available = state.limits.minimum, state.settled - state.reserved
     if comes_in or minimum is None or available - amount >= minimum:
         return None
-    return Refused(entry_index, amount, available - minimum, state.reserved)
+    return refused_amounts(entry_index, amount, available - minimum, state.reserved)
 
 
 def _overfull(entry_index: int, state: _Watched, comes_in: bool, amount: int) -> Refused | None:
@@ -324,4 +324,5 @@ def _overfull(entry_index: int, state: _Watched, comes_in: bool, amount: int) ->
     room = maximum - state.settled - state.pending_inflow
     if amount <= room:
         return None
-    return Refused(entry_index, amount, room, state.pending_inflow, RefusalReason.LIMIT_EXCEEDED)
+    reason = RefusalReason.LIMIT_EXCEEDED
+    return refused_amounts(entry_index, amount, room, state.pending_inflow, reason=reason)

@@ -749,3 +749,28 @@ def test_one_ledger_alone(
         source.ledger.target, accounts, ("shop",)
     )
     assert run("import", "--gateway", empty.target, str(path)).exit_code == 0
+
+
+def test_a_transaction_of_as_many_entries_as_there_may_be_is_exported_and_imported(
+    tmp_path: Path, empty: StandaloneLedger, run: Run
+) -> None:
+    path = str(tmp_path / "large.jsonl")
+    with standalone_ledger() as running:
+        with LedgerClient(running.target) as client:
+            payer, *payees = [client.create_account().id for _ in range(9)]
+            client.create_transaction(payer, 10**6, settled=True)
+            to = payees * 64
+            paid = client.create_atomic_transfers([payer] * 512, to, range(1, 513))
+            client.reverse_transaction(paid.id)
+            shown = client.get_transaction(paid.id)
+        exported = run("--gateway", running.target, "export", "--all", "--output-file", path)
+    assert exported.exit_code == 0, exported.output
+    assert export_check.verify_export(Path(path)) == []
+    imported = run("--gateway", empty.target, "import", path)
+    assert imported.exit_code == 0, imported.output
+    with LedgerClient(empty.target) as client:
+        assert client.get_transaction(paid.id) == shown
+        assert client.get_account(payer).settled_balance == 10**6
+    listed = run("--gateway", empty.target, "transactions", "get", paid.id)
+    assert listed.exit_code == 0, listed.output
+    assert listed.output.count(payees[0]) == 64

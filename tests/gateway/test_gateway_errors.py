@@ -63,6 +63,19 @@ async def test_a_failure_of_the_shard(
         assert error.retry_delay_s is None
 
 
+async def test_what_a_shard_was_too_busy_for_may_be_tried_again(
+    stub: Any, shards: FakeShards
+) -> None:
+    shards.result = Failure(Reason.OVERLOADED, "a log entry is full; try again")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.SettleTransaction(
+            ledger_pb2.SettleTransactionRequest(transaction_id="0" * 31 + "1")
+        )
+    error = decode(caught.value)
+    assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert error.retry_delay_s
+
+
 async def test_a_failure_without_a_field_has_no_violations(stub: Any, shards: FakeShards) -> None:
     shards.result = Failure(Reason.ACCOUNT_NOT_FOUND, "there is no such account")
     assert decode(await get_error(stub)).violations == []

@@ -280,13 +280,13 @@ PARTS: list[tuple[str, dict[str, Any], str, str]] = [
         "CreateTransaction",
         entries() | {"entries": [entry()]},
         "entries",
-        "must be 2 to 64, not 1",
+        "must be 2 to 1,024, not 1",
     ),
     (
         "CreateTransaction",
-        entries() | {"entries": [entry()] * 65},
+        entries() | {"entries": [entry()] * 1_025},
         "entries",
-        "must be 2 to 64, not 65",
+        "must be 2 to 1,024, not 1,025",
     ),
     (
         "CreateTransaction",
@@ -344,7 +344,7 @@ PARTS: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("ReverseTransaction", {"amounts": [1, -1]}, "amounts[1]", "must not be negative"),
     ("ReverseTransaction", {"amounts": [0, 0]}, "amounts", "must not all be 0"),
-    ("ReverseTransaction", {"amounts": [1] * 65}, "amounts", "at most 64"),
+    ("ReverseTransaction", {"amounts": [1] * 1_025}, "amounts", "at most 1,024"),
     *HISTORY_PARTS,
 ]
 

@@ -343,6 +343,22 @@ async def test_batches_are_bounded_in_bytes(cluster: Cluster) -> None:
     assert len(batches) < 10
 
 
+async def test_what_a_message_had_no_room_for_is_asked_again(cluster: Cluster) -> None:
+    """Commands are sent once more, and find their first result."""
+
+    async def answers_two(_node: Node, request: Any) -> Any:
+        done = [echo(command) for command in request.commands]
+        done[2:] = [b""] * len(done[2:])
+        return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_OK, results=done)
+
+    client = await cluster.client(answers_two, answers_two, answers_two)
+    results = await asyncio.gather(*(client.execute(ACCOUNT, write(f"r{i}"), 5) for i in range(7)))
+    assert [result.message for result in results if isinstance(result, Failure)] == [
+        f"r{i}" for i in range(7)
+    ]
+    assert [len(batch) for batch in cluster.nodes["a"].seen] == [7, 5, 3, 1]
+
+
 def block(count: int) -> CreateTransfers:
     """Transfers as columns: 41 bytes each."""
     return CreateTransfers(
