@@ -1,10 +1,11 @@
 """The public service: start reading here.
 
-The RPCs are in five modules, by what they are about; in each, top to bottom:
+The RPCs are in six modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
     bulk.py           thousands of transactions in one call, and streams of such calls
     accounts.py       opening, changing, finding accounts
+    batch_reads.py    accounts and balances, many in one call
     ledgers.py        sets of books with their currencies and charts
     history.py        what was: balances, entries, statements, and who did what
 
@@ -18,6 +19,7 @@ import asyncio
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
+from ledger_gateway.batch_reads import BALANCES_IN_WORK_MAX, BatchReadRpcs
 from ledger_gateway.bulk import BulkRpcs
 from ledger_gateway.bulk_work import Room
 from ledger_gateway.history import HistoryRpcs
@@ -30,7 +32,12 @@ BULK_METHODS = (f"/{SERVICE_NAME}/CreateTransactions", f"/{SERVICE_NAME}/StreamT
 
 
 class LedgerService(
-    BulkRpcs, AccountRpcs, LedgerRpcs, HistoryRpcs, ledger_pb2_grpc.LedgerServiceServicer
+    BulkRpcs,
+    AccountRpcs,
+    BatchReadRpcs,
+    LedgerRpcs,
+    HistoryRpcs,
+    ledger_pb2_grpc.LedgerServiceServicer,
 ):
     """`ledger.v1.LedgerService` on top of the shards. Remembers ledgers, and nothing else."""
 
@@ -38,6 +45,7 @@ class LedgerService(
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
         self._room = Room()
+        self._reading = Room(BALANCES_IN_WORK_MAX, "accounts that are being read")
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:

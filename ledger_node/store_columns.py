@@ -12,6 +12,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger_node.records import ENTRY_ROW_BYTES, EntryRow
 from ledger_node.store_rows import RowTables, unseal
 
 Bytes = NDArray[np.uint8]
@@ -23,6 +24,7 @@ class ColumnTables(RowTables):
 
     _accounts: lmdb._Database
     _balances: lmdb._Database
+    _entries: lmdb._Database
     _requests: lmdb._Database
     _transactions: lmdb._Database
 
@@ -33,6 +35,28 @@ class ColumnTables(RowTables):
     def balance_rows(self, keys: Sequence[bytes]) -> bytes:
         """Return the packed `BalanceRow`s of slots (4 bytes, big-endian) that exist, joined."""
         return b"".join(self._find_rows(self._balances, keys)[1])
+
+    def entry_times_us(self, positions: Sequence[int]) -> list[int]:
+        """Return when the entries at these positions, which rise, were recorded."""
+        found: list[int] = []
+        first, block = 0, b""
+        crc32, from_bytes = zlib.crc32, int.from_bytes
+        with self._source.txn.cursor(self._entries) as cursor:
+            for position in positions:
+                offset = (position - first) * ENTRY_ROW_BYTES
+                if offset >= len(block):
+                    # The entries of a log entry are one value, under the position of the first.
+                    key = position.to_bytes(8)
+                    behind = cursor.set_range(key)
+                    if not (behind and cursor.key() == key):
+                        _ = cursor.prev() if behind else cursor.last()
+                    first, block = from_bytes(cursor.key()), bytes(cursor.value())
+                    offset = (position - first) * ENTRY_ROW_BYTES
+                row = block[offset : offset + ENTRY_ROW_BYTES]
+                if crc32(row[:-4]) != from_bytes(row[-4:], "little"):
+                    EntryRow.unpack(row)  # Raises, and says what to do.
+                found.append(from_bytes(row[24:32], "little"))
+        return found
 
     def save_balance_rows(self, keys: Bytes, rows: Bytes) -> None:
         """Store the packed `BalanceRow`s of slots."""
