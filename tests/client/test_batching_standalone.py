@@ -114,7 +114,7 @@ def test_every_field_is_that_of_the_ledger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Every group as columns, however small.
-    monkeypatch.setattr("ledger_client._batches._GROUP_MIN", 1)
+    monkeypatch.setattr("ledger_client._bulk._GROUP_MIN", 1)
     calls = plain_calls(client)
     told = together(ledger, calls * 4)
     assert all(isinstance(made, ledger_pb2.Transaction) for made in told)
