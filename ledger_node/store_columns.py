@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger_node.records import ENTRY_ROW_BYTES, EntryRow
+from ledger_node.store_files import StoreCorruptError
 from ledger_node.store_rows import RowTables, unseal
 
 Bytes = NDArray[np.uint8]
@@ -53,6 +54,8 @@ class ColumnTables(RowTables):
                     first, block = from_bytes(cursor.key()), bytes(cursor.value())
                     offset = (position - first) * ENTRY_ROW_BYTES
                 row = block[offset : offset + ENTRY_ROW_BYTES]
+                if len(row) != ENTRY_ROW_BYTES:
+                    raise StoreCorruptError(f"there is no entry at position {position}")
                 if crc32(row[:-4]) != from_bytes(row[-4:], "little"):
                     EntryRow.unpack(row)  # Raises, and says what to do.
                 found.append(from_bytes(row[24:32], "little"))
