@@ -631,6 +631,10 @@ def command_body(command: Command) -> bytes:
     return _encoder.encode([type(command).__struct_config__.tag, *body])
 
 
+NO_HASH = bytes(16)
+"""In place of the hash of a transfer's body: its transaction says what was asked."""
+
+
 def body_hash(command: Command) -> bytes:
     """Return the 16 bytes by which a repeat is told from another request."""
     return hashlib.blake2b(command_body(command), digest_size=16).digest()

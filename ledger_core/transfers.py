@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction
 from ledger_core.commands import (
+    NO_SOURCE,
     CreateTransaction,
     CreateTransfers,
     Entry,
+    Source,
+    TransferPart,
 )
 from ledger_core.ledgers import MAIN_NAME
 
@@ -46,6 +49,11 @@ class TransferForm(IntEnum):
     def is_one_account(self) -> bool:
         """Whether the other side is the external account."""
         return self in (TransferForm.IN, TransferForm.OUT)
+
+
+def form_column(block: CreateTransfers) -> NDArray[np.uint8]:
+    """The forms: `TransferForm`."""
+    return np.frombuffer(block.forms, "u1")
 
 
 def first_accounts(block: CreateTransfers) -> U64Array:
@@ -127,7 +135,32 @@ def transfer_fault(block: CreateTransfers) -> str | None:
         return "has an amount that is not above 0, or amounts that are too large together"
     if any(not 0 <= index < count for index in block.texts):
         return "has texts of no transfer"
+    return _parts_fault(block)
+
+
+def _parts_fault(block: CreateTransfers) -> str | None:
+    if not block.parts:
+        return None
+    counts = [part.count for part in block.parts]
+    if min(counts) < 1 or sum(counts) != len(block.forms):
+        return "has parts that are not its transfers"
+    if block.actor or block.source != NO_SOURCE:
+        return "has parts, and an actor or a source besides"
     return None
+
+
+def block_parts(block: CreateTransfers) -> list[TransferPart]:
+    """Return who asked for which run of items, also where one call asked for all of them."""
+    return block.parts or [TransferPart(len(block.forms), block.actor, block.source)]
+
+
+def _asked_by(block: CreateTransfers, index: int) -> tuple[str, Source]:
+    """Return the actor and the source of an item."""
+    for part in block_parts(block):
+        if index < part.count:
+            return part.actor, part.source
+        index -= part.count
+    raise IndexError("a block has no such item")
 
 
 def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> CreateTransaction:
@@ -136,6 +169,7 @@ def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> Creat
     home = int(first_accounts(block)[index])
     amount = int(amounts(block)[index])
     text = block.texts.get(index)
+    actor, source = _asked_by(block, index)
     entries: Sequence[Entry] = ()
     signed = 0
     if form.is_one_account:
@@ -156,8 +190,8 @@ def transfer_command(block: CreateTransfers, index: int, shard_id: int) -> Creat
         entries=list(entries),
         # In the one-account form the account tells the ledger.
         ledger=MAIN_NAME if form.is_one_account else block.ledger,
-        actor=block.actor,
-        source=block.source,
+        actor=actor,
+        source=source,
     )
     if text is None:
         return command
@@ -173,9 +207,9 @@ def shard_keys(account_ids: U64Array) -> NDArray[np.uint32]:
 
 def mixed_ids(account_ids: U64Array) -> U64Array:
     """Return splitmix64 of every account id; arithmetic is modulo 2**64."""
-    with np.errstate(over="ignore"):
-        z = account_ids + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: U64Array = z ^ (z >> np.uint64(31))
+    # Of arrays, unlike single numbers, numpy does not warn about overflow.
+    z = account_ids + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: U64Array = z ^ (z >> np.uint64(31))
     return mixed

@@ -21,7 +21,7 @@ from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
 from ledger_gateway.batch_reads import BALANCES_IN_WORK_MAX, BatchReadRpcs
 from ledger_gateway.bulk import BulkRpcs
-from ledger_gateway.bulk_work import Room
+from ledger_gateway.bulk_work import BulkWork, Room
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
@@ -44,10 +44,14 @@ class LedgerService(
     def __init__(self, shards: Shards) -> None:
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
-        self._room = Room()
+        self._work = BulkWork(self._shards)
         self._reading = Room(BALANCES_IN_WORK_MAX, "accounts that are being read")
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:
         """Let streams answer what they have begun, and then end: they would never do so."""
         self._stopping.set()
+
+    async def end(self) -> None:
+        """Wait until what calls have begun and left behind has ended; it ends within seconds."""
+        await self._work.end()

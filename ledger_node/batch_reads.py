@@ -60,7 +60,7 @@ def _balance_rows(tables: ShardTables, ids: U64Array) -> NDArray[np.void]:
         known = np.frombuffer(b"".join(found_ids), ">u8").astype(np.uint64)
         slots = np.frombuffer(b"".join(found_slots), ">u4").astype(np.uint32)
         order = np.argsort(slots)
-        stored = tables.balance_rows(split_rows(big_endian(slots[order])))
+        stored = tables.sealed_balance_rows(split_rows(big_endian(slots[order])))
         rows[np.searchsorted(ids, known[order])] = np.frombuffer(stored, BALANCES)
     return rows
 

@@ -7,14 +7,24 @@ sends anything else.
 import numpy as np
 
 from ledger_core.commands import (
+    ApplyTransfers,
     Command,
     CreateTransaction,
     CreateTransfers,
+    DeliveredTransfers,
+    TransfersBetweenShards,
     routing_id,
     transaction_fault,
 )
 from ledger_core.ids import shard_key
-from ledger_core.transfers import first_accounts, second_accounts, shard_keys, transfer_fault
+from ledger_core.transfer_legs import legs_fault, other_accounts, own_accounts, u64_column
+from ledger_core.transfers import (
+    U64Array,
+    first_accounts,
+    second_accounts,
+    shard_keys,
+    transfer_fault,
+)
 
 
 def command_fault(
@@ -33,18 +43,39 @@ def command_fault(
     if isinstance(command, CreateTransfers):
         if fault := transfer_fault(command):
             return f"is no block of transfers: it {fault}"
-        return _stranger(command, shard_id, lower_bound, upper_bound)
+        second = second_accounts(command)
+        named = np.concatenate([first_accounts(command), second[second != 0]])
+        return _stranger(named, shard_id, lower_bound, upper_bound)
+    if isinstance(command, TransfersBetweenShards):
+        if fault := legs_fault(command, shard_id):
+            return f"is no block of transfers: it {fault}"
+        return _misplaced(command, shard_id, lower_bound, upper_bound)
     return None
 
 
-def _stranger(
-    block: CreateTransfers, shard_id: int, lower_bound: int, upper_bound: int
-) -> str | None:
-    """Name the first account of a block that is not on the shard; 0 is no account."""
-    second = second_accounts(block)
-    named = np.concatenate([first_accounts(block), second[second != 0]])
+def _stranger(named: U64Array, shard_id: int, lower_bound: int, upper_bound: int) -> str | None:
+    """Name the first one of accounts that are to be on the shard, and is not; 0 is no account."""
     keys = shard_keys(named)
     elsewhere = np.flatnonzero((keys < lower_bound) | (keys > upper_bound))
     if not len(elsewhere):
         return None
     return f"account {int(named[elsewhere[0]]):016x} is not of shard {shard_id}"
+
+
+def _misplaced(
+    block: TransfersBetweenShards, shard_id: int, lower_bound: int, upper_bound: int
+) -> str | None:
+    """Name an account of a block between shards that must be on the shard, or must not."""
+    if isinstance(block, DeliveredTransfers):
+        return None
+    if isinstance(block, ApplyTransfers):
+        away = u64_column(block.first_accounts)
+    else:
+        if fault := _stranger(own_accounts(block), shard_id, lower_bound, upper_bound):
+            return fault
+        away = other_accounts(block)
+    keys = shard_keys(away)
+    here = np.flatnonzero((keys >= lower_bound) & (keys <= upper_bound))
+    if not len(here):
+        return None
+    return f"account {int(away[here[0]]):016x} is of shard {shard_id}, which is not its part"

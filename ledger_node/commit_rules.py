@@ -36,6 +36,7 @@ from ledger_node.records import (
     TransactionRecord,
 )
 from ledger_node.refusal_rules import refusal, refused_status
+from ledger_node.request_bodies import is_same
 from ledger_node.transaction_rules import (
     add_references,
     book_end,
@@ -57,7 +58,7 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     key = participant_key(command.origin)
     known = books.tables.find_request(key)
     if known is not None:
-        return VoteView(_vote(books, known))
+        return VoteView(_vote(books, known, command))
     transaction = command.transaction
     refused = refusal(books, transaction, own_accounts=bool(command.reversal_of))
     clearing = []
@@ -85,8 +86,11 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     return VoteView(refused)
 
 
-def _vote(books: Books, known: RequestRow) -> Refused | None:
-    if known.number == _NEVER_PREPARED:
+def _vote(books: Books, known: RequestRow, command: Prepare) -> Refused | None:
+    """Return the vote that stands. What was prepared under the request id of another is a no."""
+    if known.number == _NEVER_PREPARED or not is_same(
+        books, known, command.body_hash, command.transaction
+    ):
         return Refused(0, reason=RefusalReason.ABANDONED)
     record = _find(books, known.number)
     # A yes that was decided to be a no is a no: this Prepare is late, or a repeat.
@@ -200,16 +204,19 @@ def resolve(books: Books, command: Resolve) -> TransactionView:
     """At the home, asked by a participant: what became of the transaction?
 
     What was never begun here is refused, for good, before that is said: a Begin that is still on
-    its way will find the refusal under its request id.
+    its way will find the refusal under its request id. Where another body has taken the request
+    id, this one is refused, too, and has no number here.
     """
     prepared = command.prepared
     known = books.tables.find_request(prepared.origin)
-    if known is not None:
+    if known is not None and is_same(books, known, prepared.body_hash, prepared.transaction):
         record = _find(books, known.number)
         return show(books, known.number, record)
     refused = Refused(0, reason=RefusalReason.ABANDONED)
-    number = books.next_transaction_number()
     record = new_record(books, prepared.transaction, refused_status(refused), refused)
+    if known is not None:
+        return show(books, 0, record)
+    number = books.next_transaction_number()
     record.origin, record.reversal_of = prepared.origin, prepared.reversal_of
     books.save_transaction(number, record)
     add_references(books, number, record)

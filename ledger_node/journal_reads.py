@@ -10,19 +10,23 @@ import msgspec
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     ApplyDecision,
+    ApplyTransfers,
     CancelTransaction,
     ClaimName,
     CloseAccount,
     Command,
+    CommitTransfers,
     CreateAccount,
     CreateLedger,
     CreateTransaction,
     CreateTransfers,
     Decide,
     Delivered,
+    DeliveredTransfers,
     ExtendLedger,
     FreezeAccount,
     Prepare,
+    PrepareTransfers,
     ReleaseName,
     Resolve,
     ReverseTransaction,
@@ -121,7 +125,15 @@ class _Ownership:
     def _of_command(self, command: Command) -> str | None:
         """Return the ledger of a command; None: it names what does not exist here."""
         match command:
-            case CreateAccount() | ClaimName() | ReleaseName():
+            case (
+                CreateAccount()
+                | ClaimName()
+                | ReleaseName()
+                | PrepareTransfers()
+                | CommitTransfers()
+                | ApplyTransfers()
+                | DeliveredTransfers()
+            ):
                 return command.ledger
             case CreateLedger() | ExtendLedger():
                 return command.name

@@ -5,9 +5,10 @@ same order give the same tables on every replica. It asks no clock, draws no ran
 knows no network. Refusals are values. What must never happen raises InvariantError, which ends the
 process before anything of the turn is stored or sent.
 
-The rules are in `transaction_rules`, `commit_rules` (across shards), `account_rules` and
-`ledger_rules`; `books` holds the rows that a log entry touches, checks at its end that debits
-equal credits, and journals it. `replay` applies what another cluster has journaled.
+The rules are in `transaction_rules`, `commit_rules` (across shards), `transfer_rules` and
+`leg_rules` (blocks of transfers), `account_rules` and `ledger_rules`; `books` holds the rows that a
+log entry touches, checks at its end that debits equal credits, and journals it. `replay` applies
+what another cluster has journaled.
 """
 
 from itertools import groupby
@@ -16,27 +17,32 @@ from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import (
     AccountChange,
     ApplyDecision,
+    ApplyTransfers,
     BetweenShards,
     CancelTransaction,
     ClaimName,
     CloseAccount,
     Command,
+    CommitTransfers,
     CreateAccount,
     CreateLedger,
     CreateTransaction,
     CreateTransfers,
     Decide,
     Delivered,
+    DeliveredTransfers,
     EndReplay,
     ExtendLedger,
     FreezeAccount,
     Prepare,
+    PrepareTransfers,
     ReleaseName,
     Replay,
     Request,
     Resolve,
     ReverseTransaction,
     SettleTransaction,
+    TransfersBetweenShards,
     UnfreezeAccount,
     UpdateAccount,
     body_hash,
@@ -51,8 +57,15 @@ from ledger_node.account_rules import change_account, claim_name, create_account
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
+from ledger_node.leg_rules import (
+    apply_transfers,
+    commit_transfers,
+    delivered_transfers,
+    prepare_transfers,
+)
 from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
 from ledger_node.replay import end_replay, replay
+from ledger_node.request_bodies import has_hash
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import (
     create_transaction,
@@ -60,8 +73,7 @@ from ledger_node.transaction_rules import (
     expire_transactions,
     reverse_transaction,
 )
-from ledger_node.transfer_blocks import read_accounts
-from ledger_node.transfer_rules import NO_HASH, command_of, create_transfers, one_by_one
+from ledger_node.transfer_rules import create_transfers, one_by_one
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
 _IMPORTS = (Replay, EndReplay)
@@ -75,6 +87,8 @@ class StateMachine:
         self._shard_id = shard_id
         self._in_flight: list[int] = []
         self._undecided: list[int] = []
+        self._in_flight_later: list[int] = []
+        self._undecided_later: list[int] = []
 
     def apply(self, index: int, payload: bytes) -> list[Result]:
         """Apply the batch of commands of log entry ``index``; one result per command.
@@ -139,6 +153,8 @@ class StateMachine:
         books.finish()
         self._in_flight += books.in_flight
         self._undecided += books.undecided
+        self._in_flight_later += books.in_flight_later
+        self._undecided_later += books.undecided_later
         return results
 
     def take_unfinished(self) -> tuple[list[int], list[int]]:
@@ -149,6 +165,12 @@ class StateMachine:
         """
         unfinished = self._in_flight, self._undecided
         self._in_flight, self._undecided = [], []
+        return unfinished
+
+    def take_unfinished_later(self) -> tuple[list[int], list[int]]:
+        """Return the same of blocks of transfers: their sender finishes most of them soon."""
+        unfinished = self._in_flight_later, self._undecided_later
+        self._in_flight_later, self._undecided_later = [], []
         return unfinished
 
 
@@ -170,7 +192,22 @@ def _execute(books: Books, command: Command) -> tuple[Result, object] | None:
         raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, CreateTransfers):
         return create_transfers(books, command, _execute_one)
+    if isinstance(command, TransfersBetweenShards):
+        return _execute_legs(books, command)
     return _execute_single(books, command)
+
+
+def _execute_legs(books: Books, block: TransfersBetweenShards) -> tuple[Result, object]:
+    """Execute a step of transfers between two shards."""
+    match block:
+        case PrepareTransfers():
+            return prepare_transfers(books, block), "done"
+        case CommitTransfers():
+            return commit_transfers(books, block, _execute_one)
+        case ApplyTransfers():
+            return apply_transfers(books, block), "done"
+        case DeliveredTransfers():
+            return delivered_transfers(books, block), "done"
 
 
 def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:
@@ -181,7 +218,7 @@ def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:
         books.end_item(encode_command(transfer), outcome)
         return result
 
-    return one_by_one(books, block, read_accounts(books, block), execute)[0]
+    return one_by_one(books, block, execute)[0]
 
 
 def _execute_single(
@@ -200,7 +237,7 @@ def _execute_single(
         outcome = _dispatch(books, command, key, hashed)
         if isinstance(outcome, RequestRow):
             books.tables.add_request(key, outcome)
-    elif not _is_repeat(books, first, hashed):
+    elif not has_hash(books, first, hashed):
         outcome = _reused_request_id(books, command, first)
         if isinstance(command, AccountChange | CreateAccount):
             note_refused_change(books, command, outcome)
@@ -217,17 +254,6 @@ def _execute_single(
 
 def _execute_one(books: Books, command: CreateTransaction) -> Result:
     return _execute_single(books, command)[0]
-
-
-def _is_repeat(books: Books, first: RequestRow, hashed: bytes) -> bool:
-    """Whether a request asks for the same as the first one under its id."""
-    if first.body_hash != NO_HASH:
-        return first.body_hash == hashed
-    record = books.find_transaction(first.number)
-    if record is None:
-        raise InvariantError(f"transaction {first.number} of a request is missing")
-    asked = command_of(record, books.meta.books[record.book], books.shard_id)
-    return body_hash(asked) == hashed
 
 
 def _dispatch(books: Books, command: Request, key: bytes, hashed: bytes) -> RequestRow | Failure:

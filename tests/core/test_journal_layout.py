@@ -94,6 +94,7 @@ STRUCTS = {
     "entry": commands.Entry,
     "refused": commands.Refused,
     "vote": commands.Vote,
+    "part": commands.TransferPart,
 }
 
 

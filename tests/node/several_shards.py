@@ -19,10 +19,12 @@ from ledger_core.commands import (
     Delivered,
     Entry,
     Prepare,
+    Refused,
     Resolve,
     Vote,
-    command_body,
+    body_hash,
 )
+from ledger_core.errors import RefusalReason
 from ledger_core.ids import derive_account_id, shard_key, system_account_id, transaction_request_key
 from ledger_core.ledgers import USD
 from ledger_core.queries import GetAccount
@@ -101,7 +103,7 @@ class World:
         """What a leader sends while its own Begin is still under way."""
         origin = transaction_request_key(command.account_id, command.request_id)
         home = command.entries[0].shard_id
-        return Prepare(0, origin, msgspec.msgpack.encode(len(command_body(command))), home, command)
+        return Prepare(0, origin, body_hash(command), home, command)
 
     def in_flight(self, shard_id: int) -> dict[int, InFlightRecord]:
         with self.shards[shard_id].store.read() as view:
@@ -160,7 +162,16 @@ class World:
             view = self.apply(prepare.home_shard_id, Resolve(prepare))
             assert isinstance(view, TransactionView)
             if view.status is not TransactionStatus.UNDECIDED:
-                self.apply(shard_id, self.decision(prepare.home_shard_id, view.number))
+                decision = ApplyDecision(
+                    0,
+                    prepare.origin,
+                    view.number,
+                    view.status,
+                    view.request_id or "expired",
+                    view.settled_amount,
+                    _refused(view),
+                )
+                self.apply(shard_id, decision)
 
     def drive(self) -> None:
         """Bring everything to an end, from what is stored alone."""
@@ -224,6 +235,19 @@ class World:
     def close(self) -> None:
         for shard in self.shards:
             shard.close()
+
+
+def _refused(view: TransactionView) -> Refused | None:
+    refusal = view.refusal
+    if refusal is None:
+        return None
+    return Refused(
+        refusal.entry_index,
+        refusal.required_amount,
+        refusal.available_amount,
+        refusal.reserved_amount,
+        RefusalReason(refusal.reason),
+    )
 
 
 def _in_transit_id(lower_bound: int, peer: int) -> int:

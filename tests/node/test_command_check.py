@@ -7,7 +7,20 @@ import msgspec
 import pytest
 
 from ledger_cluster.config import ReplicaConfig, ShardConfig
-from ledger_core.commands import Command, CreateTransaction, CreateTransfers, encode_command
+from ledger_core.accounts import TransactionStatus
+from ledger_core.commands import (
+    ApplyTransfers,
+    Command,
+    CommitTransfers,
+    CreateTransaction,
+    CreateTransfers,
+    DeliveredTransfers,
+    PrepareTransfers,
+    Refused,
+    TransferPart,
+    TransferText,
+    encode_command,
+)
 from ledger_core.ids import shard_key
 from ledger_core.ledgers import USD
 from ledger_core.transfers import TransferForm
@@ -63,6 +76,84 @@ def test_a_block_with_a_fault_must_not_enter(change: dict[str, Any], text: str) 
     assert text in (fault(block) or "")
     with pytest.raises(ValueError, match=text):
         _check_commands(SHARD, [encode_command(BLOCK), encode_command(block)])
+
+
+AWAY = [number for number in range(1, 100) if number not in HERE]
+REFUSED = Refused(1)
+PREPARE = PrepareTransfers(
+    routing_id=HERE[0],
+    ledger="main",
+    currency=USD,
+    forms=bytes([TransferForm.DEBIT, TransferForm.CREDIT]),
+    first_accounts=column(AWAY[0], AWAY[1]),
+    second_accounts=column(HERE[0], HERE[1]),
+    amounts=column(5, 6),
+    request_ids=bytes(range(32)),
+    home_shards=b"\0\0\1\0",
+)
+COMMIT = CommitTransfers(
+    routing_id=HERE[0],
+    ledger="main",
+    currency=USD,
+    forms=PREPARE.forms,
+    first_accounts=PREPARE.second_accounts,
+    second_accounts=PREPARE.first_accounts,
+    amounts=PREPARE.amounts,
+    request_ids=PREPARE.request_ids,
+    participant_shards=PREPARE.home_shards,
+    refused={1: REFUSED},
+)
+APPLY = ApplyTransfers(
+    HERE[0],
+    "main",
+    PREPARE.first_accounts,
+    PREPARE.request_ids,
+    column(1, 2),
+    bytes([TransactionStatus.SETTLED, TransactionStatus.INSUFFICIENT_FUNDS]),
+    {1: REFUSED},
+)
+DELIVERED = DeliveredTransfers(HERE[0], "main", column(1, 2))
+
+
+@pytest.mark.parametrize("block", [PREPARE, COMMIT, APPLY, DELIVERED])
+def test_a_step_of_transfers_between_shards_may_enter(block: Command) -> None:
+    assert fault(block) is None
+    assert _check_commands(SHARD, [encode_command(block)]) == [block]
+
+
+@pytest.mark.parametrize(
+    ("block", "change", "text"),
+    [
+        (PREPARE, {"routing_id": ELSEWHERE}, f"{ELSEWHERE:016x} is not of shard 3"),
+        (PREPARE, {"second_accounts": column(HERE[0], ELSEWHERE)}, "is not of shard 3"),
+        (PREPARE, {"first_accounts": column(HERE[0], AWAY[0])}, "which is not its part"),
+        (PREPARE, {"home_shards": b"\0\0\3\0"}, "has a transfer on one shard"),
+        (PREPARE, {"home_shards": b"\0\0"}, "columns differ in length"),
+        (PREPARE, {"amounts": column(5, 0)}, "has an amount that is not above 0"),
+        (PREPARE, {"amounts": column(5, 1 << 62)}, "amounts that are too large together"),
+        (PREPARE, {"forms": bytes([1, 3])}, "has an unknown form"),
+        (PREPARE, {"forms": b""}, "has 0 transfers"),
+        (PREPARE, {"texts": {2: TransferText("x")}}, "has texts of no transfer"),
+        (PREPARE, {"parts": [TransferPart(1)]}, "has parts that are not its transfers"),
+        (COMMIT, {"first_accounts": column(HERE[0], ELSEWHERE)}, "is not of shard 3"),
+        (COMMIT, {"second_accounts": column(HERE[1], AWAY[0])}, "which is not its part"),
+        (COMMIT, {"participant_shards": b"\3\0\0\0"}, "has a transfer on one shard"),
+        (COMMIT, {"refused": {2: REFUSED}}, "has a refusal of no transfer"),
+        (COMMIT, {"refused": {0: Refused(2)}}, "by an entry that there is none of"),
+        (APPLY, {"first_accounts": column(HERE[0], AWAY[0])}, "which is not its part"),
+        (APPLY, {"numbers": column(1)}, "columns differ in length"),
+        (APPLY, {"statuses": bytes([2, 1])}, "has a status that is no decision"),
+        (APPLY, {"statuses": bytes([2, 6]), "refused": {}}, "a refusal without a reason"),
+        (APPLY, {"refused": {0: REFUSED, 1: REFUSED}}, "a reason without a refusal"),
+        (APPLY, {"refused": {1: Refused(-1)}}, "by an entry that there is none of"),
+        (DELIVERED, {"numbers": b""}, "has 0 transfers"),
+        (DELIVERED, {"numbers": b"x" * 9}, "columns differ in length"),
+    ],
+)
+def test_a_step_of_transfers_with_a_fault_must_not_enter(
+    block: Command, change: dict[str, Any], text: str
+) -> None:
+    assert text in (fault(msgspec.structs.replace(block, **change)) or "")
 
 
 def test_single_transactions_are_checked_as_ever() -> None:

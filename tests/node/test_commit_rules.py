@@ -19,6 +19,7 @@ from ledger_core.commands import (
     Delivered,
     FreezeAccount,
     Prepare,
+    Refused,
     Resolve,
     ReverseTransaction,
     SettleTransaction,
@@ -203,6 +204,44 @@ def test_a_begin_after_the_refusal_of_its_abandoned_prepare_is_refused(world: Wo
     again.check_nothing_is_in_flight()
     assert again.balances() == [(100, 100)] * 6
     again.close()
+
+
+def test_a_participant_votes_no_on_another_body_under_a_request_id_that_it_prepared(
+    world: World,
+) -> None:
+    """Else the home would commit amounts that differ from those reserved here."""
+    assert world.apply(1, world.prepare_of(transfer(world, 60))) == VoteView(None)
+    other = transfer(world, 50)
+    begun = view(world.begin(other))
+    assert begun.status is S.UNDECIDED
+    prepare = world.in_flight(0)[begun.number].prepare
+    assert prepare is not None
+    vote = world.apply(1, prepare)
+    assert vote == VoteView(Refused(0, reason=RefusalReason.ABANDONED))
+    world.drive()
+    refused = view(world.begin(other))
+    assert refused.status is S.REJECTED
+    assert world.balances() == [(100, 100)] * 6
+    world.check_nothing_is_in_flight()
+
+
+def test_what_was_prepared_is_not_settled_because_another_body_took_its_request_id(
+    world: World,
+) -> None:
+    """The home settles the other one without asking the shard that only the first one names."""
+    assert world.apply(1, world.prepare_of(transfer(world, 60))) == VoteView(None)
+    other = world.create([world.entry(0, 0, -50), world.entry(2, 0, 50)], "t")
+    begun = view(world.begin(other))
+    world.drive()
+    assert view(world.begin(other)).status is S.SETTLED
+    assert world.balances() == [(50, 50), *[(100, 100)] * 3, (150, 150), (100, 100)]
+    world.check_nothing_is_in_flight()
+    with world.shards[1].store.read() as view_:
+        tables = view_.shard(1)
+        last = tables.find_transaction(tables.meta().next_transaction - 1)
+    assert last is not None
+    assert last.status is S.REJECTED
+    assert last.home_number != begun.number
 
 
 def test_nothing_can_make_a_decision_fail_after_yes(world: World) -> None:

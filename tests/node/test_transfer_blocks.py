@@ -18,6 +18,8 @@ from ledger_core.commands import (
     FreezeAccount,
     Limits,
     ReverseTransaction,
+    Source,
+    TransferPart,
     TransferText,
 )
 from ledger_core.ids import system_account_id
@@ -37,7 +39,11 @@ NOBODY = 999_999
 Item = tuple[TransferForm, int, int, int, str]
 
 
-def block_of(items: list[Item], texts: dict[int, TransferText] | None = None) -> CreateTransfers:
+def block_of(
+    items: list[Item],
+    texts: dict[int, TransferText] | None = None,
+    parts: list[TransferPart] | None = None,
+) -> CreateTransfers:
     return CreateTransfers(
         routing_id=1,
         ledger="main",
@@ -48,8 +54,22 @@ def block_of(items: list[Item], texts: dict[int, TransferText] | None = None) ->
         amounts=b"".join(item[3].to_bytes(8, "little") for item in items),
         request_ids=b"".join(uuid.UUID(item[4]).bytes for item in items),
         texts=texts or {},
-        actor="someone",
+        actor="" if parts else "someone",
+        parts=parts or [],
     )
+
+
+def parts_of(rng: random.Random, count: int) -> list[TransferPart]:
+    """Cut a block into parts of random lengths, some of them with the same caller."""
+    ends = sorted({rng.randint(1, count) for _ in range(rng.choice((1, 3, 64)))} | {count})
+    return [
+        TransferPart(
+            end - start,
+            rng.choice(("", "alice", "bob" * 40)),
+            Source(rng.choice(("", "job 7")), rng.choice(("", "10.0.0.1"))),
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def request_id(rng: random.Random) -> str:
@@ -70,10 +90,14 @@ class Twins:
         return results
 
     def send(
-        self, items: list[Item], texts: dict[int, TransferText] | None = None, *before: Command
+        self,
+        items: list[Item],
+        texts: dict[int, TransferText] | None = None,
+        *before: Command,
+        parts: list[TransferPart] | None = None,
     ) -> TransfersView:
         """Apply a block here and its items there; all answers are the same."""
-        block = block_of(items, texts)
+        block = block_of(items, texts, parts)
         assert transfer_fault(block) is None
         first = self.blocks.store.shard(0).meta().next_transaction
         *_, view = self.blocks.apply(*before, block)
@@ -197,7 +221,8 @@ def test_random_blocks_do_what_their_items_do_and_are_proven_and_replayed(
         if rng.random() < 0.3:
             # The same log entry changes balances before the block.
             before = [CreateTransaction(3, rng.randint(1, 50), "", True, request_id(rng))]
-        twins.send(items, texts, *before)
+        shared = rng.random() < 0.5
+        twins.send(items, texts, *before, parts=parts_of(rng, len(items)) if shared else None)
     target = fresh(twins.blocks, tmp_path)
     replay_all(target, replays(twins.blocks), random.Random(1))
     assert rows(target) == rows(twins.blocks)
@@ -286,6 +311,10 @@ def test_a_transfer_of_a_block_is_reversed_like_any_other(tmp_path: Path) -> Non
         ({"forms": b"\3"}, "second account"),
         ({"request_ids": b"x"}, "differ in length"),
         ({"texts": {1: TransferText("x")}}, "texts of no transfer"),
+        ({"parts": [TransferPart(2)]}, "parts that are not its transfers"),
+        ({"parts": [TransferPart(0), TransferPart(1)]}, "parts that are not its transfers"),
+        ({"parts": [TransferPart(1)]}, "an actor or a source besides"),
+        ({"parts": [TransferPart(1)], "actor": "", "source": Source("x")}, "besides"),
     ],
 )
 def test_a_block_that_no_gateway_sends_has_a_fault(change: dict[str, object], fault: str) -> None:
@@ -294,6 +323,25 @@ def test_a_block_that_no_gateway_sends_has_a_fault(change: dict[str, object], fa
     found = transfer_fault(CreateTransfers(**values))  # type: ignore[arg-type]
     assert found is not None
     assert fault in found
+
+
+def test_a_transfer_is_recorded_with_the_actor_and_the_source_of_its_part(tmp_path: Path) -> None:
+    twins = Twins(tmp_path, 8)
+    opened(twins)
+    items = [(TransferForm.DEBIT, 1, 2, 1, request_id(twins.rng)) for _ in range(4)]
+    # The last one has texts, and the first one cannot be paid.
+    items[0] = (*items[0][:3], 10_000, items[0][4])
+    parts = [TransferPart(2, "alice", Source("a", "10.0.0.1")), TransferPart(2, "bob")]
+    view = twins.send(items, {3: TransferText("note")}, parts=parts)
+    assert list(view.statuses) == [4, 2, 2, 2]
+    tables = twins.blocks.store.shard(0)
+    found = []
+    for number in range(view.first_number, view.first_number + 4):
+        record = tables.find_transaction(number)
+        assert record is not None
+        state = record.states[0]
+        found.append((state.actor, state.correlation_id, state.peer))
+    assert found == [("alice", "a", "10.0.0.1")] * 2 + [("bob", "", "")] * 2
 
 
 def test_request_ids_are_shown_as_they_were_sent(tmp_path: Path) -> None:
