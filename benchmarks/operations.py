@@ -114,6 +114,21 @@ async def _sdk_read(
         yield call
 
 
+@asynccontextmanager
+async def _sdk_balances(
+    target: str, book: AccountBook, rng: random.Random, load: Load
+) -> AsyncIterator[Call]:
+    async with AsyncLedgerClient(target, timeout_s=TIMEOUT_S) as client:
+
+        async def call() -> None:
+            ids = [book.any(rng) for _ in range(load.per_call)]
+            for result in await client.get_balances(ids):
+                if isinstance(result, LedgerError):
+                    raise WrongAnswerError(result.status) from result
+
+        yield call
+
+
 def _check(answer: ledger_pb2.Transaction) -> None:
     if answer.status != ledger_pb2.TRANSACTION_STATUS_SETTLED:
         raise WrongAnswerError(wrong_status(answer))
@@ -127,5 +142,6 @@ OPERATIONS: dict[str, Open] = {
     "sdk/get_account": partial(_sdk_read, what="account", stale=False),
     "sdk/get_account_stale": partial(_sdk_read, what="account", stale=True),
     "sdk/get_balance": partial(_sdk_read, what="balance", stale=False),
+    "sdk_many/get_balances": _sdk_balances,
     **BULK_OPERATIONS,
 }

@@ -142,6 +142,16 @@ def _reads(options: Options) -> Sequence[Step]:
         _scenario(
             options, "reads", "GetAccount, stale, 256 at a time", "sdk/get_account_stale", 256
         ),
+        _bulk_scenario(
+            options,
+            "many balances",
+            "sdk_many/get_balances",
+            1_000,
+            1,
+            in_flight=4,
+            part="reads",
+            size=Size(options.base_shards, options.base_accounts),
+        ),
     ]
 
 
@@ -239,7 +249,7 @@ PARTS: tuple[Part, ...] = (
     Part("bulk", "CreateTransactions and StreamTransactions with columns", _bulk),
     Part("batch", "how the rate moves with the number of transfers in a call", _batch),
     Part("hot", "transfers that all have one account", _hot),
-    Part("reads", "GetBalance and GetAccount, 256 at a time", _reads),
+    Part("reads", "GetBalance and GetAccount, 256 at a time, and many in a call", _reads),
     Part("shards", "how rate and latency move with the number of shards", _shards),
     Part("accounts", "how they move with the number of accounts", _accounts),
     Part("failover", "what the kill of a leader costs while bulk calls run", _failover),

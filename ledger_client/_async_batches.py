@@ -1,56 +1,58 @@
-"""Bulk calls of the asyncio client: concurrent calls become few large ones."""
+"""Calls of the asyncio client that travel together: concurrent ones become few large ones."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import grpc
 
-from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _batches
 from ledger_client._batches import Batches
-from ledger_client._bulk import Bulk
-from ledger_client._items import Item, Placed
+from ledger_client._waiting import Call, Kind, Waiting
 from ledger_client.errors import InternalError, LedgerError, from_rpc_error
+
+AnswerT = TypeVar("AnswerT")
 
 Metadata = tuple[tuple[str, str], ...]
 
 
-class AsyncBatches:
-    """Sends the transactions of one client, in the event loop that runs when it is made.
+class AsyncBatches(Generic[AnswerT]):
+    """Sends what is of one kind by ``method``, in the event loop that runs when it is made.
 
     A task is made for each bulk call, none for an item; one timer watches over all deadlines.
     """
 
     def __init__(
         self,
-        stub: "ledger_pb2_grpc.LedgerServiceAsyncStub",
+        kind: Kind,
+        method: Callable[..., Awaitable[Any]],
         metadata: Metadata,
         timeout_s: float,
     ) -> None:
-        self._stub = stub
+        self._method = method
         self._metadata = metadata
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._batches = Batches(_wake)
+        self._batches = Batches(kind, _wake)
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_scheduled = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
 
-    def begin_single(self) -> Bulk | None:
+    def begin_single(self) -> Call | None:
         """Return a call of one's own if nothing is under way, to be ended; None: `send` instead."""
         if self._batches.is_idle or not self._batches.has_bulk:
             return self._batches.begin_single()
         return None
 
-    def end_single(self, call: Bulk) -> None:
+    def end_single(self, call: Call) -> None:
         """A call of one's own has had its first answer, whatever that is."""
         self._batches.end(call)
         self._schedule_flush()
 
-    async def send(self, item: Item) -> ledger_pb2.Transaction | None:
-        """Return the transaction that an item became; None: ask by a single call.
+    async def send(self, item: Waiting[AnswerT]) -> AnswerT | None:
+        """Return the answer to an item; None: ask by a single call.
 
         Raises LedgerError: ResourceExhaustedError at once if too many wait.
         """
@@ -58,11 +60,11 @@ class AsyncBatches:
         return await self._result(item)
 
     async def send_all(
-        self, items: Sequence[Item]
-    ) -> list[ledger_pb2.Transaction | LedgerError | None]:
+        self, items: Sequence[Waiting[AnswerT]]
+    ) -> list[AnswerT | LedgerError | None]:
         """Send many items, and return what `send` would return or raise for each."""
         window = _batches.CALLS_MAX * _batches.ITEMS_MAX
-        results: list[ledger_pb2.Transaction | LedgerError | None] = []
+        results: list[AnswerT | LedgerError | None] = []
         try:
             for index, item in enumerate(items):
                 if index >= window:
@@ -84,7 +86,7 @@ class AsyncBatches:
         for task in self._tasks:
             task.cancel()
 
-    def _add(self, item: Item) -> None:
+    def _add(self, item: Waiting[AnswerT]) -> None:
         item.deadline = time.monotonic() + self._timeout_s
         item.waiter = self._loop.create_future()
         self._batches.add(item)
@@ -95,24 +97,18 @@ class AsyncBatches:
             # All items have the same time: none of those to come is due before this one.
             self._deadline_timer = self._loop.call_later(self._timeout_s, self._expire)
 
-    async def _outcome(self, item: Item) -> ledger_pb2.Transaction | LedgerError | None:
+    async def _outcome(self, item: Waiting[AnswerT]) -> AnswerT | LedgerError | None:
         try:
             return await self._result(item)
         except LedgerError as error:
             return error
 
-    async def _result(self, item: Item) -> ledger_pb2.Transaction | None:
+    async def _result(self, item: Waiting[AnswerT]) -> AnswerT | None:
         try:
             await item.waiter
         finally:
             item.done = True
-        outcome = item.outcome
-        if type(outcome) is Placed:
-            return item.transaction(outcome)
-        if isinstance(outcome, LedgerError):
-            raise outcome
-        assert not isinstance(outcome, Placed)
-        return outcome
+        return item.answer()
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
@@ -133,10 +129,10 @@ class AsyncBatches:
             delay_s = max(wake_at - time.monotonic(), 0.0)
             self._flush_timer = self._loop.call_later(delay_s, self._schedule_flush)
 
-    async def _run(self, call: Bulk) -> None:
+    async def _run(self, call: Call) -> None:
         batches = self._batches
         try:
-            response = await self._stub.CreateTransactions(
+            response = await self._method(
                 call.request(), timeout=batches.timeout_s(call), metadata=self._metadata
             )
         except grpc.RpcError as error:
@@ -151,7 +147,7 @@ class AsyncBatches:
             # Behind the callers that wake now, so that what they send next goes out together.
             self._loop.call_soon(self._ended, call)
 
-    def _ended(self, call: Bulk) -> None:
+    def _ended(self, call: Call) -> None:
         self._batches.end(call)
         if not self._flush_scheduled:
             self._flush()
@@ -164,6 +160,6 @@ class AsyncBatches:
             self._deadline_timer = self._loop.call_later(delay_s, self._expire)
 
 
-def _wake(item: Item) -> None:
+def _wake(item: Waiting[Any]) -> None:
     if not item.waiter.done():
         item.waiter.set_result(None)

@@ -1,33 +1,23 @@
 """History, for asyncio: a part of `AsyncLedgerClient`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
-from typing import TypeVar
-
-from google.protobuf.message import Message
 
 from ledger.v1 import ledger_pb2
 from ledger_client import _requests
+from ledger_client._async_together import AsyncTogetherCalls
 from ledger_client._channel import AsyncConnection
+from ledger_client._reads import BalanceRead
+from ledger_client.errors import LedgerError
 from ledger_client.statements import AsyncStatement
-
-ResponseT = TypeVar("ResponseT")
 
 _ANY_STATUS = ledger_pb2.TRANSACTION_STATUS_UNSPECIFIED
 
 
-class AsyncHistoryCalls:
+class AsyncHistoryCalls(AsyncTogetherCalls):
     """What was: transactions, balances, entries, statements, and who did what."""
 
     def _connect(self) -> AsyncConnection:
-        raise NotImplementedError
-
-    async def _call(
-        self,
-        method: Callable[..., Awaitable[ResponseT]],
-        request: Message,
-        correlation_id: str = "",
-    ) -> ResponseT:
         raise NotImplementedError
 
     async def list_transactions_page(
@@ -111,8 +101,26 @@ class AsyncHistoryCalls:
         said at that moment. With TIME_BASIS_EFFECTIVE the effective time counts, where one was
         given: what the books say today about that moment.
         """
-        request = _requests.get_balance(account_id, as_of, basis, stale)
-        return (await self._call(self._connect().ledger.GetBalance, request)).balance
+        connection = self._connect()
+        method = connection.ledger.GetBalance
+        if as_of is not None or basis:
+            request = _requests.get_balance(account_id, as_of, basis, stale)
+            return (await self._call(method, request)).balance
+        read = BalanceRead(account_id, stale)
+        return await self._one(method, connection.balances[bool(stale)], read)
+
+    async def get_balances(
+        self, account_ids: Iterable[str], *, stale: bool = False
+    ) -> list[ledger_pb2.Balance | LedgerError]:
+        """Do what as many calls of `get_balance` would do for now, in few calls.
+
+        Returns what became of each, in their order: the balance, or the LedgerError that the single
+        call would have raised. A call takes 8,192; what it reads on one shard is of one state.
+        """
+        connection = self._connect()
+        reads = [BalanceRead(account_id, stale) for account_id in account_ids]
+        batches = connection.balance_batches(self._metadata)
+        return await self._many(connection.ledger.GetBalance, batches, reads)
 
     async def entries_page(
         self,

@@ -7,49 +7,27 @@ of its own goes alone: a bulk call has one for all.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
 
 from ledger.v1 import ledger_pb2
 from ledger_client import _batches, _channel, _items
-from ledger_client._async_batches import AsyncBatches
-from ledger_client._items import Item
-from ledger_client._retries import Attempts
+from ledger_client._async_together import AsyncTogetherCalls
 from ledger_client.errors import LedgerError, from_rpc_error
 from ledger_client.transfers import TransferResults
 
 if TYPE_CHECKING:
-    from ledger_client._bulk import Bulk
     from ledger_client._channel import AsyncConnection
     from ledger_client._columns import AccountIds, Amounts, Chunk, Forms, RequestIds
 
-ResponseT = TypeVar("ResponseT")
-
 Metadata = tuple[tuple[str, str], ...]
 
-# Single calls at once, for items that a bulk call could not tell apart.
-_SINGLES_MAX = 64
 
-
-class AsyncTransactionCalls:
+class AsyncTransactionCalls(AsyncTogetherCalls):
     """Creating transactions: one, many, and columns of transfers."""
 
-    _metadata: Metadata
-    _timeout_s: float
-    _batching: bool
-
     def _connect(self) -> "AsyncConnection":
-        raise NotImplementedError
-
-    async def _call(
-        self,
-        method: Callable[..., Awaitable[ResponseT]],
-        request: Message,
-        correlation_id: str = "",
-        attempts: Attempts | None = None,
-    ) -> ResponseT:
         raise NotImplementedError
 
     async def create_transaction(
@@ -95,13 +73,8 @@ class AsyncTransactionCalls:
             request_id=request_id,
         )
         connection = self._connect()
-        if not self._batching or correlation_id:
-            return await self._alone(item, correlation_id)
-        call = connection.batches.begin_single()
-        if call is not None:
-            return await self._first(item, call)
-        transaction = await connection.batches.send(item)
-        return transaction if transaction is not None else await self._alone(item)
+        method = connection.ledger.CreateTransaction
+        return await self._one(method, connection.transactions, item, correlation_id)
 
     async def create_transactions(
         self,
@@ -117,25 +90,11 @@ class AsyncTransactionCalls:
         ``timeout_s``.
         """
         items = _items.items(transactions)
-        batches = AsyncBatches(
-            self._connect().ledger,
-            _channel.metadata(correlation_id) or self._metadata,
-            self._timeout_s,
-        )
-        try:
-            sent = await batches.send_all([item for item in items if isinstance(item, Item)])
-        finally:
-            batches.close()
-        results = _items.merged(items, sent)
-        alone = [index for index, result in enumerate(results) if result is None]
-        for start in range(0, len(alone), _SINGLES_MAX):
-            some = alone[start : start + _SINGLES_MAX]
-            told = await asyncio.gather(
-                *(self._told_alone(items[index], correlation_id) for index in some)
-            )
-            for index, result in zip(some, told, strict=True):
-                results[index] = result
-        return [result for result in results if result is not None]
+        connection = self._connect()
+        metadata = _channel.metadata(correlation_id) or self._metadata
+        batches = connection.transaction_batches(metadata)
+        method = connection.ledger.CreateTransaction
+        return await self._many(method, batches, items, correlation_id)
 
     async def create_transfers(
         self,
@@ -192,37 +151,6 @@ class AsyncTransactionCalls:
             for _ in range(_batches.CALLS_MAX):
                 group.create_task(send_some())
         return columns.results
-
-    async def _first(self, item: Item, call: "Bulk") -> ledger_pb2.Transaction:
-        """Send a single call that others wait for, until its first attempt has ended."""
-        connection = self._connect()
-        method, request = connection.ledger.CreateTransaction, item.single()
-        attempts = Attempts(self._timeout_s)
-        try:
-            response = await method(request, timeout=attempts.timeout_s(), metadata=self._metadata)
-        except grpc.RpcError as error:
-            failure = from_rpc_error(error)
-        else:
-            return response.transaction
-        finally:
-            connection.batches.end_single(call)
-        await asyncio.sleep(attempts.pause_s(failure))
-        return (await self._call(method, request, attempts=attempts)).transaction
-
-    async def _alone(self, item: Item, correlation_id: str = "") -> ledger_pb2.Transaction:
-        """Send a single call, with what is left of the item's time if it was sent before."""
-        method = self._connect().ledger.CreateTransaction
-        attempts = item.attempts_left()
-        return (await self._call(method, item.single(), correlation_id, attempts)).transaction
-
-    async def _told_alone(
-        self, item: Item | LedgerError, correlation_id: str
-    ) -> ledger_pb2.Transaction | LedgerError:
-        assert isinstance(item, Item)
-        try:
-            return await self._alone(item, correlation_id)
-        except LedgerError as error:
-            return error
 
 
 async def _send(

@@ -1,4 +1,4 @@
-"""What waits for a bulk call, what is under way, and what is sent when. No threads, no network.
+"""What waits to be sent with others, what is under way, what is sent when. No threads, no network.
 
 A call goes out at once while nothing is under way. While something is, the others gather, until as
 many wait as are under way, or an answer comes: so there is no delay by a timer, and the more
@@ -16,12 +16,11 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from ledger.v1 import ledger_pb2
-from ledger_client._bulk import Bulk, Result, same_group
-from ledger_client._items import Item
 from ledger_client._retries import Attempts, attempt_timeout_s, may_retry
+from ledger_client._waiting import Call, Kind, Waiting
 from ledger_client.errors import (
     DeadlineExceededError,
     LedgerError,
@@ -30,6 +29,8 @@ from ledger_client.errors import (
     again,
 )
 from ledger_core.ids import shard_key
+
+Item = Waiting[Any]
 
 WAITING_MAX = 65_536
 """Items that may wait, on one client."""
@@ -44,8 +45,6 @@ CALLS_MAX = 4
 _ALL_CALLS_MAX = 32
 # How long others wait for a call; the more of them are slow already, the longer.
 _PATIENCE_S = 0.1
-# A smaller group of transfers is not worth a call of its own: they go as messages with others.
-_GROUP_MIN = 32
 # How long a first attempt may take: this and a bit for each item, or so many times what calls took
 # of late.
 _FIRST_ATTEMPT_S = 0.5
@@ -62,17 +61,20 @@ _WITHOUT_BULK_S = 60.0
 
 
 class Batches:
-    """The items of one client. Not thread-safe.
+    """The items of one kind of a client. Not thread-safe.
 
     ``wake`` is called once for every item that has got its outcome, if anyone waits for it.
     """
 
     def __init__(
         self,
+        kind: Kind,
         wake: Callable[[Item], None],
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        self._kind = kind
+        self._items_max = min(ITEMS_MAX, kind.items_max)
         self._wake = wake
         self._clock = clock
         self._jitter = jitter
@@ -80,8 +82,8 @@ class Batches:
         self._again: dict[int, deque[Item]] = {}
         self._resting: list[tuple[float, int, Item]] = []
         self._rested = 0
-        self._under_way: set[Bulk] = set()
-        self._aside: dict[Bulk, int] = {}
+        self._under_way: set[Call] = set()
+        self._aside: dict[Call, int] = {}
         self._away: set[int] = set()
         self._usual_s = 0.0
         self._slow = 0
@@ -107,7 +109,7 @@ class Batches:
         if len(self) >= WAITING_MAX:
             raise ResourceExhaustedError(
                 "RESOURCE_EXHAUSTED",
-                f"{WAITING_MAX:,} transactions of this client are waiting to be sent already; "
+                f"{WAITING_MAX:,} {self._kind.what} of this client are waiting to be sent already; "
                 "nothing was done",
             )
         if self._away and _place(item) in self._away:
@@ -115,13 +117,13 @@ class Batches:
         else:
             self._queue.append(item)
 
-    def begin_single(self) -> Bulk:
+    def begin_single(self) -> Call:
         """Count a single call that its caller sends: others gather meanwhile. `end` it."""
-        call = Bulk([], [])
+        call = Call()
         self._begin(call, 1)
         return call
 
-    def take(self) -> list[Bulk]:
+    def take(self) -> list[Call]:
         """Return the calls that are to be sent now. Each of them is to be ended by `end`."""
         now = self._clock()
         while self._resting and self._resting[0][0] <= now:
@@ -133,9 +135,9 @@ class Batches:
         while (
             self._queue
             and (free := self._free_calls()) > 0
-            and len(self._queue) >= min(self._items_ahead, ITEMS_MAX)
+            and len(self._queue) >= min(self._items_ahead, self._items_max)
         ):
-            for call in _calls(_pop(self._queue), free):
+            for call in self._calls(self._queue, free):
                 self._begin(call, len(call))
                 taken.append(call)
         return taken
@@ -147,7 +149,7 @@ class Batches:
             times += [call.patience_until for call in self._under_way if not call.slow]
         return min(times, default=None)
 
-    def timeout_s(self, call: Bulk) -> float:
+    def timeout_s(self, call: Call) -> float:
         """Return how long an attempt of a call may take."""
         most_s = attempt_timeout_s(max(call.deadline() - self._clock(), 0.0))
         if call in self._aside:
@@ -155,7 +157,7 @@ class Batches:
         first_s = _FIRST_ATTEMPT_S + _FIRST_ATTEMPT_ITEM_S * len(call)
         return min(most_s, max(first_s, _FIRST_ATTEMPT_TIMES * self._usual_s))
 
-    def end(self, call: Bulk) -> None:
+    def end(self, call: Call) -> None:
         """A call is no longer under way."""
         if call in self._aside:
             del self._aside[call]
@@ -166,7 +168,7 @@ class Batches:
         else:
             self._items_ahead -= max(len(call), 1)
 
-    def answer(self, call: Bulk, response: ledger_pb2.CreateTransactionsResponse) -> None:
+    def answer(self, call: Call, response: Any) -> None:
         """Give every item its result; let those rest that are to be tried again."""
         try:
             results = call.results(response)
@@ -193,7 +195,7 @@ class Batches:
         if is_whole:
             self._took(call)
 
-    def fail(self, call: Bulk, error: LedgerError) -> None:
+    def fail(self, call: Call, error: LedgerError) -> None:
         """No item of a call got a result.
 
         What is certain for the call is not certain for each of its items: it may be about one of
@@ -223,8 +225,10 @@ class Batches:
             return again(item.attempts.verdict(item.error))
         if not item.sent:
             fate = "it waited for its turn until its deadline; nothing was done"
-        else:
+        elif self._kind.changes:
             fate = "no answer in time: the transaction may or may not have happened"
+        else:
+            fate = "no answer in time"
         return DeadlineExceededError("DEADLINE_EXCEEDED", fate)
 
     def expire(self) -> float | None:
@@ -246,7 +250,7 @@ class Batches:
         """Give up all items: the client is closed."""
         for item in self._all():
             if not item.done:
-                self._finish(item, _closed(item))
+                self._finish(item, self._closed(item))
         self._queue.clear()
         self._again.clear()
         self._resting.clear()
@@ -264,34 +268,45 @@ class Batches:
         fresh = len(self._under_way) - self._slow
         return min(CALLS_MAX - fresh, _ALL_CALLS_MAX - len(self._under_way))
 
+    def _closed(self, item: Item) -> LedgerError:
+        fate = "it may or may not have happened" if item.sent else "nothing was done"
+        if not self._kind.changes:
+            fate = "it was not read"
+        error = ServerCancelledError("CANCELLED", f"the client was closed: {fate}")
+        return item.attempts.verdict(error) if item.attempts is not None else error
+
+    def _calls(self, queue: deque[Item], calls_max: int) -> Sequence[Call]:
+        items = _pop(queue, self._items_max)
+        return self._kind.calls(items, calls_max) if items else ()
+
     def _put_aside(self, item: Item) -> None:
         self._again.setdefault(_place(item) >> _LANE_BITS, deque()).append(item)
 
-    def _take_aside(self) -> list[Bulk]:
+    def _take_aside(self) -> list[Call]:
         """Return the calls to send aside: one at a time for each part of the keys."""
         busy = set(self._aside.values())
-        taken: list[Bulk] = []
+        taken: list[Call] = []
         for lane in [lane for lane in self._again if lane not in busy]:
             queue = self._again[lane]
-            for call in _calls(_pop(queue), 1):
+            for call in self._calls(queue, 1):
                 self._aside[call] = lane
                 taken.append(call)
             if not queue:
                 del self._again[lane]
         return taken
 
-    def _begin(self, call: Bulk, count: int) -> None:
+    def _begin(self, call: Call, count: int) -> None:
         call.began = self._clock()
         call.patience_until = call.began + _PATIENCE_S * (1 + self._slow)
         self._under_way.add(call)
         self._items_ahead += count
 
-    def _let_pass(self, call: Bulk) -> None:
+    def _let_pass(self, call: Call) -> None:
         call.slow = True
         self._slow += 1
         self._items_ahead -= max(len(call), 1)
 
-    def _took(self, call: Bulk) -> None:
+    def _took(self, call: Call) -> None:
         if call in self._under_way:
             took_s = self._clock() - call.began
             self._usual_s += (took_s - self._usual_s) * _USUAL_SHARE
@@ -309,7 +324,7 @@ class Batches:
         self._rested += 1
         heapq.heappush(self._resting, (self._clock() + pause_s, self._rested, item))
 
-    def _finish(self, item: Item, outcome: Result | None) -> None:
+    def _finish(self, item: Item, outcome: Any) -> None:
         # Errors are of many items, but raised by each: every one has a traceback of its own.
         item.outcome = again(outcome) if isinstance(outcome, LedgerError) else outcome
         item.done = True
@@ -321,11 +336,11 @@ def _place(item: Item) -> int:
     return shard_key(item.home()) >> _NEAR_BITS
 
 
-def _pop(queue: deque[Item]) -> list[Item]:
+def _pop(queue: deque[Item], items_max: int) -> list[Item]:
     """Take as many items as fit into a call, but those that nobody waits for."""
     items: list[Item] = []
     size = 0
-    while queue and len(items) < ITEMS_MAX:
+    while queue and len(items) < items_max:
         item = queue[0]
         if not item.done:
             size += item.size
@@ -335,31 +350,3 @@ def _pop(queue: deque[Item]) -> list[Item]:
             items.append(item)
         queue.popleft()
     return items
-
-
-def _calls(items: list[Item], calls_max: int) -> list[Bulk]:
-    """Return the calls that items make: one, or one for each large group of transfers."""
-    if not items:
-        return []
-    first = items[0]
-    # Nearly always, all are transfers of one group.
-    if first.request is None:
-        group = first.group
-        if all(item.request is None and item.group == group for item in items):
-            return [Bulk(items, [])]
-    singles = [item for item in items if item.request is not None]
-    groups = same_group(item for item in items if item.request is None)
-    by_size = sorted(groups.values(), key=len, reverse=True)
-    calls: list[Bulk] = []
-    for group_items in by_size[1:]:
-        if len(group_items) >= _GROUP_MIN and len(calls) + 1 < calls_max:
-            calls.append(Bulk(group_items, []))
-        else:
-            singles += group_items
-    return [Bulk(by_size[0] if by_size else [], singles), *calls]
-
-
-def _closed(item: Item) -> LedgerError:
-    fate = "it may or may not have happened" if item.sent else "nothing was done"
-    error = ServerCancelledError("CANCELLED", f"the client was closed: {fate}")
-    return item.attempts.verdict(error) if item.attempts is not None else error

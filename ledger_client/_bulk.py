@@ -4,25 +4,27 @@ from collections.abc import Iterable, Iterator
 
 from ledger.v1 import ledger_pb2
 from ledger_client._items import Group, Item, Placed, moment
+from ledger_client._waiting import Call, Kind
 from ledger_client.errors import LedgerError, UnknownError, from_call_error
 
 Result = ledger_pb2.Transaction | Placed | LedgerError
 
+# A smaller group of transfers is not worth a call of its own: they go as messages with others.
+_GROUP_MIN = 32
 
-class Bulk:
+
+class Bulk(Call):
     """Items that are sent as one call.
 
     Those of ``transfers`` travel as columns and share their group; ``singles`` as messages.
     """
 
-    __slots__ = ("began", "patience_until", "singles", "slow", "transfers")
+    __slots__ = ("singles", "transfers")
 
     def __init__(self, transfers: list[Item], singles: list[Item]) -> None:
+        super().__init__()
         self.transfers = transfers
         self.singles = singles
-        self.slow = False
-        self.began = 0.0
-        self.patience_until = 0.0
 
     def __len__(self) -> int:
         return len(self.transfers) + len(self.singles)
@@ -31,10 +33,6 @@ class Bulk:
         """All of them."""
         yield from self.transfers
         yield from self.singles
-
-    def deadline(self) -> float:
-        """The latest of the items' deadlines."""
-        return max(item.deadline for item in self.items())
 
     def request(self) -> ledger_pb2.CreateTransactionsRequest:
         """Make the request."""
@@ -63,7 +61,7 @@ class Bulk:
     ) -> Iterable[tuple[Item, Result]]:
         """Return what became of each item; UnknownError if that is not what was asked."""
         if len(response.results) != len(self.singles):
-            raise _torn("transactions", len(response.results), len(self.singles))
+            raise torn("transactions", len(response.results), len(self.singles))
         found: list[tuple[Item, Result]] = [
             (item, read_result(result))
             for item, result in zip(self.singles, response.results, strict=True)
@@ -76,7 +74,7 @@ class Bulk:
         count = len(self.transfers)
         require_length(columns, count)
         if not len(columns.book_indexes) == len(columns.first_directions) == count:
-            raise _torn("books", len(columns.book_indexes), count)
+            raise torn("books", len(columns.book_indexes), count)
         bases = _Bases(columns, self.transfers[0].group[2])
         books = [book.external_account_id for book in columns.books]
         directions = columns.first_directions
@@ -143,10 +141,11 @@ def require_length(columns: ledger_pb2.TransferResults, count: int) -> None:
         columns.create_times_us,
     ):
         if len(column) != count:
-            raise _torn("transfers", len(column), count)
+            raise torn("transfers", len(column), count)
 
 
-def _torn(what: str, found: int, expected: int) -> UnknownError:
+def torn(what: str, found: int, expected: int) -> UnknownError:
+    """Return the error for an answer to something else than what was asked."""
     return UnknownError(
         "UNKNOWN",
         f"the gateway answered {found:,} of {expected:,} {what}; what it did is not known",
@@ -159,3 +158,26 @@ def same_group(items: Iterable[Item]) -> dict[Group, list[Item]]:
     for item in items:
         groups.setdefault(item.group, []).append(item)
     return groups
+
+
+def _calls(items: list[Item], calls_max: int) -> list[Bulk]:
+    """Return the calls that items make: one, or one for each large group of transfers."""
+    first = items[0]
+    # Nearly always, all are transfers of one group.
+    if first.request is None:
+        group = first.group
+        if all(item.request is None and item.group == group for item in items):
+            return [Bulk(items, [])]
+    singles = [item for item in items if item.request is not None]
+    groups = same_group(item for item in items if item.request is None)
+    by_size = sorted(groups.values(), key=len, reverse=True)
+    calls: list[Bulk] = []
+    for group_items in by_size[1:]:
+        if len(group_items) >= _GROUP_MIN and len(calls) + 1 < calls_max:
+            calls.append(Bulk(group_items, []))
+        else:
+            singles += group_items
+    return [Bulk(by_size[0] if by_size else [], singles), *calls]
+
+
+TRANSACTIONS = Kind("transactions", changes=True, items_max=8_192, calls=_calls)

@@ -5,11 +5,15 @@ import re
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ledger.v1 import ledger_pb2_grpc
+from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client._async_batches import AsyncBatches
+from ledger_client._bulk import TRANSACTIONS
+from ledger_client._reads import ACCOUNTS, BALANCES
 from ledger_client.errors import invalid_argument
 from ledger_core.commands import SOURCE_CHARACTERS_MAX
 from ledger_core.errors import FieldViolation
+
+Metadata = tuple[tuple[str, str], ...]
 
 CORRELATION_ID_KEY = "x-correlation-id"
 
@@ -35,18 +39,45 @@ OPTIONS = [
 
 
 class AsyncConnection:
-    """A channel and its stubs, bound to the event loop that runs when it is made."""
+    """A channel and its stubs, bound to the event loop that runs when it is made.
 
-    def __init__(
-        self, target: str, metadata: tuple[tuple[str, str], ...], timeout_s: float
-    ) -> None:
+    Of reads there are batches by whether they may be stale.
+    """
+
+    def __init__(self, target: str, metadata: Metadata, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self.channel = grpc.aio.insecure_channel(target, options=OPTIONS)
-        self.ledger = ledger_pb2_grpc.LedgerServiceStub(self.channel)
-        self.batches = AsyncBatches(self.ledger, metadata, timeout_s)
+        self.ledger: ledger_pb2_grpc.LedgerServiceAsyncStub = ledger_pb2_grpc.LedgerServiceStub(
+            self.channel
+        )
+        self.transactions = self.transaction_batches(metadata)
+        self.balances = {stale: self.balance_batches(metadata) for stale in (False, True)}
+        self.accounts = {stale: self.account_batches(metadata) for stale in (False, True)}
         self.health = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[no-untyped-call]
 
+    def transaction_batches(self, metadata: Metadata) -> AsyncBatches[ledger_pb2.Transaction]:
+        """Return batches of transactions."""
+        method = self.ledger.CreateTransactions
+        return AsyncBatches(TRANSACTIONS, method, metadata, self._timeout_s)
 
-def metadata(correlation_id: str) -> tuple[tuple[str, str], ...]:
+    def balance_batches(self, metadata: Metadata) -> AsyncBatches[ledger_pb2.Balance]:
+        """Return batches of reads of balances: all stale, or none."""
+        return AsyncBatches(BALANCES, self.ledger.BatchGetBalances, metadata, self._timeout_s)
+
+    def account_batches(self, metadata: Metadata) -> AsyncBatches[ledger_pb2.Account]:
+        """Return batches of reads of accounts: all stale, or none."""
+        return AsyncBatches(ACCOUNTS, self.ledger.BatchGetAccounts, metadata, self._timeout_s)
+
+    async def close(self) -> None:
+        """Give up all that waits, and close the channel."""
+        self.transactions.close()
+        for stale in (False, True):
+            self.balances[stale].close()
+            self.accounts[stale].close()
+        await self.channel.close()
+
+
+def metadata(correlation_id: str) -> Metadata:
     """Return the metadata of a call; InvalidArgumentError if the id cannot be sent."""
     if not correlation_id:
         return ()

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.v1 import ledger_pb2
 from ledger_client import _requests
-from ledger_client._retries import Attempts
+from ledger_client._waiting import Waiting
 from ledger_client.errors import LedgerError
 from ledger_core.commands import (
     ACTOR_CHARACTERS_MAX,
@@ -77,7 +77,7 @@ class Placed:
         self.refusal = refusal
 
 
-class Item:
+class Item(Waiting[ledger_pb2.Transaction]):
     """A transaction that is to be created, and what became of it.
 
     ``request`` is its message; None for a transfer, which has columns instead.
@@ -85,21 +85,13 @@ class Item:
 
     __slots__ = (
         "amount",
-        "attempts",
-        "deadline",
-        "done",
-        "error",
         "first",
         "form",
         "group",
         "key",
-        "outcome",
         "request",
         "second",
-        "sent",
-        "size",
         "text",
-        "waiter",
     )
 
     request: ledger_pb2.CreateTransactionRequest | None
@@ -112,23 +104,9 @@ class Item:
     key: bytes
     text: ledger_pb2.TransferText | None
 
-    deadline: float
-    """On the monotonic clock, in seconds."""
-    waiter: Any
-    """What its caller waits for."""
-
     def __init__(self, request: ledger_pb2.CreateTransactionRequest | None = None) -> None:
+        super().__init__(0 if request is None else request.ByteSize() + 8)
         self.request = request
-        self.size = 0 if request is None else request.ByteSize() + 8
-        self.attempts: Attempts | None = None
-        """Once one has failed."""
-        self.error: LedgerError | None = None
-        """Of the last attempt."""
-        self.outcome: ledger_pb2.Transaction | Placed | LedgerError | None = None
-        """None: it shall be sent as a single call, which tells more."""
-        self.sent = False
-        self.done = False
-        """Nobody waits any longer: it has its outcome, or its caller is gone."""
 
     def single(self) -> ledger_pb2.CreateTransactionRequest:
         """Return the request of its single call."""
@@ -144,11 +122,14 @@ class Item:
         account_id = entries[0].account_id if entries else self.request.account_id
         return int(account_id, 16) if _ACCOUNT_ID(account_id) else 0
 
-    def attempts_left(self) -> Attempts | None:
-        """Return the attempts that a single call has after bulk calls; None if there were none."""
-        if self.attempts is None and self.sent:
-            self.attempts = Attempts(self.deadline - time.monotonic())
-        return self.attempts
+    def of_single(self, response: ledger_pb2.CreateTransactionResponse) -> ledger_pb2.Transaction:
+        """Return the transaction."""
+        return response.transaction
+
+    def answer(self) -> ledger_pb2.Transaction | None:
+        """Return the transaction that it became; raise why there is none."""
+        outcome = self.outcome
+        return self.transaction(outcome) if type(outcome) is Placed else super().answer()
 
     def transaction(self, placed: Placed) -> ledger_pb2.Transaction:
         """Return the whole transaction that a transfer became."""
@@ -308,15 +289,6 @@ def items(
         except LedgerError as error:
             found.append(error)
     return found
-
-
-def merged(
-    asked: Sequence[Item | LedgerError],
-    sent: Iterable[ledger_pb2.Transaction | LedgerError | None],
-) -> list[ledger_pb2.Transaction | LedgerError | None]:
-    """Return the results of the items that were sent, and the errors of the others, in order."""
-    results = iter(sent)
-    return [next(results) if isinstance(one, Item) else one for one in asked]
 
 
 def _item_from(

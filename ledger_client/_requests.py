@@ -38,7 +38,7 @@ def create_ledger(
 
 def get_ledger(ledger: str, stale: bool) -> ledger_pb2.GetLedgerRequest:
     """Build a GetLedger request."""
-    return fill(ledger_pb2.GetLedgerRequest(), ledger=ledger, consistency=_consistency(stale))
+    return fill(ledger_pb2.GetLedgerRequest(), ledger=ledger, consistency=consistency(stale))
 
 
 def list_ledgers(page_size: int, page_token: str, stale: bool) -> ledger_pb2.ListLedgersRequest:
@@ -47,7 +47,7 @@ def list_ledgers(page_size: int, page_token: str, stale: bool) -> ledger_pb2.Lis
         ledger_pb2.ListLedgersRequest(),
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -109,7 +109,7 @@ def get_account(
         account_id=account_id,
         ledger=ledger,
         name=name,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -134,7 +134,7 @@ def list_accounts(
         metadata_key=metadata_key,
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -213,7 +213,7 @@ def get_transaction(
         transaction_id=transaction_id,
         account_id=account_id,
         request_id=request_id,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -283,7 +283,7 @@ def list_transactions(
         metadata_key=metadata_key,
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
         **given(start_time=start, end_time=end),
     )
 
@@ -299,7 +299,7 @@ def get_balance(
         ledger_pb2.GetBalanceRequest(),
         account_id=account_id,
         basis=basis,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
         **given(as_of_time=as_of),
     )
 
@@ -321,7 +321,7 @@ def list_entries(
         oldest_first=oldest_first,
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
         **given(start_time=start, end_time=end),
     )
 
@@ -341,7 +341,7 @@ def get_statement(
         account_id=account_id,
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
         **given(start_time=start, end_time=end),
     )
 
@@ -353,7 +353,7 @@ def list_transaction_states(
     return fill(
         ledger_pb2.ListTransactionStatesRequest(),
         transaction_id=transaction_id,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -366,7 +366,7 @@ def list_account_events(
         account_id=account_id,
         page_size=page_size,
         page_token=page_token,
-        consistency=_consistency(stale),
+        consistency=consistency(stale),
     )
 
 
@@ -411,7 +411,7 @@ def _set(message: Message, name: str, value: object) -> None:
             setattr(message, name, value)
 
 
-def _consistency(stale: bool) -> ledger_pb2.ReadConsistency.ValueType:
+def consistency(stale: bool) -> ledger_pb2.ReadConsistency.ValueType:
     if stale:
         return ledger_pb2.READ_CONSISTENCY_STALE
     return ledger_pb2.READ_CONSISTENCY_LINEARIZABLE

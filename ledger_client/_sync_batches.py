@@ -1,19 +1,19 @@
-"""Bulk calls of the synchronous client: the calls of many threads become few large ones."""
+"""Calls of the synchronous client that travel together: those of many threads become few."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 
-from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _batches
 from ledger_client._batches import Batches
-from ledger_client._bulk import Bulk
-from ledger_client._items import Item, Placed
+from ledger_client._waiting import Call, Kind, Waiting
 from ledger_client.errors import InternalError, LedgerError, ServerCancelledError, from_rpc_error
+
+AnswerT = TypeVar("AnswerT")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -22,52 +22,50 @@ Metadata = tuple[tuple[str, str], ...]
 _IDLE_S = 5.0
 
 
-class ThreadBatches:
-    """Sends the transactions of one client by a thread of its own, started when it is needed.
+class ThreadBatches(Generic[AnswerT]):
+    """Sends what is of one kind by a thread of its own, started when it is needed.
 
     A thread that finds nothing under way sends its own. Like gRPC, it does not survive a fork.
     """
 
-    def __init__(
-        self, stub: ledger_pb2_grpc.LedgerServiceStub, metadata: Metadata, timeout_s: float
-    ) -> None:
-        self._stub = stub
+    def __init__(self, kind: Kind, method: Any, metadata: Metadata, timeout_s: float) -> None:
+        self._method = method
         self._metadata = metadata
         self._timeout_s = timeout_s
         # Guards all of the following.
         self._changed = threading.Condition(threading.Lock())
-        self._batches = Batches(_wake)
-        self._ended: deque[tuple[Bulk, Any]] = deque()
+        self._batches = Batches(kind, _wake)
+        self._ended: deque[tuple[Call, Any]] = deque()
         self._under_way = 0
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def begin_single(self) -> Bulk | None:
+    def begin_single(self) -> Call | None:
         """Return a call of one's own if nothing is under way, to be ended; None: `send` instead."""
         with self._changed:
             if self._closed or self._batches.is_idle or not self._batches.has_bulk:
                 return self._batches.begin_single()
             return None
 
-    def end_single(self, call: Bulk) -> None:
+    def end_single(self, call: Call) -> None:
         """A call of one's own has had its first answer, whatever that is."""
         with self._changed:
             self._batches.end(call)
             if len(self._batches):
                 self._changed.notify()
 
-    def send(self, item: Item) -> ledger_pb2.Transaction | None:
-        """Return the transaction that an item became; None: ask by a single call.
+    def send(self, item: Waiting[AnswerT]) -> AnswerT | None:
+        """Return the answer to an item; None: ask by a single call.
 
         Raises LedgerError: ResourceExhaustedError at once if too many wait.
         """
         self._add(item)
         return self._result(item)
 
-    def send_all(self, items: Sequence[Item]) -> list[ledger_pb2.Transaction | LedgerError | None]:
+    def send_all(self, items: Sequence[Waiting[AnswerT]]) -> list[AnswerT | LedgerError | None]:
         """Send many items, and return what `send` would return or raise for each."""
         window = _batches.CALLS_MAX * _batches.ITEMS_MAX
-        results: list[ledger_pb2.Transaction | LedgerError | None] = []
+        results: list[AnswerT | LedgerError | None] = []
         try:
             for start in range(0, len(items), window // 2):
                 self._add(*items[start : start + window // 2])
@@ -90,7 +88,7 @@ class ThreadBatches:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _add(self, *items: Item) -> None:
+    def _add(self, *items: Waiting[AnswerT]) -> None:
         deadline = time.monotonic() + self._timeout_s
         for item in items:
             item.deadline = deadline
@@ -108,13 +106,13 @@ class ThreadBatches:
                 self._thread.start()
             self._changed.notify()
 
-    def _outcome(self, item: Item) -> ledger_pb2.Transaction | LedgerError | None:
+    def _outcome(self, item: Waiting[AnswerT]) -> AnswerT | LedgerError | None:
         try:
             return self._result(item)
         except LedgerError as error:
             return error
 
-    def _result(self, item: Item) -> ledger_pb2.Transaction | None:
+    def _result(self, item: Waiting[AnswerT]) -> AnswerT | None:
         try:
             left_s = min(max(item.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
             if not item.waiter.acquire(timeout=left_s):
@@ -123,13 +121,7 @@ class ThreadBatches:
                         raise self._batches.give_up(item)
         finally:
             item.done = True
-        outcome = item.outcome
-        if type(outcome) is Placed:
-            return item.transaction(outcome)
-        if isinstance(outcome, LedgerError):
-            raise outcome
-        assert not isinstance(outcome, Placed)
-        return outcome
+        return item.answer()
 
     def _run(self) -> None:
         try:
@@ -161,11 +153,11 @@ class ThreadBatches:
     def _has_nothing_to_do(self) -> bool:
         return not (len(self._batches) or self._ended or self._under_way)
 
-    def _send(self, call: Bulk) -> None:
+    def _send(self, call: Call) -> None:
         try:
             with self._changed:
                 timeout_s = self._batches.timeout_s(call)
-            future: Any = self._stub.CreateTransactions.future(
+            future: Any = self._method.future(
                 call.request(), timeout=timeout_s, metadata=self._metadata
             )
         except Exception:
@@ -178,13 +170,13 @@ class ThreadBatches:
             self._under_way += 1
         future.add_done_callback(lambda done: self._has_ended(call, done))
 
-    def _has_ended(self, call: Bulk, future: Any) -> None:
+    def _has_ended(self, call: Call, future: Any) -> None:
         with self._changed:
             self._under_way -= 1
             self._ended.append((call, future))
             self._changed.notify()
 
-    def _read(self, call: Bulk, future: Any) -> None:
+    def _read(self, call: Call, future: Any) -> None:
         try:
             response = future.result()
         except grpc.RpcError as error:
@@ -199,11 +191,11 @@ class ThreadBatches:
                 self._batches.answer(call, response)
                 self._batches.end(call)
 
-    def _lose(self, call: Bulk) -> None:
+    def _lose(self, call: Call) -> None:
         with self._changed:
             self._batches.fail(call, InternalError("INTERNAL", "a bulk call could not be made"))
             self._batches.end(call)
 
 
-def _wake(item: Item) -> None:
+def _wake(item: Waiting[Any]) -> None:
     item.waiter.release()

@@ -8,45 +8,29 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
 
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _batches, _channel, _items
-from ledger_client._items import Item
-from ledger_client._retries import Attempts
+from ledger_client._bulk import TRANSACTIONS
 from ledger_client._sync_batches import ThreadBatches
+from ledger_client._together import TogetherCalls
 from ledger_client.errors import LedgerError, from_rpc_error
 from ledger_client.transfers import TransferResults
 
 if TYPE_CHECKING:
-    from ledger_client._bulk import Bulk
     from ledger_client._columns import AccountIds, Amounts, Chunk, Forms, RequestIds
-
-ResponseT = TypeVar("ResponseT")
 
 Metadata = tuple[tuple[str, str], ...]
 
 
-class TransactionCalls:
+class TransactionCalls(TogetherCalls):
     """Creating transactions: one, many, and columns of transfers."""
 
-    _metadata: Metadata
-    _timeout_s: float
-    _batching: bool
-    _batches: ThreadBatches
+    _batches: ThreadBatches[ledger_pb2.Transaction]
     _stub: ledger_pb2_grpc.LedgerServiceStub
-
-    def _call(
-        self,
-        method: Callable[..., ResponseT],
-        request: Message,
-        correlation_id: str = "",
-        attempts: Attempts | None = None,
-    ) -> ResponseT:
-        raise NotImplementedError
 
     def create_transaction(
         self,
@@ -90,13 +74,7 @@ class TransactionCalls:
             dry_run=dry_run,
             request_id=request_id,
         )
-        if not self._batching or correlation_id:
-            return self._alone(item, correlation_id)
-        call = self._batches.begin_single()
-        if call is not None:
-            return self._first(item, call)
-        transaction = self._batches.send(item)
-        return transaction if transaction is not None else self._alone(item)
+        return self._one(self._stub.CreateTransaction, self._batches, item, correlation_id)
 
     def create_transactions(
         self,
@@ -113,15 +91,11 @@ class TransactionCalls:
         """
         items = _items.items(transactions)
         metadata = _channel.metadata(correlation_id) or self._metadata
-        batches = ThreadBatches(self._stub, metadata, self._timeout_s)
-        try:
-            sent = batches.send_all([item for item in items if isinstance(item, Item)])
-        finally:
-            batches.close()
-        return [
-            result if result is not None else self._told_alone(item, correlation_id)
-            for item, result in zip(items, _items.merged(items, sent), strict=True)
-        ]
+        method = self._stub.CreateTransactions
+        batches = ThreadBatches[ledger_pb2.Transaction](
+            TRANSACTIONS, method, metadata, self._timeout_s
+        )
+        return self._many(self._stub.CreateTransaction, batches, items, correlation_id)
 
     def create_transfers(
         self,
@@ -175,36 +149,6 @@ class TransactionCalls:
         with ThreadPoolExecutor(_batches.CALLS_MAX, "ledger-client-transfers") as pool:
             list(pool.map(send, chunks))
         return columns.results
-
-    def _first(self, item: Item, call: "Bulk") -> ledger_pb2.Transaction:
-        """Send a single call that others wait for, until its first attempt has ended."""
-        method, request = self._stub.CreateTransaction, item.single()
-        attempts = Attempts(self._timeout_s)
-        try:
-            response = method(request, timeout=attempts.timeout_s(), metadata=self._metadata)
-        except grpc.RpcError as error:
-            failure = from_rpc_error(error)
-        else:
-            return response.transaction
-        finally:
-            self._batches.end_single(call)
-        time.sleep(attempts.pause_s(failure))
-        return self._call(method, request, attempts=attempts).transaction
-
-    def _alone(self, item: Item, correlation_id: str = "") -> ledger_pb2.Transaction:
-        """Send a single call, with what is left of the item's time if it was sent before."""
-        method = self._stub.CreateTransaction
-        attempts = item.attempts_left()
-        return self._call(method, item.single(), correlation_id, attempts).transaction
-
-    def _told_alone(
-        self, item: Item | LedgerError, correlation_id: str
-    ) -> ledger_pb2.Transaction | LedgerError:
-        assert isinstance(item, Item)
-        try:
-            return self._alone(item, correlation_id)
-        except LedgerError as error:
-            return error
 
 
 def _send(

@@ -14,8 +14,9 @@ from ledger_client._async_history import AsyncHistoryCalls
 from ledger_client._async_transactions import AsyncTransactionCalls
 from ledger_client._atomic import AsyncAtomicCalls
 from ledger_client._channel import AsyncConnection
+from ledger_client._reads import AccountRead
 from ledger_client._retries import Attempts
-from ledger_client.errors import from_rpc_error
+from ledger_client.errors import LedgerError, from_rpc_error
 
 ResponseT = TypeVar("ResponseT")
 
@@ -30,8 +31,9 @@ class AsyncLedgerClient(AsyncTransactionCalls, AsyncAtomicCalls, AsyncHistoryCal
     piece of work did. It goes with all calls of this client that are not given one of their own. At
     most 128 printable ASCII characters.
 
-    ``batching``: concurrent calls of `create_transaction` travel together, as few bulk calls.
-    Nothing waits for a timer, and each call has its own result, deadline and error all the same.
+    ``batching``: concurrent calls of `create_transaction`, `get_balance` and `get_account` travel
+    together, as few large ones. Nothing waits for a timer, and each call has its own result,
+    deadline and error all the same. A read never joins a call that was sent before it was made.
     """
 
     def __init__(
@@ -168,8 +170,26 @@ class AsyncLedgerClient(AsyncTransactionCalls, AsyncAtomicCalls, AsyncHistoryCal
 
         ``stale``: as any replica knows it.
         """
-        request = _requests.get_account(account_id, ledger, name, stale)
-        return (await self._call(self._connect().ledger.GetAccount, request)).account
+        connection = self._connect()
+        method = connection.ledger.GetAccount
+        if ledger or name:
+            request = _requests.get_account(account_id, ledger, name, stale)
+            return (await self._call(method, request)).account
+        read = AccountRead(account_id, stale)
+        return await self._one(method, connection.accounts[bool(stale)], read)
+
+    async def get_accounts(
+        self, account_ids: Iterable[str], *, stale: bool = False
+    ) -> list[ledger_pb2.Account | LedgerError]:
+        """Do what as many calls of `get_account` would do, in few calls.
+
+        Returns what became of each, in their order: the account, or the LedgerError that the single
+        call would have raised. Accounts of one call and shard are read from one state of it.
+        """
+        connection = self._connect()
+        reads = [AccountRead(account_id, stale) for account_id in account_ids]
+        batches = connection.account_batches(self._metadata)
+        return await self._many(connection.ledger.GetAccount, batches, reads)
 
     async def list_accounts_page(
         self,
@@ -378,8 +398,7 @@ class AsyncLedgerClient(AsyncTransactionCalls, AsyncAtomicCalls, AsyncHistoryCal
     async def close(self) -> None:
         """Close the connection; calls that wait for an answer end."""
         if self._connection is not None:
-            self._connection.batches.close()
-            await self._connection.channel.close()
+            await self._connection.close()
             self._connection = None
 
     async def __aenter__(self) -> Self:

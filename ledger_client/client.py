@@ -11,11 +11,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_client import _channel, _requests
 from ledger_client._atomic import AtomicCalls
+from ledger_client._bulk import TRANSACTIONS
 from ledger_client._history import HistoryCalls
+from ledger_client._reads import ACCOUNTS, AccountRead
 from ledger_client._retries import Attempts
 from ledger_client._sync_batches import ThreadBatches
 from ledger_client._transactions import TransactionCalls
-from ledger_client.errors import from_rpc_error
+from ledger_client.errors import LedgerError, from_rpc_error
 
 ResponseT = TypeVar("ResponseT")
 
@@ -30,9 +32,10 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
     piece of work did. It goes with all calls of this client that are not given one of their own. At
     most 128 printable ASCII characters.
 
-    ``batching``: calls of `create_transaction` by several threads at the same time travel together,
-    as few bulk calls. Nothing waits for a timer, and each call has its own result, deadline and
-    error all the same. Make clients after a fork, not before: neither gRPC nor batches survive it.
+    ``batching``: calls of `create_transaction`, `get_balance` and `get_account` by several threads
+    at the same time travel together, as few large ones. Nothing waits for a timer, and each call
+    has its own result, deadline and error all the same. A read never joins a call that was sent
+    before it was made. Make clients after a fork, not before: neither gRPC nor batches survive it.
     """
 
     def __init__(
@@ -48,7 +51,12 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(target, options=_channel.OPTIONS)
         self._stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
-        self._batches = ThreadBatches(self._stub, self._metadata, timeout_s)
+        self._batches = ThreadBatches(
+            TRANSACTIONS, self._stub.CreateTransactions, self._metadata, timeout_s
+        )
+        # By whether they may be stale.
+        self._balances = {stale: self._balance_batches() for stale in (False, True)}
+        self._accounts = {stale: self._account_batches() for stale in (False, True)}
         self._health = health_pb2_grpc.HealthStub(self._channel)  # type: ignore[no-untyped-call]
 
     def create_ledger(
@@ -162,8 +170,23 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
 
         ``stale``: as any replica knows it.
         """
-        request = _requests.get_account(account_id, ledger, name, stale)
-        return self._call(self._stub.GetAccount, request).account
+        method = self._stub.GetAccount
+        if ledger or name:
+            request = _requests.get_account(account_id, ledger, name, stale)
+            return self._call(method, request).account
+        read = AccountRead(account_id, stale)
+        return self._one(method, self._accounts[bool(stale)], read)
+
+    def get_accounts(
+        self, account_ids: Iterable[str], *, stale: bool = False
+    ) -> list[ledger_pb2.Account | LedgerError]:
+        """Do what as many calls of `get_account` would do, in few calls.
+
+        Returns what became of each, in their order: the account, or the LedgerError that the single
+        call would have raised. Accounts of one call and shard are read from one state of it.
+        """
+        reads = [AccountRead(account_id, stale) for account_id in account_ids]
+        return self._many(self._stub.GetAccount, self._account_batches(), reads)
 
     def list_accounts_page(
         self,
@@ -348,6 +371,10 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
         )
         return self._call(self._stub.ReverseTransaction, request, correlation_id).transaction
 
+    def _account_batches(self) -> ThreadBatches[ledger_pb2.Account]:
+        method = self._stub.BatchGetAccounts
+        return ThreadBatches(ACCOUNTS, method, self._metadata, self._timeout_s)
+
     def serving_shards(self) -> dict[str, bool]:
         """Tell what serves now: ``""`` is the whole, ``"shard-0"``, … are the shards."""
         return _channel.serving(self._call(self._health.List, health_pb2.HealthListRequest()))
@@ -355,6 +382,9 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
     def close(self) -> None:
         """Close the connection; calls that wait for an answer end."""
         self._batches.close()
+        for stale in (False, True):
+            self._balances[stale].close()
+            self._accounts[stale].close()
         self._channel.close()
 
     def __enter__(self) -> Self:

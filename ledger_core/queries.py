@@ -10,6 +10,10 @@ from ledger_core.commands import U64, CreateTransaction, TimeUs
 PAGE_SIZE_MAX = 1_000
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=PAGE_SIZE_MAX)]
 
+BALANCES_PER_QUERY_MAX = 8_192
+ACCOUNTS_PER_QUERY_MAX = 256
+"""With all the metadata they can have, accounts take 41 KB each."""
+
 
 class TransactionFilter(msgspec.Struct, array_like=True, frozen=True):
     """What transactions must be like to be listed; an empty filter fits all.
@@ -230,6 +234,18 @@ class ListJournal(msgspec.Struct, tag=19, tag_field="kind", array_like=True, fro
     ledger: str = ""
 
 
+class GetBalances(msgspec.Struct, tag=20, tag_field="kind", array_like=True, frozen=True):
+    """The balances that many accounts have now, from one state: a BalancesView."""
+
+    account_ids: Annotated[list[U64], msgspec.Meta(min_length=1, max_length=BALANCES_PER_QUERY_MAX)]
+
+
+class GetAccounts(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
+    """Many accounts with their balances, from one state: an AccountsView."""
+
+    account_ids: Annotated[list[U64], msgspec.Meta(min_length=1, max_length=ACCOUNTS_PER_QUERY_MAX)]
+
+
 Query = (
     GetAccount
     | GetTransaction
@@ -250,6 +266,8 @@ Query = (
     | ListAgeing
     | GetSettlements
     | ListJournal
+    | GetBalances
+    | GetAccounts
 )
 
 _encoder = msgspec.msgpack.Encoder()

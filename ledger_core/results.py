@@ -433,6 +433,40 @@ class TransferVotesView(msgspec.Struct, tag=23, tag_field="kind", array_like=Tru
     refused: dict[int, Refused]
 
 
+class BalanceBookView(msgspec.Struct, array_like=True, frozen=True):
+    """A currency of a ledger."""
+
+    ledger: str
+    currency: str
+    currency_exponent: int
+
+
+class BalancesView(msgspec.Struct, tag=24, tag_field="kind", array_like=True, frozen=True):
+    """The balances of many accounts, as columns in their order: little-endian.
+
+    ``types`` has a byte for each account; ``book_places`` two bytes: its place in ``books``; all
+    others 8 bytes. ``times_us``: when the newest entry was recorded; 0: there is none. ``missing``
+    tells by index why there is no balance; all columns are 0 there.
+    """
+
+    types: bytes
+    book_places: bytes
+    debits_posted: bytes
+    credits_posted: bytes
+    debits_pending: bytes
+    credits_pending: bytes
+    versions: bytes
+    times_us: bytes
+    books: list[BalanceBookView]
+    missing: dict[int, Failure]
+
+
+class AccountsView(msgspec.Struct, tag=25, tag_field="kind", array_like=True, frozen=True):
+    """Many accounts, or why there is none, in the order in which they were asked for."""
+
+    accounts: list[AccountView | Failure]
+
+
 class Replayed(msgspec.Struct, tag=21, tag_field="kind", array_like=True, frozen=True):
     """A journal entry was applied once more, or had been before; the chain's hash after it."""
 
@@ -464,6 +498,8 @@ Result = (
     | Replayed
     | TransfersView
     | TransferVotesView
+    | BalancesView
+    | AccountsView
 )
 
 _encoder = msgspec.msgpack.Encoder()

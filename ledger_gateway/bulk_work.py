@@ -41,22 +41,25 @@ _HELD_BACK = ShardUnavailableError(
 
 
 class Room:
-    """Bounds what is in work. In bytes: a call is refused without room, a stream waits.
+    """Bounds what is in work. In ``units``: a call is refused without room, a stream waits.
 
     ``alone`` has a place for each transfer that may be on its way alone.
     """
 
-    def __init__(self, bytes_max: int = BYTES_IN_WORK_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
+    def __init__(
+        self, size_max: int = BYTES_IN_WORK_MAX, units: str = "bytes of bulk calls"
+    ) -> None:
+        self._size_max = size_max
+        self._units = units
+        self._size = 0
         self._waiting: list[asyncio.Future[None]] = []
         self.alone = asyncio.Semaphore(ALONE_IN_WORK_MAX)
 
     def require(self, size: int) -> None:
-        """Raise OverloadedError where there is no room for ``size`` bytes now."""
+        """Raise OverloadedError where there is no room for ``size`` now."""
         if not self._has(size):
             raise OverloadedError(
-                f"{self._bytes:,} bytes of bulk calls are in work already; try again later"
+                f"{self._size:,} {self._units} are in work already; try again later"
             )
 
     async def wait(self, size: int) -> None:
@@ -70,19 +73,19 @@ class Room:
                 self._waiting.remove(waiter)
 
     def take(self, size: int) -> None:
-        """Hold ``size`` bytes, for which there is room."""
-        self._bytes += size
+        """Hold ``size``, for which there is room."""
+        self._size += size
 
     def release(self, size: int) -> None:
         """Give them back, and let those who wait look."""
-        self._bytes -= size
+        self._size -= size
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _has(self, size: int) -> bool:
         """One request that is alone has room always."""
-        return not self._bytes or self._bytes + size <= self._bytes_max
+        return not self._size or self._size + size <= self._size_max
 
 
 async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> None:

@@ -1,11 +1,12 @@
 """The public service: start reading here.
 
-The RPCs are in five modules, by what they are about; in each, top to bottom:
+The RPCs are in six modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
     bulk.py           thousands of transactions in one call, and streams of such calls;
                       atomic.py: those that happen together or not at all
     accounts.py       opening, changing, finding accounts
+    batch_reads.py    accounts and balances, many in one call
     ledgers.py        sets of books with their currencies and charts
     history.py        what was: balances, entries, statements, and who did what
 
@@ -19,8 +20,9 @@ import asyncio
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
+from ledger_gateway.batch_reads import BALANCES_IN_WORK_MAX, BatchReadRpcs
 from ledger_gateway.bulk import BulkRpcs
-from ledger_gateway.bulk_work import BulkWork
+from ledger_gateway.bulk_work import BulkWork, Room
 from ledger_gateway.heavy_work import HeavyWork
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
@@ -32,7 +34,12 @@ BULK_METHODS = (f"/{SERVICE_NAME}/CreateTransactions", f"/{SERVICE_NAME}/StreamT
 
 
 class LedgerService(
-    BulkRpcs, AccountRpcs, LedgerRpcs, HistoryRpcs, ledger_pb2_grpc.LedgerServiceServicer
+    BulkRpcs,
+    AccountRpcs,
+    BatchReadRpcs,
+    LedgerRpcs,
+    HistoryRpcs,
+    ledger_pb2_grpc.LedgerServiceServicer,
 ):
     """`ledger.v1.LedgerService` on top of the shards. Remembers ledgers, and nothing else."""
 
@@ -41,6 +48,7 @@ class LedgerService(
         self._directory = LedgerDirectory(self._shards)
         self._work = BulkWork(self._shards)
         self._heavy = HeavyWork()
+        self._reading = Room(BALANCES_IN_WORK_MAX, "accounts that are being read")
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:

@@ -45,10 +45,15 @@ ACCOUNTS_PER_PAGE_MAX = 5_000
 
 def get_account(tables: ShardTables, query: GetAccount) -> AccountView | Failure:
     """Show an account with its balances."""
-    slot = tables.find_slot(query.account_id)
+    return shown_account(tables, tables.meta().books, query.account_id)
+
+
+def shown_account(tables: ShardTables, books: list[Book], account_id: int) -> AccountView | Failure:
+    """Show an account of the shard, which has these books."""
+    slot = tables.find_slot(account_id)
     if slot is None:
-        return account_not_found(query.account_id)
-    return _account(tables, tables.meta().books, slot, tables.account_info(slot))
+        return account_not_found(account_id)
+    return _account(tables, books, slot, tables.account_info(slot))
 
 
 def _account(

@@ -7,7 +7,9 @@ from ledger_core.queries import (
     DryRun,
     FindName,
     GetAccount,
+    GetAccounts,
     GetBalance,
+    GetBalances,
     GetLedger,
     GetSettlements,
     GetStatement,
@@ -28,6 +30,7 @@ from ledger_core.queries import (
 from ledger_core.results import Result
 from ledger_node import (
     ageing,
+    batch_reads,
     current_reads,
     history_reads,
     journal_reads,
@@ -58,6 +61,8 @@ READS: Final[dict[type[Query], Callable[[ShardTables, Any], Result]]] = {
     ListAgeing: ageing.list_ageing,
     GetSettlements: settlement_reads.get_settlements,
     ListJournal: journal_reads.list_journal,
+    GetBalances: batch_reads.get_balances,
+    GetAccounts: batch_reads.get_accounts,
 }
 
 

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from ledger_core.ids import is_system_account_id
 from ledger_core.transfers import I64Array, U64Array
-from ledger_node.records import BALANCE_ROW_BYTES, CRC, REQUEST_ROW_BYTES, ShardMeta
+from ledger_node.records import (
+    BALANCE_ROW_BYTES,
+    CRC,
+    ENTRY_ROW_BYTES,
+    REQUEST_ROW_BYTES,
+    EntryRow,
+    ShardMeta,
+)
+from ledger_node.store_files import StoreCorruptError
 from ledger_node.store_rows import RowTables, unseal
 
 # Signed where it can be: numpy makes floats of what is signed and unsigned together.
@@ -69,6 +77,7 @@ class ColumnTables(RowTables):
 
     _accounts: lmdb._Database
     _balances: lmdb._Database
+    _entries: lmdb._Database
     _requests: lmdb._Database
     _transactions: lmdb._Database
     _known_places: "_KnownPlaces | None"
@@ -100,6 +109,35 @@ class ColumnTables(RowTables):
         own = np.array([is_system_account_id(lower_bound, account_id) for account_id in ids], bool)
         places = place(slots, rows["book"].astype(np.int64), own=own)
         return dict(zip(ids, places.tolist(), strict=True))
+
+    def slot_rows(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Return (account ids, slots), both big-endian, of the accounts that exist, in order."""
+        found = self._find_rows(self._accounts, keys)
+        return [key for key, _ in found], [slot[:4] for _, slot in found]
+
+    def entry_times_us(self, positions: Sequence[int]) -> list[int]:
+        """Return when the entries at these positions, which rise, were recorded."""
+        found: list[int] = []
+        first, block = 0, b""
+        crc32, from_bytes = zlib.crc32, int.from_bytes
+        with self._source.txn.cursor(self._entries) as cursor:
+            for position in positions:
+                offset = (position - first) * ENTRY_ROW_BYTES
+                if offset >= len(block):
+                    # The entries of a log entry are one value, under the position of the first.
+                    key = position.to_bytes(8)
+                    behind = cursor.set_range(key)
+                    if not (behind and cursor.key() == key):
+                        _ = cursor.prev() if behind else cursor.last()
+                    first, block = from_bytes(cursor.key()), bytes(cursor.value())
+                    offset = (position - first) * ENTRY_ROW_BYTES
+                row = block[offset : offset + ENTRY_ROW_BYTES]
+                if len(row) != ENTRY_ROW_BYTES:
+                    raise StoreCorruptError(f"there is no entry at position {position}")
+                if crc32(row[:-4]) != from_bytes(row[-4:], "little"):
+                    EntryRow.unpack(row)  # Raises, and says what to do.
+                found.append(from_bytes(row[24:32], "little"))
+        return found
 
     def balance_rows(self, slots: I64Array) -> BalanceRows:
         """Return the rows of slots, all of which exist. Reading is fastest where they rise."""

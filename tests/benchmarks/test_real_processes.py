@@ -30,7 +30,12 @@ def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
                 assert figures.failed == {}
                 assert set(figures.cpu_us) == {"gateway", "nodes", "load"}
                 assert figures.lag is not None
-        for operation in ("bulk/one_shard", "stream/random_accounts", "sdk_bulk/same_shard"):
+        for operation in (
+            "bulk/one_shard",
+            "stream/random_accounts",
+            "sdk_bulk/same_shard",
+            "sdk_many/get_balances",
+        ):
             scenario = Scenario(
                 "part", operation, operation, size, 4, 0.3, 0.1, per_call=7, connections=2
             )

@@ -19,7 +19,7 @@ from ledger_client import (
     debit,
 )
 from ledger_client._batches import Batches
-from ledger_client._bulk import Bulk
+from ledger_client._bulk import TRANSACTIONS, Bulk
 from ledger_client._items import Item, item_of, items
 from ledger_client._requests import create_transaction
 from ledger_core.ids import shard_key
@@ -47,7 +47,7 @@ def woken() -> list[Item]:
 
 @pytest.fixture
 def batches(clock: Clock, woken: list[Item]) -> Batches:
-    return Batches(woken.append, clock, jitter=lambda: 1.0)
+    return Batches(TRANSACTIONS, woken.append, clock, jitter=lambda: 1.0)
 
 
 def new(deadline: float = 110.0, **options: object) -> Item:

@@ -162,7 +162,7 @@ def test_the_answer_is_that_of_a_single_call(
     together: Callable[..., list[Told]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_batches, "_GROUP_MIN", 1)
+    monkeypatch.setattr("ledger_client._bulk._GROUP_MIN", 1)
     told = transactions(together(gateway, CALLS * 2))
     asked = [
         one for bulk in gateway.bulks for one in (*bulk.transactions, *singles_of(bulk.transfers))

@@ -1,6 +1,7 @@
 """Batching against a real ledger: what comes back is what the ledger has, field by field."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 
 from ledger.v1 import ledger_pb2
-from ledger_client import AsyncLedgerClient, LedgerClient, LedgerError, credit, debit, limits
+from ledger_client import (
+    AsyncLedgerClient,
+    InvalidArgumentError,
+    LedgerClient,
+    LedgerError,
+    NotFoundError,
+    credit,
+    debit,
+    limits,
+)
 from ledger_client._items import Item
 from ledger_client.testing import StandaloneLedger, standalone_ledger
 
@@ -114,7 +124,7 @@ def test_every_field_is_that_of_the_ledger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Every group as columns, however small.
-    monkeypatch.setattr("ledger_client._batches._GROUP_MIN", 1)
+    monkeypatch.setattr("ledger_client._bulk._GROUP_MIN", 1)
     calls = plain_calls(client)
     told = together(ledger, calls * 4)
     assert all(isinstance(made, ledger_pb2.Transaction) for made in told)
@@ -235,3 +245,53 @@ def test_many_transactions_and_columns_of_transfers(
     assert (repeated.statuses == results.statuses).all()
     assert (repeated.create_times_us == results.create_times_us).all()
     assert client.get_account(bob).settled_balance == 100
+
+
+def test_reads_together_are_those_of_single_calls(
+    ledger: StandaloneLedger, client: LedgerClient
+) -> None:
+    for call in plain_calls(client):
+        with contextlib.suppress(LedgerError):
+            call(client)
+    ids = [account.id for account in client.list_accounts()]
+    ids += [account.id for account in client.list_accounts("books")]
+    for name in ("get_balance", "get_account"):
+        calls = [
+            lambda sdk, one=one, name=name: getattr(sdk, name)(one) for one in [*ids, NOBODY, "abc"]
+        ]
+        told = together(ledger, calls)
+        singles = asyncio.run(_one_by_one(ledger.target, calls))
+        assert [type(one) for one in told[-2:]] == [NotFoundError, InvalidArgumentError]
+        assert list(map(str, told[-2:])) == list(map(str, singles[-2:]))
+        # Not only equal: every field is there, and nothing else.
+        assert [made.SerializeToString(deterministic=True) for made in told[:-2]] == [
+            made.SerializeToString(deterministic=True) for made in singles[:-2]
+        ]
+    assert client.get_balances(ids) == [client.get_balance(one) for one in ids]
+    assert client.get_accounts(ids) == [client.get_account(one) for one in ids]
+
+
+async def _one_by_one(target: str, calls: list[Callable[[Any], Any]]) -> list[Any]:
+    async with AsyncLedgerClient(target, 30.0, batching=False) as sdk:
+        return [(await asyncio.gather(call(sdk), return_exceptions=True))[0] for call in calls]
+
+
+def test_a_read_begun_after_a_write_was_acknowledged_sees_it(ledger: StandaloneLedger) -> None:
+    """However many other reads and writes of the client are under way, and travel with it."""
+
+    async def check(sdk: AsyncLedgerClient, account_id: str) -> None:
+        for count in range(1, 15):
+            made = await sdk.create_transaction(account_id, 1, settled=True)
+            assert made.status == ledger_pb2.TRANSACTION_STATUS_SETTLED
+            balance, account = await asyncio.gather(
+                sdk.get_balance(account_id), sdk.get_account(account_id)
+            )
+            assert balance.settled_balance == account.settled_balance == count
+            assert balance.version == count
+
+    async def run() -> None:
+        async with AsyncLedgerClient(ledger.target, 30.0) as sdk:
+            accounts = [await sdk.create_account() for _ in range(20)]
+            await asyncio.gather(*(check(sdk, account.id) for account in accounts))
+
+    asyncio.run(run())

@@ -218,7 +218,7 @@ async def test_the_source_of_a_stream_is_that_of_its_requests(
 def idle(gateway: GatewayServer, shards: BulkShards) -> bool:
     """Whether nothing is left of what streams began."""
     room = gateway._ledger_service._work.room
-    return shards.at_work[-1] == 0 and room._bytes == 0 and not room._waiting
+    return shards.at_work[-1] == 0 and room._size == 0 and not room._waiting
 
 
 async def test_a_cancelled_stream_leaves_nothing(

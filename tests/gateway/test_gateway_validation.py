@@ -351,8 +351,8 @@ PARTS: list[tuple[str, dict[str, Any], str, str]] = [
 
 def test_every_field_of_every_request_is_in_the_tables() -> None:
     service = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]
-    # `test_gateway_bulk` has the tables of bulk calls.
-    bulk = {"CreateTransactions", "StreamTransactions"}
+    # `test_gateway_bulk` and `test_gateway_batch_reads` have the tables of calls for many.
+    bulk = {"CreateTransactions", "StreamTransactions", "BatchGetBalances", "BatchGetAccounts"}
     assert set(RPCS) | bulk == {method.name for method in service.methods}
     for method, (_, faults) in RPCS.items():
         parts = {re.split(r"[.\[]", path)[0] for name, _, path, _ in PARTS if name == method}

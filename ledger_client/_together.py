@@ -1,0 +1,109 @@
+"""Single calls that run at the same time travel together: a part of `LedgerClient`."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from ledger_client._retries import Attempts
+from ledger_client._sync_batches import ThreadBatches
+from ledger_client._waiting import Call, Waiting
+from ledger_client.errors import LedgerError, from_rpc_error
+
+AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
+
+Metadata = tuple[tuple[str, str], ...]
+Method = Callable[..., Any]
+
+
+class TogetherCalls:
+    """Calls whose ``method`` has another one that does many of them at once."""
+
+    _metadata: Metadata
+    _timeout_s: float
+    _batching: bool
+
+    def _call(
+        self,
+        method: Callable[..., ResponseT],
+        request: Message,
+        correlation_id: str = "",
+        attempts: Attempts | None = None,
+    ) -> ResponseT:
+        raise NotImplementedError
+
+    def _one(
+        self,
+        method: Method,
+        batches: ThreadBatches[AnswerT],
+        item: Waiting[AnswerT],
+        correlation_id: str = "",
+    ) -> AnswerT:
+        """Do one call: by itself if nothing is under way, else with others."""
+        if not self._batching or correlation_id or not item.may_travel:
+            return self._alone(method, item, correlation_id)
+        call = batches.begin_single()
+        if call is not None:
+            return self._first(method, batches, item, call)
+        answer = batches.send(item)
+        return answer if answer is not None else self._alone(method, item)
+
+    def _many(
+        self,
+        method: Method,
+        batches: ThreadBatches[AnswerT],
+        items: Sequence[Waiting[AnswerT] | LedgerError],
+        correlation_id: str = "",
+    ) -> list[AnswerT | LedgerError]:
+        """Do many calls, by ``batches`` that are for them alone; errors stay where they are."""
+        results: list[AnswerT | LedgerError] = []
+        try:
+            sent = iter(batches.send_all([item for item in items if _travels(item)]))
+        finally:
+            batches.close()
+        for item in items:
+            if isinstance(item, LedgerError):
+                results.append(item)
+                continue
+            result = next(sent) if item.may_travel else None
+            if result is None:
+                results.append(self._told_alone(method, item, correlation_id))
+            else:
+                results.append(result)
+        return results
+
+    def _first(
+        self, method: Method, batches: ThreadBatches[AnswerT], item: Waiting[AnswerT], call: Call
+    ) -> AnswerT:
+        """Send a single call that others wait for, until its first attempt has ended."""
+        request, attempts = item.single(), Attempts(self._timeout_s)
+        try:
+            response = method(request, timeout=attempts.timeout_s(), metadata=self._metadata)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+        else:
+            return item.of_single(response)
+        finally:
+            batches.end_single(call)
+        time.sleep(attempts.pause_s(failure))
+        return item.of_single(self._call(method, request, attempts=attempts))
+
+    def _alone(self, method: Method, item: Waiting[AnswerT], correlation_id: str = "") -> AnswerT:
+        """Send a single call, with what is left of the item's time if it was sent before."""
+        attempts = item.attempts_left()
+        return item.of_single(self._call(method, item.single(), correlation_id, attempts))
+
+    def _told_alone(
+        self, method: Method, item: Waiting[AnswerT], correlation_id: str
+    ) -> AnswerT | LedgerError:
+        try:
+            return self._alone(method, item, correlation_id)
+        except LedgerError as error:
+            return error
+
+
+def _travels(item: Waiting[AnswerT] | LedgerError) -> TypeGuard[Waiting[AnswerT]]:
+    return isinstance(item, Waiting) and item.may_travel
