@@ -180,7 +180,7 @@ class _Effects:
 
 def _check_balance(books: NDArray[np.uint16], moved: I64Array) -> None:
     """Assert that debits equal credits in every book, posted and pending."""
-    for book in np.unique(books).tolist():
+    for book in {*books.tolist()}:
         sums = moved[:, books == book].sum(axis=1).tolist()
         if (sums[0], sums[2]) != (sums[1], sums[3]):
             raise InvariantError(f"a block of transfers leaves book {book} unbalanced: {sums}")
@@ -194,7 +194,7 @@ def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> Non
 
 def _add_totals(books: Books, groups: NDArray[np.uint32], moved: I64Array) -> None:
     """Add what accounts were moved by to the totals of their groups."""
-    for group in np.unique(groups).tolist():
+    for group in sorted({*groups.tolist()}):
         added = moved[:, groups == group].sum(axis=1).tolist()
         if not any(added):
             continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ledger_core.accounts import EntryKind
-from ledger_core.commands import NO_HASH, Refused, TransferPart
+from ledger_core.commands import Refused, TransferPart
 from ledger_core.results import RefusalView
 from ledger_core.transfer_legs import (
     LegBlock,
@@ -18,13 +18,13 @@ from ledger_core.transfer_legs import (
     peer_shards,
     u64_column,
 )
-from ledger_core.transfers import I64Array, big_endian
+from ledger_core.transfers import I64Array, big_endian, split_rows
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
 from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
 from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
-from ledger_node.records import TransactionRecord
+from ledger_node.records import REQUEST_ROW_BYTES, TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
 from ledger_node.store_leg_columns import number_keys
@@ -130,16 +130,18 @@ class LegBooking:
         """
         books, tables = self.books, self.books.tables
         items = self.todo.nonzero()[0]
-        numbers = self.numbers[items].tolist()
+        keys = self.keys
+        if len(items) < len(keys):
+            keys = [keys[item] for item in items.tolist()]
         # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
-        tables.add_requests(
-            [self.keys[item] for item in items.tolist()],
-            [NO_HASH + number.to_bytes(8, "little") + bytes(8) for number in numbers],
-        )
+        rows = np.zeros((len(items), REQUEST_ROW_BYTES), np.uint8)
+        rows[:, 16:24] = self.numbers[items].astype("<i8").view(np.uint8).reshape(-1, 8)
+        tables.add_requests(keys, split_rows(rows))
         plain = self.plain_items()
         if len(plain):
-            rows = self.rows(template, plain, record_who)
-            tables.put_transactions(number_keys(self.numbers[plain].tolist()), rows)
+            tables.put_transactions(
+                number_keys(self.numbers[plain].tolist()), self.rows(template, plain, record_who)
+            )
         refusals: dict[int, RefusalView] = {}
         for item in self.special_items():
             number = int(self.numbers[item])

@@ -124,10 +124,13 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
 def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes]) -> None:
     """Find the plain records that are to be settled, and settle them."""
     by_size: dict[int, list[int]] = {}
-    settled = TransactionStatus.SETTLED
-    for item, row in rows.items():
-        if block.statuses[item] == settled:
-            by_size.setdefault(len(row), []).append(item)
+    sizes = {*map(len, rows.values())}
+    if len(sizes) == 1 and block.statuses == bytes([TransactionStatus.SETTLED]) * len(rows):
+        by_size[sizes.pop()] = [*rows]
+    else:
+        for item, row in rows.items():
+            if block.statuses[item] == TransactionStatus.SETTLED:
+                by_size.setdefault(len(row), []).append(item)
     for size, of_size in by_size.items():
         left = np.array(of_size)
         packed = b"".join([rows[item] for item in of_size])

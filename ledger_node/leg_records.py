@@ -165,10 +165,8 @@ def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
     own, clearing = head.column(heads, "other_side"), tail.column(tails, "clearing_side")
     sides = np.concatenate([own, clearing, head.column(heads, "side")], axis=1)
     found &= ((sides == Direction.DEBIT) | (sides == Direction.CREDIT)).all(axis=1)
-    whose = split_rows(whos)
-    known = {who: _is_who(who) for who in {*whose}}
-    if not all(known.values()):
-        found &= np.array([known[who] for who in whose], bool)
+    if not ((whos == whos[0]).all() and _is_who(whos[0].tobytes())):
+        found &= np.array([_is_who(who) for who in split_rows(whos)], bool)
     places = found.nonzero()[0]
     if not len(places):
         return None
