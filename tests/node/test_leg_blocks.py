@@ -38,7 +38,7 @@ from ledger_core.commands import (
 from ledger_core.errors import RefusalReason
 from ledger_core.ids import shard_key, system_account_id
 from ledger_core.ledgers import USD, Currency
-from ledger_core.results import Result, TransfersView
+from ledger_core.results import Result, TransfersView, TransferVotesView
 from ledger_core.transfer_legs import leg_command, legs_fault, prepare_of
 from ledger_node import leg_blocks, leg_decisions, leg_rules, state_machine
 from ledger_node.leg_records import find_undecided, participant_template
@@ -142,9 +142,12 @@ class Twins:
         if rng.random() < 0.05:
             amounts[0] = 2**61
         requests = rng.sample(self.requests, min(count, len(self.requests)))
-        if rng.random() < 0.1:
-            requests[-1] = requests[0]
         count = len(requests)
+        away = [rng.choice(AWAY) for _ in requests]
+        if rng.random() < 0.2:
+            # The same request twice, asking for the same or not.
+            requests[-1], own[count - 1], away[-1] = requests[0], own[0], away[0]
+            amounts[count - 1] = rng.choice((amounts[0], amounts[count - 1]))
         one_of = [TransferText("note", "order 7", {"k": "v"}), TransferText("other")]
         ends = sorted({rng.randint(1, count) for _ in range(rng.choice((1, 3)))} | {count})
         parts = [
@@ -155,7 +158,7 @@ class Twins:
         ]
         return {
             "own": b"".join(a.to_bytes(8, "little") for a in own[:count]),
-            "away": b"".join(rng.choice(AWAY).to_bytes(8, "little") for _ in requests),
+            "away": b"".join(a.to_bytes(8, "little") for a in away),
             "peers": b"".join(rng.choice(PEERS).to_bytes(2, "little") for _ in requests),
             "amounts": b"".join(a.to_bytes(8, "little") for a in amounts[:count]),
             "request_ids": b"".join(r.bytes for r in requests),
@@ -260,11 +263,14 @@ class Twins:
             case 0:
                 return prepared
             case 1:
-                entry = prepared.transaction.entries
-                pending = msgspec.structs.replace(
-                    prepared.transaction, entries=[*entry, *entry], settled=False
+                entries = prepared.transaction.entries
+                other = msgspec.structs.replace(
+                    prepared.transaction,
+                    entries=[*entries, *entries] if rng.random() < 0.5 else entries,
+                    settled=rng.random() < 0.5,
+                    effective_time_us=rng.choice((0, 5)),
                 )
-                return Prepare(OWN[0], prepared.origin, b"x" * 16, 0, pending)
+                return Prepare(OWN[0], prepared.origin, b"x" * 16, 0, other)
             case 2:
                 return leg_command(self.commit(), 0, 1)
             case 3:
@@ -358,6 +364,35 @@ def settled(prepared: PrepareTransfers) -> ApplyTransfers:
         b"".join((7 + i).to_bytes(8, "little") for i in range(count)),
         bytes([S.SETTLED]) * count,
     )
+
+
+def test_a_counter_that_might_overflow_is_judged_item_by_item(twins: Twins) -> None:
+    """Of an account without a floor, whose credits or debits come near 2**63."""
+    large = (2**61).to_bytes(8, "little")
+    found = []
+    for place in range(10):
+        (request,) = twins.requests[place : place + 1]
+        prepared = msgspec.structs.replace(plain_prepare([request], []), amounts=large)
+        if place % 2:
+            committed = CommitTransfers(
+                OWN[0],
+                "main",
+                USD,
+                b"\2",
+                OWN[2].to_bytes(8, "little"),
+                prepared.first_accounts,
+                large,
+                prepared.request_ids,
+                prepared.home_shards,
+            )
+            (view,) = twins.both(committed)
+            assert isinstance(view, TransfersView)
+            found.append(view.statuses == bytes([S.SETTLED]))
+        else:
+            (votes,) = twins.both(prepared)
+            assert isinstance(votes, TransferVotesView)
+            found.append(not votes.refused)
+    assert found == [True] * 3 + [False] * 7
 
 
 PARTS = [TransferPart(2, "alice", Source("job", "10.0.0.1")), TransferPart(3), TransferPart(1, "x")]
