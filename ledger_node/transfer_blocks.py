@@ -30,12 +30,10 @@ from ledger_core.transfers import (
     I64Array,
     TransferForm,
     amounts,
-    big_endian,
     first_accounts,
     form_column,
     mixed_ids,
     second_accounts,
-    split_rows,
 )
 from ledger_node.books import Books
 from ledger_node.records import (
@@ -46,28 +44,7 @@ from ledger_node.records import (
     BalanceRow,
 )
 from ledger_node.refusal_rules import limits_of
-from ledger_node.store_columns import place, place_books, place_slots
-
-# Signed where it can be: numpy makes floats of what is signed and unsigned together.
-BALANCES = np.dtype(
-    [
-        ("debits_posted", "<i8"),
-        ("credits_posted", "<i8"),
-        ("debits_pending", "<i8"),
-        ("credits_pending", "<i8"),
-        ("account_id", "<u8"),
-        ("sequence", "<i8"),
-        ("last_position", "<i8"),
-        ("pending_transactions", "<u4"),
-        ("group", "<u4"),
-        ("book", "<u2"),
-        ("type", "u1"),
-        ("flags", "u1"),
-        ("crc", "<u4"),
-    ]
-)
-"""A `BalanceRow` with its checksum."""
-assert BALANCES.itemsize == BALANCE_ROW_BYTES + 4
+from ledger_node.store_columns import BALANCES, BalanceRows, place, place_books, place_slots
 
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
@@ -109,11 +86,9 @@ class Accounts:
     def __init__(self, books: Books, places: I64Array) -> None:
         self.known: BoolArray = places != 0
         self.slots: I64Array = place_slots(places)
-        known = self.slots if self.known[0] else self.slots[1:]
-        rows = books.tables.sealed_balance_rows(split_rows(big_endian(known.astype(np.uint32))))
-        if len(known) < len(places):
-            rows[:0] = bytes(BALANCES.itemsize)
-        self.rows = np.frombuffer(rows, BALANCES)
+        self.rows = books.tables.balance_rows(self.slots[self.known])
+        if not self.known[0]:
+            self.rows = np.concatenate([np.zeros(1, BALANCES), self.rows])
         mixed = mixed_ids(self.rows["account_id"]) - np.uint64(books.meta.lower_bound << 32)
         self.system: BoolArray = mixed < SYSTEM_ACCOUNTS_MAX
         """Whether they are the shard's own."""
@@ -170,11 +145,10 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     places = books.tables.places(ids.ravel())
     one = forms >= TransferForm.IN
     has_one = bool(one.any())
-    if has_one:
+    if has_one and places.any():
         homes = places[::2]
-        external = np.array(
-            [place(book.external_slot, i) for i, book in enumerate(books.meta.books)]
-        )
+        slots = np.array([book.external_slot for book in books.meta.books])
+        external = place(slots, np.arange(len(slots)))
         places[1::2] = np.where(one, np.where(homes, external[place_books(homes)], 0), places[1::2])
     groups = Groups(places)
     accounts = Accounts(books, groups.values)
@@ -197,9 +171,9 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     )
 
 
-def available(rows: NDArray[np.void], credit_normal: BoolArray) -> I64Array:
+def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
     """Return the settled balances of accounts without what is reserved for outflow."""
-    net = rows["credits_posted"] - rows["debits_posted"]
+    net: I64Array = rows["credits_posted"] - rows["debits_posted"]
     return np.where(credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"])
 
 
@@ -216,7 +190,8 @@ def static_refusals(
     if not taken.all():
         one = form_column(block) >= TransferForm.IN
         taken = np.where(one, able[sides.account[::2]], taken)
-    return ~taken
+    refused: BoolArray = ~taken
+    return refused
 
 
 class Judge:

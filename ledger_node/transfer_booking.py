@@ -19,26 +19,23 @@ from ledger_core.transfers import (
     I64Array,
     TransferForm,
     amounts,
-    big_endian,
     block_parts,
     first_accounts,
     form_column,
-    split_rows,
     transfer_command,
 )
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
-    BALANCE_ROW_BYTES,
     CRC,
     ENTRY_ROW_BYTES,
     FLOORED_BIT,
     LIMITED_BIT,
 )
 from ledger_node.store import ENTRIES_PER_MARK
+from ledger_node.store_columns import BalanceRows
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
-    BALANCES,
     Accounts,
     BoolArray,
     IndexArray,
@@ -196,14 +193,13 @@ def _book_entries(
     rows["sequence"] += groups.ends - starts
     rows["last_position"] = order[groups.ends - 1] + first
     _check(rows, accounts.credit_normal[sides.touched], moved)
-    slots = accounts.slots[sides.touched]
-    _save_balances(books, slots, rows)
+    books.tables.save_balance_rows(accounts.slots[sides.touched], rows)
     _add_totals(books, rows["group"], moved)
     _add_marks(books, accounts.slots[sides.account], entries[:, _SEQUENCE])
     books.append_rows(_with_checksums(entries), count)
 
 
-def _check(rows: NDArray[np.void], credit_normal: BoolArray, moved: Moved) -> None:
+def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
     """Assert that the block balances, and what the funds check promised."""
     if int(moved.debited.sum()) != int(moved.credited.sum()):
         raise InvariantError("a block of transfers leaves the books unbalanced")
@@ -211,15 +207,6 @@ def _check(rows: NDArray[np.void], credit_normal: BoolArray, moved: Moved) -> No
     has_paid &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
     if (has_paid & (available(rows, credit_normal) < 0)).any():
         raise InvariantError("a block of transfers overdraws an account")
-
-
-def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> None:
-    raw, size = rows.tobytes(), BALANCES.itemsize
-    books.tables.save_balance_rows(
-        split_rows(big_endian(slots.astype(np.uint32))),
-        # Without the checksum that they were read with.
-        [raw[at : at + BALANCE_ROW_BYTES] for at in range(0, len(raw), size)],
-    )
 
 
 def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
