@@ -49,6 +49,7 @@ from ledger_node.store_columns import BALANCES, BalanceRows, place, place_books,
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
 )
+_TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
 # Two sides of 1,024 transfers are told apart by so many bits.
 _SIDE_BITS = 11
 
@@ -57,24 +58,27 @@ IndexArray = NDArray[np.intp]
 
 
 class Groups:
-    """Numbers by their values, not above 2**52: equal ones are a group.
+    """Numbers below 2**52 by their values: equal ones are a group.
 
-    ``order`` has the places of all by value, those of a group in their order; ``group`` is the
-    group of each of them then, and groups go from ``starts`` to before ``ends`` there.
+    ``order`` has the places of all by value, those of a group in their order; ``group`` says which
+    group each is in then, and group g is between ``bounds[g]`` and ``bounds[g + 1]``.
     """
 
     def __init__(self, values: I64Array) -> None:
         # Sorting numbers is several times as fast as `argsort`, which can keep the order, too.
-        keys = values << _SIDE_BITS | np.arange(len(values))
+        count = len(values)
+        keys = values << _SIDE_BITS
+        keys |= np.arange(count)
         keys.sort()
         self.order: I64Array = keys & (1 << _SIDE_BITS) - 1
         keys >>= _SIDE_BITS
-        is_first = np.ones(len(keys), bool)
+        is_first = np.ones(count, bool)
         np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-        self.starts: IndexArray = is_first.nonzero()[0]
-        self.ends: IndexArray = np.append(self.starts[1:], len(keys))
+        starts = is_first.nonzero()[0]
+        self.bounds: I64Array = np.full(len(starts) + 1, count)
+        self.bounds[:-1] = starts
         self.group: I64Array = is_first.cumsum() - 1
-        self.values: I64Array = keys[self.starts]
+        self.values: I64Array = keys[starts]
 
 
 class Accounts:
@@ -84,16 +88,23 @@ class Accounts:
     """
 
     def __init__(self, books: Books, places: I64Array) -> None:
-        self.known: BoolArray = places != 0
         self.slots: I64Array = place_slots(places)
-        self.rows = books.tables.balance_rows(self.slots[self.known])
-        if not self.known[0]:
-            self.rows = np.concatenate([np.zeros(1, BALANCES), self.rows])
+        self.all_known = self.slots[0] >= 0
+        if self.all_known:
+            self.rows = books.tables.balance_rows(self.slots)
+        else:
+            self.rows = np.zeros(len(places), BALANCES)
+            self.rows[1:] = books.tables.balance_rows(self.slots[1:])
         mixed = mixed_ids(self.rows["account_id"]) - np.uint64(books.meta.lower_bound << 32)
         self.system: BoolArray = mixed < SYSTEM_ACCOUNTS_MAX
         """Whether they are the shard's own."""
         self.credit_normal: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
         """Whether credits make the balance grow."""
+
+    @property
+    def known(self) -> BoolArray:
+        """Whether they exist."""
+        return self.slots >= 0
 
 
 @dataclass(slots=True)
@@ -122,19 +133,21 @@ class Sides:
 class Moved:
     """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
 
-    ``debits`` and ``credits`` are sums so far, in the order of `Sides.by_account`, beginning with
-    0; ``debited`` and ``credited`` are those of whole groups.
+    Of two rows each, debits and credits: ``sums`` of each group of `Sides.by_account`, and
+    ``so_far``, the sums of an account up to and with each side, in that order.
     """
 
     def __init__(self, sides: Sides, effects: I64Array) -> None:
-        groups = sides.by_account
+        groups, count = sides.by_account, len(effects)
         self.effects = effects
-        self.debits, self.credits = np.zeros((2, len(effects) + 1), np.int64)
-        debits = np.where(sides.debits, effects, 0)
-        debits[groups.order].cumsum(out=self.debits[1:])
-        (effects - debits)[groups.order].cumsum(out=self.credits[1:])
-        self.debited: I64Array = self.debits[groups.ends] - self.debits[groups.starts]
-        self.credited: I64Array = self.credits[groups.ends] - self.credits[groups.starts]
+        both = np.empty((2, count), np.int64)
+        np.multiply(effects, sides.debits, out=both[0])
+        np.subtract(effects, both[0], out=both[1])
+        running = np.zeros((2, count + 1), np.int64)
+        both.take(groups.order, 1).cumsum(1, out=running[:, 1:])
+        at_bounds = running.take(groups.bounds, 1)
+        self.sums: I64Array = at_bounds[:, 1:] - at_bounds[:, :-1]
+        self.so_far: I64Array = running[:, 1:] - at_bounds.take(groups.group, 1)
 
 
 def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:
@@ -142,14 +155,13 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     forms, count = form_column(block), len(block.forms)
     ids = np.empty((count, 2), np.uint64)
     ids[:, 0], ids[:, 1] = first_accounts(block), second_accounts(block)
-    places = books.tables.places(ids.ravel())
-    one = forms >= TransferForm.IN
-    has_one = bool(one.any())
+    places = books.tables.places(ids.reshape(-1))
+    has_one = has_one_account_form(block)
     if has_one and places.any():
-        homes = places[::2]
         slots = np.array([book.external_slot for book in books.meta.books])
-        external = place(slots, np.arange(len(slots)))
-        places[1::2] = np.where(one, np.where(homes, external[place_books(homes)], 0), places[1::2])
+        external, homes = place(slots, np.arange(len(slots))), places[::2]
+        other = np.where(homes, external[place_books(homes)], 0)
+        places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
     accounts = Accounts(books, groups.values)
     account = np.empty(2 * count, np.int64)
@@ -157,18 +169,24 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     first_debits = forms == TransferForm.DEBIT
     if has_one:
         # In the one-account form money comes in on the account's normal side.
-        in_out = (forms == TransferForm.OUT) == accounts.credit_normal[account[::2]]
-        first_debits = np.where(one, in_out, first_debits)
+        first_debits |= (forms == TransferForm.IN) & ~accounts.credit_normal[account[::2]]
+        first_debits |= (forms == TransferForm.OUT) & accounts.credit_normal[account[::2]]
     debits = np.empty((count, 2), bool)
     debits[:, 0], debits[:, 1] = first_debits, ~first_debits
     return accounts, Sides(
         np.arange(2 * count) >> 1,
         account,
-        debits.ravel(),
+        debits.reshape(-1),
         amounts(block).repeat(2),
         groups,
         np.arange(len(groups.values)),
     )
+
+
+def has_one_account_form(block: CreateTransfers) -> bool:
+    """Whether items are in the one-account form."""
+    # Nothing is left when nothing else is there.
+    return block.forms.strip(_TWO_ACCOUNT_FORMS) != b""
 
 
 def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
@@ -177,17 +195,23 @@ def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
     return np.where(credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"])
 
 
+def outflow(moved: Moved, credit_normal: BoolArray) -> I64Array:
+    """Return what goes out of accounts."""
+    return np.where(credit_normal, moved.sums[0], moved.sums[1])
+
+
 def static_refusals(
     block: CreateTransfers, accounts: Accounts, sides: Sides, book: int
 ) -> BoolArray:
     """Tell which items are refused, or fail, whatever the balances are."""
     rows = accounts.rows
     able = (rows["flags"] & STATE_BITS) == AccountState.OPEN
-    able &= accounts.known
-    able &= ~accounts.system
+    able[accounts.system] = False
+    if not accounts.all_known:
+        able[0] = False
     in_book = (able & (rows["book"] == book))[sides.account]
     taken = in_book[::2] & in_book[1::2]
-    if not taken.all():
+    if has_one_account_form(block):
         one = form_column(block) >= TransferForm.IN
         taken = np.where(one, able[sides.account[::2]], taken)
     refused: BoolArray = ~taken
@@ -209,11 +233,11 @@ class Judge:
             (rows["debits_posted"] + rows["debits_pending"]).max(),
             (rows["credits_posted"] + rows["credits_pending"]).max(),
         )
-        self.could_overflow = int(highest) + int(moved.debits[-1]) > INT64_MAX
+        self.could_overflow = int(highest) + int(moved.effects.sum()) > INT64_MAX
         """Whether a counter of an account may have no room: then nothing can be judged here."""
-        out = np.where(accounts.credit_normal, moved.debited, moved.credited)
-        self._could_refuse: BoolArray = (flags & FLOORED_BIT != 0) & (out > 0)
-        self._could_refuse &= available(rows, accounts.credit_normal) < out
+        out = outflow(moved, accounts.credit_normal)
+        short = (available(rows, accounts.credit_normal) < out) & (out > 0)
+        self._could_refuse: BoolArray = short & (flags & FLOORED_BIT != 0)
         self._could_refuse |= flags & LIMITED_BIT != 0
         self._states: dict[int, _Watched] = {}
 

@@ -22,6 +22,7 @@ from ledger_core.transfers import (
     block_parts,
     first_accounts,
     form_column,
+    second_accounts,
     transfer_command,
 )
 from ledger_node.account_events import note_refused_transaction
@@ -38,21 +39,24 @@ from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
-    IndexArray,
     Moved,
     Sides,
     available,
+    has_one_account_form,
+    outflow,
 )
 from ledger_node.transfer_records import PlainTransfers, ends_of, plain_rows
 from ledger_node.views import refusal_view
 
 SETTLED: Final = int(TransactionStatus.SETTLED)
 
-# An entry row as numbers of 8 bytes each, as `EntryRow` has them: its columns. The last one has
-# direction, kind and checksum.
+# An `EntryRow` as numbers of 8 bytes each: their places. The last one has direction, kind and
+# checksum.
 _ENTRY_NUMBERS = ENTRY_ROW_BYTES // 8
 _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
-_DEBITS, _CREDITS, _DEBITS_PENDING, _CREDITS_PENDING, _LAST = range(6, _ENTRY_NUMBERS)
+_POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
+# And those of `BALANCES`.
+_ROW_COUNTERS, _ROW_ACCOUNT, _ROW_SEQUENCE = slice(4), 4, 5
 
 
 @dataclass(slots=True)
@@ -93,8 +97,8 @@ class Booking:
         """Append two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
         recorded = self.statuses != 0
-        kept = self.accounts.known[sides.account] & recorded[sides.item]
-        if not kept.all():
+        if not (self.accounts.all_known and recorded.all()):
+            kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
         if len(sides.item):
@@ -111,36 +115,28 @@ class Booking:
 
     def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
         """Write the transactions of items that were settled and have no texts."""
-        books, sides = self.books, self.sides
+        books, places = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
+        transfers = self._plain_transfers()
         ends = ends_of(block_parts(self.block), books.meta.time_us)
-        chosen = np.array(items, np.int64)
-        of_book = self.accounts.rows["book"][sides.account[2 * chosen]]
-        for number in sorted(set(of_book.tolist())):
-            of_this = chosen[of_book == number]
-            heads = plain_rows(
-                self._plain_transfers(of_this),
-                number,
-                books.meta.books[number],
-                books.meta.time_us,
-            )
-            places = of_this.tolist()
+        for book in sorted({places[item] for item in items}):
+            heads = plain_rows(transfers, book, books.meta.books[book], books.meta.time_us)
+            of_book = [item for item in items if places[item] == book]
             books.tables.add_transaction_rows(
-                [numbers[item].to_bytes(8) for item in places],
-                [head + ends[item] for head, item in zip(heads, places, strict=True)],
+                [numbers[item].to_bytes(8) for item in of_book],
+                [heads[item] + ends[item] for item in of_book],
             )
 
-    def _plain_transfers(self, items: IndexArray) -> PlainTransfers:
-        block, sides = self.block, self.sides
-        forms, values = form_column(block)[items], amounts(block)[items]
-        signed = np.where(forms == TransferForm.IN, values, 0)
-        signed = np.where(forms == TransferForm.OUT, -values, signed)
+    def _plain_transfers(self) -> PlainTransfers:
+        block, sides, values = self.block, self.sides, amounts(self.block)
+        second, signed = second_accounts(block), np.zeros(len(values), np.int64)
+        if has_one_account_form(block):
+            forms = form_column(block)
+            second = self.accounts.rows["account_id"][sides.account[1::2]]
+            signed = np.where(forms == TransferForm.IN, values, 0)
+            signed = np.where(forms == TransferForm.OUT, -values, signed)
+        debits = sides.debits[::2]
         return PlainTransfers(
-            first_accounts(block)[items],
-            self.accounts.rows["account_id"][sides.account[2 * items + 1]],
-            signed,
-            values,
-            sides.debits[2 * items],
-            np.frombuffer(block.request_ids, "V16")[items].tobytes(),
+            first_accounts(block), second, signed, values, debits, block.request_ids
         )
 
     def _add_special(self, item: int, number: int, refused: Refused | None) -> RefusalView | None:
@@ -166,32 +162,29 @@ def _book_entries(
     books: Books, accounts: Accounts, sides: Sides, moved: Moved, numbers: I64Array
 ) -> None:
     first, groups = books.meta.next_position, sides.by_account
-    count, order, group, starts = len(sides.item), groups.order, groups.group, groups.starts
-    rows = accounts.rows[sides.touched]
+    order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
+    count, rows = len(order), accounts.rows[sides.touched]
+    # In the order of accounts, from their rows: what each had before, and what was added since.
+    before = rows.view(np.int64).reshape(len(rows), -1)[groups.group]
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
+    entries[:, _ACCOUNT] = before[:, _ROW_ACCOUNT]
+    entries[:, _COUNTERS] = before[:, _ROW_COUNTERS]
+    entries[:, _POSTED] += moved.so_far.T
+    entries[:, _SEQUENCE] = before[:, _ROW_SEQUENCE] + np.arange(1, count + 1)
+    entries[:, _SEQUENCE] -= starts[groups.group]
+    entries[1:, _PREVIOUS] = order[:-1] + first
+    entries[starts, _PREVIOUS] = rows["last_position"]
+    # In the order of the items.
+    entries[order] = entries.copy()
     entries[:, _TRANSACTION] = numbers[sides.item]
     entries[:, _AMOUNT] = sides.amount
     entries[:, _TIME] = books.meta.time_us
     entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
     entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
-    # The others in the order of accounts: what each had before, and what came before.
-    previous = np.empty(count, np.int64)
-    previous[1:] = order[:-1] + first
-    previous[starts] = rows["last_position"]
-    for column, values in (
-        (_ACCOUNT, rows["account_id"].view(np.int64)[group]),
-        (_SEQUENCE, (rows["sequence"] + 1 - starts)[group] + np.arange(count)),
-        (_PREVIOUS, previous),
-        (_DEBITS, (rows["debits_posted"] - moved.debits[starts])[group] + moved.debits[1:]),
-        (_CREDITS, (rows["credits_posted"] - moved.credits[starts])[group] + moved.credits[1:]),
-        (_DEBITS_PENDING, rows["debits_pending"][group]),
-        (_CREDITS_PENDING, rows["credits_pending"][group]),
-    ):
-        entries[:, column][order] = values
-    rows["debits_posted"] += moved.debited
-    rows["credits_posted"] += moved.credited
-    rows["sequence"] += groups.ends - starts
-    rows["last_position"] = order[groups.ends - 1] + first
+    rows["debits_posted"] += moved.sums[0]
+    rows["credits_posted"] += moved.sums[1]
+    rows["sequence"] += ends - starts
+    rows["last_position"] = order[ends - 1] + first
     _check(rows, accounts.credit_normal[sides.touched], moved)
     books.tables.save_balance_rows(accounts.slots[sides.touched], rows)
     _add_totals(books, rows["group"], moved)
@@ -201,26 +194,24 @@ def _book_entries(
 
 def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
     """Assert that the block balances, and what the funds check promised."""
-    if int(moved.debited.sum()) != int(moved.credited.sum()):
+    debited, credited = moved.sums.sum(1).tolist()
+    if debited != credited:
         raise InvariantError("a block of transfers leaves the books unbalanced")
-    has_paid = np.where(credit_normal, moved.debited, moved.credited) > 0
-    has_paid &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
-    if (has_paid & (available(rows, credit_normal) < 0)).any():
-        raise InvariantError("a block of transfers overdraws an account")
+    below = available(rows, credit_normal) < 0
+    if below.any():
+        below &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
+        if (below & (outflow(moved, credit_normal) > 0)).any():
+            raise InvariantError("a block of transfers overdraws an account")
 
 
 def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
-    numbers, place = np.unique(account_groups, return_inverse=True)
-    debited, credited = np.zeros((2, len(numbers)), np.int64)
-    np.add.at(debited, place, moved.debited)
-    np.add.at(credited, place, moved.credited)
-    for number, debit, credit in zip(
-        numbers.tolist(), debited.tolist(), credited.tolist(), strict=True
-    ):
-        if debit or credit:
-            totals = books.totals(number)
-            totals.debits_posted += debit
-            totals.credits_posted += credit
+    sums = np.zeros((books.meta.next_group, 2), np.int64)
+    np.add.at(sums, account_groups, moved.sums.T)
+    numbers = sums.any(1).nonzero()[0]
+    for number, (debited, credited) in zip(numbers.tolist(), sums[numbers].tolist(), strict=True):
+        totals = books.totals(number)
+        totals.debits_posted += debited
+        totals.credits_posted += credited
 
 
 def _add_marks(books: Books, slots: I64Array, sequences: I64Array) -> None:

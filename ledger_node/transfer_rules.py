@@ -35,6 +35,7 @@ from ledger_node.transfer_blocks import (
     Judge,
     Moved,
     Sides,
+    has_one_account_form,
     read_accounts,
     static_refusals,
 )
@@ -60,7 +61,9 @@ def create_transfers(
     if len(set(keys)) < len(keys):
         return one_by_one(books, block, execute)
     known = books.tables.known_requests(keys)
-    todo = np.array([key not in known for key in keys])
+    todo = np.ones(len(keys), bool)
+    if known:
+        todo = np.array([key not in known for key in keys])
     # Even a refused transaction has its book.
     two = form_column(block) < TransferForm.IN
     book = books.book(block.ledger, block.currency) if (two & todo).any() else 0
@@ -99,6 +102,8 @@ def _one_account_books(
     books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides
 ) -> tuple[list[BookView], bytes, bytes]:
     """Return what `TransfersView` has of the one-account form: books, their places, and sides."""
+    if not has_one_account_form(block):
+        return [], b"", b""
     first, second = sides.account[::2], sides.account[1::2]
     one = (form_column(block) >= TransferForm.IN) & accounts.known[first]
     if not one.any():
@@ -120,9 +125,9 @@ def _one_account_books(
 
 def _mixes_ledgers(books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides) -> bool:
     """Whether the items are of several ledgers: in the one-account form, the account tells."""
-    one = form_column(block) >= TransferForm.IN
-    if not one.any():
+    if not has_one_account_form(block):
         return False
+    one = form_column(block) >= TransferForm.IN
     home = sides.account[::2][one]
     found = set(accounts.rows["book"][home][accounts.known[home]].tolist())
     ledgers = {books.meta.books[book].ledger for book in found}
