@@ -13,8 +13,9 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger_core.ids import is_system_account_id
 from ledger_core.transfers import I64Array, U64Array, big_endian, split_rows
-from ledger_node.records import BALANCE_ROW_BYTES, CRC
+from ledger_node.records import BALANCE_ROW_BYTES, CRC, ShardMeta
 from ledger_node.store_rows import RowTables, unseal
 
 # Signed where it can be: numpy makes floats of what is signed and unsigned together.
@@ -38,6 +39,11 @@ BALANCES: Final = np.dtype(
 """A `BalanceRow` with its checksum."""
 assert BALANCES.itemsize == BALANCE_ROW_BYTES + CRC.size
 
+# As numbers of 8 bytes each: their places in a row.
+ROW_COUNTERS: Final = slice(4)
+ROW_ACCOUNT: Final = 4
+ROW_SEQUENCE: Final = 5
+
 BalanceRows = NDArray[np.void]
 """Rows of `BALANCES`."""
 
@@ -47,7 +53,9 @@ _BALANCE_BYTES: Final = _SLOT_BYTES + BALANCES.itemsize
 _RESIDUE: Final = 0x2144DF1C
 # How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
+# A place, from its lowest bits on: slot + 1, book, and whether it is the shard's own.
 _SLOT_BITS: Final = 32
+_BOOK_BITS: Final = 16
 
 
 class ColumnTables(RowTables):
@@ -59,8 +67,12 @@ class ColumnTables(RowTables):
     _transactions: lmdb._Database
     _known_places: "_KnownPlaces | None"
 
+    def meta(self) -> ShardMeta:
+        """Return the shard's running numbers."""
+        raise NotImplementedError
+
     def places(self, account_ids: U64Array) -> I64Array:
-        """Return where accounts are: `place` of slot and book, which never change. 0: nowhere."""
+        """Return where accounts are: `place`, which never changes. 0: they do not exist."""
         if self._known_places is None:
             self._known_places = _KnownPlaces()
         places = self._known_places.find(account_ids)
@@ -77,8 +89,11 @@ class ColumnTables(RowTables):
         found = self._find_rows(self._accounts, keys)
         slots = np.sort(np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64))
         rows = self.balance_rows(slots)
-        places = place(slots, rows["book"].astype(np.int64))
-        return dict(zip(rows["account_id"].tolist(), places.tolist(), strict=True))
+        lower_bound = self.meta().lower_bound
+        ids = rows["account_id"].tolist()
+        own = np.array([is_system_account_id(lower_bound, account_id) for account_id in ids], bool)
+        places = place(slots, rows["book"].astype(np.int64), own=own)
+        return dict(zip(ids, places.tolist(), strict=True))
 
     def balance_rows(self, slots: I64Array) -> BalanceRows:
         """Return the rows of slots, all of which exist. Reading is fastest where they rise."""
@@ -151,9 +166,9 @@ def _residue_of(count: int) -> int:
     return _residues[count]
 
 
-def place(slots: I64Array, books: I64Array) -> I64Array:
-    """Return the places of accounts: above 0."""
-    return books << _SLOT_BITS | slots + 1
+def place(slots: I64Array, books: I64Array, *, own: NDArray[np.bool_] | bool) -> I64Array:
+    """Return the places of accounts, above 0; ``own``: whether they are the shard's own."""
+    return (np.asarray(own, np.int64) << _BOOK_BITS | books) << _SLOT_BITS | slots + 1
 
 
 def place_slots(places: I64Array) -> I64Array:
@@ -163,7 +178,20 @@ def place_slots(places: I64Array) -> I64Array:
 
 def place_books(places: I64Array) -> I64Array:
     """Return the books of places."""
-    return places >> _SLOT_BITS
+    return places >> _SLOT_BITS & (1 << _BOOK_BITS) - 1
+
+
+def are_own(places: I64Array) -> NDArray[np.bool_]:
+    """Whether places are those of the shard's own accounts."""
+    own: NDArray[np.bool_] = places >= 1 << _SLOT_BITS + _BOOK_BITS
+    return own
+
+
+def are_customers_of(book: int, places: I64Array) -> bool:
+    """Whether places, which rise, are all those of accounts of customers in a book."""
+    first, last = int(places[0]), int(places[-1])
+    # What is no place has no slot; the shard's own ones are behind those of any book.
+    return first != 0 and first >> _SLOT_BITS == last >> _SLOT_BITS == book
 
 
 class _KnownPlaces:

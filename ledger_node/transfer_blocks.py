@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from ledger_core.accounts import AccountState, AccountType, Direction
 from ledger_core.commands import CreateTransfers, Limits, Refused
 from ledger_core.errors import RefusalReason
-from ledger_core.ids import SYSTEM_ACCOUNTS_MAX
 from ledger_core.money import INT64_MAX
 from ledger_core.transfers import (
     I64Array,
@@ -32,7 +31,6 @@ from ledger_core.transfers import (
     amounts,
     first_accounts,
     form_column,
-    mixed_ids,
     second_accounts,
 )
 from ledger_node.books import Books
@@ -44,7 +42,16 @@ from ledger_node.records import (
     BalanceRow,
 )
 from ledger_node.refusal_rules import limits_of
-from ledger_node.store_columns import BALANCES, BalanceRows, place, place_books, place_slots
+from ledger_node.store_columns import (
+    BALANCES,
+    ROW_COUNTERS,
+    BalanceRows,
+    are_customers_of,
+    are_own,
+    place,
+    place_books,
+    place_slots,
+)
 
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
@@ -88,23 +95,22 @@ class Accounts:
     """
 
     def __init__(self, books: Books, places: I64Array) -> None:
+        self.places = places
         self.slots: I64Array = place_slots(places)
-        self.all_known = self.slots[0] >= 0
+        self.all_known = bool(places[0])
         if self.all_known:
             self.rows = books.tables.balance_rows(self.slots)
         else:
             self.rows = np.zeros(len(places), BALANCES)
             self.rows[1:] = books.tables.balance_rows(self.slots[1:])
-        mixed = mixed_ids(self.rows["account_id"]) - np.uint64(books.meta.lower_bound << 32)
-        self.system: BoolArray = mixed < SYSTEM_ACCOUNTS_MAX
-        """Whether they are the shard's own."""
         self.credit_normal: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
         """Whether credits make the balance grow."""
 
     @property
     def known(self) -> BoolArray:
         """Whether they exist."""
-        return self.slots >= 0
+        known: BoolArray = self.places != 0
+        return known
 
 
 @dataclass(slots=True)
@@ -159,7 +165,7 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     has_one = has_one_account_form(block)
     if has_one and places.any():
         slots = np.array([book.external_slot for book in books.meta.books])
-        external, homes = place(slots, np.arange(len(slots))), places[::2]
+        external, homes = place(slots, np.arange(len(slots)), own=True), places[::2]
         other = np.where(homes, external[place_books(homes)], 0)
         places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
@@ -192,30 +198,33 @@ def has_one_account_form(block: CreateTransfers) -> bool:
 def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
     """Return the settled balances of accounts without what is reserved for outflow."""
     net: I64Array = rows["credits_posted"] - rows["debits_posted"]
-    return np.where(credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"])
+    left: I64Array = np.where(
+        credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"]
+    )
+    return left
 
 
 def outflow(moved: Moved, credit_normal: BoolArray) -> I64Array:
     """Return what goes out of accounts."""
-    return np.where(credit_normal, moved.sums[0], moved.sums[1])
+    out: I64Array = np.where(credit_normal, moved.sums[0], moved.sums[1])
+    return out
 
 
 def static_refusals(
     block: CreateTransfers, accounts: Accounts, sides: Sides, book: int
 ) -> BoolArray:
     """Tell which items are refused, or fail, whatever the balances are."""
-    rows = accounts.rows
-    able = (rows["flags"] & STATE_BITS) == AccountState.OPEN
-    able[accounts.system] = False
-    if not accounts.all_known:
-        able[0] = False
-    in_book = (able & (rows["book"] == book))[sides.account]
-    taken = in_book[::2] & in_book[1::2]
+    able: BoolArray = (accounts.rows["flags"] & STATE_BITS) == AccountState.OPEN
+    in_book = able
+    if not are_customers_of(book, accounts.places):
+        able &= accounts.known & ~are_own(accounts.places)
+        in_book = able & (place_books(accounts.places) == book)
+    of_sides = in_book[sides.account]
+    taken: BoolArray = of_sides[::2] & of_sides[1::2]
     if has_one_account_form(block):
         one = form_column(block) >= TransferForm.IN
         taken = np.where(one, able[sides.account[::2]], taken)
-    refused: BoolArray = ~taken
-    return refused
+    return ~taken
 
 
 class Judge:
@@ -229,22 +238,22 @@ class Judge:
         self._accounts = accounts
         self._sides = sides
         rows, flags = accounts.rows, accounts.rows["flags"]
-        highest = max(
-            (rows["debits_posted"] + rows["debits_pending"]).max(),
-            (rows["credits_posted"] + rows["credits_pending"]).max(),
-        )
-        self.could_overflow = int(highest) + int(moved.effects.sum()) > INT64_MAX
+        highest = rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max()
+        # Posted and pending money count together.
+        self.could_overflow = 2 * int(highest) + int(moved.sums[0].sum()) > INT64_MAX
         """Whether a counter of an account may have no room: then nothing can be judged here."""
         out = outflow(moved, accounts.credit_normal)
-        short = (available(rows, accounts.credit_normal) < out) & (out > 0)
-        self._could_refuse: BoolArray = short & (flags & FLOORED_BIT != 0)
+        self._could_refuse: BoolArray = available(rows, accounts.credit_normal) < out
+        self._could_refuse &= (flags & FLOORED_BIT != 0) & (out > 0)
         self._could_refuse |= flags & LIMITED_BIT != 0
         self._states: dict[int, _Watched] = {}
 
-    def careful(self) -> BoolArray:
-        """Tell which items touch an account that could refuse."""
+    def careful(self) -> list[int]:
+        """Return the items that touch an account that could refuse."""
+        if not self._could_refuse.any():
+            return []
         touched = self._could_refuse[self._sides.account]
-        found: BoolArray = touched[::2] | touched[1::2]
+        found: list[int] = (touched[::2] | touched[1::2]).nonzero()[0].tolist()
         return found
 
     def judge(self, index: int) -> Refused | None:

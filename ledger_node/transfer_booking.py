@@ -34,11 +34,12 @@ from ledger_node.records import (
     LIMITED_BIT,
 )
 from ledger_node.store import ENTRIES_PER_MARK
-from ledger_node.store_columns import BalanceRows
+from ledger_node.store_columns import ROW_ACCOUNT, ROW_COUNTERS, ROW_SEQUENCE, BalanceRows
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
+    IndexArray,
     Moved,
     Sides,
     available,
@@ -55,8 +56,6 @@ SETTLED: Final = int(TransactionStatus.SETTLED)
 _ENTRY_NUMBERS = ENTRY_ROW_BYTES // 8
 _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
 _POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
-# And those of `BALANCES`.
-_ROW_COUNTERS, _ROW_ACCOUNT, _ROW_SEQUENCE = slice(4), 4, 5
 
 
 @dataclass(slots=True)
@@ -128,12 +127,12 @@ class Booking:
 
     def _plain_transfers(self) -> PlainTransfers:
         block, sides, values = self.block, self.sides, amounts(self.block)
-        second, signed = second_accounts(block), np.zeros(len(values), np.int64)
+        second, signed = second_accounts(block), None
         if has_one_account_form(block):
             forms = form_column(block)
             second = self.accounts.rows["account_id"][sides.account[1::2]]
-            signed = np.where(forms == TransferForm.IN, values, 0)
-            signed = np.where(forms == TransferForm.OUT, -values, signed)
+            signed = np.where(forms == TransferForm.OUT, -values, values)
+            signed[forms < TransferForm.IN] = 0
         debits = sides.debits[::2]
         return PlainTransfers(
             first_accounts(block), second, signed, values, debits, block.request_ids
@@ -163,14 +162,15 @@ def _book_entries(
 ) -> None:
     first, groups = books.meta.next_position, sides.by_account
     order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
-    count, rows = len(order), accounts.rows[sides.touched]
+    count, touched = len(order), sides.touched
+    rows = accounts.rows if len(touched) == len(accounts.rows) else accounts.rows[touched]
     # In the order of accounts, from their rows: what each had before, and what was added since.
     before = rows.view(np.int64).reshape(len(rows), -1)[groups.group]
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
-    entries[:, _ACCOUNT] = before[:, _ROW_ACCOUNT]
-    entries[:, _COUNTERS] = before[:, _ROW_COUNTERS]
+    entries[:, _ACCOUNT] = before[:, ROW_ACCOUNT]
+    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
     entries[:, _POSTED] += moved.so_far.T
-    entries[:, _SEQUENCE] = before[:, _ROW_SEQUENCE] + np.arange(1, count + 1)
+    entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + np.arange(1, count + 1)
     entries[:, _SEQUENCE] -= starts[groups.group]
     entries[1:, _PREVIOUS] = order[:-1] + first
     entries[starts, _PREVIOUS] = rows["last_position"]
@@ -185,10 +185,10 @@ def _book_entries(
     rows["credits_posted"] += moved.sums[1]
     rows["sequence"] += ends - starts
     rows["last_position"] = order[ends - 1] + first
-    _check(rows, accounts.credit_normal[sides.touched], moved)
-    books.tables.save_balance_rows(accounts.slots[sides.touched], rows)
+    _check(rows, accounts.credit_normal[touched], moved)
+    books.tables.save_balance_rows(accounts.slots[touched], rows)
     _add_totals(books, rows["group"], moved)
-    _add_marks(books, accounts.slots[sides.account], entries[:, _SEQUENCE])
+    _add_marks(books, accounts, sides, entries[:, _SEQUENCE])
     books.append_rows(_with_checksums(entries), count)
 
 
@@ -207,18 +207,21 @@ def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
 def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
     sums = np.zeros((books.meta.next_group, 2), np.int64)
     np.add.at(sums, account_groups, moved.sums.T)
-    numbers = sums.any(1).nonzero()[0]
+    numbers: IndexArray = np.flatnonzero(sums.any(1))
     for number, (debited, credited) in zip(numbers.tolist(), sums[numbers].tolist(), strict=True):
         totals = books.totals(number)
         totals.debits_posted += debited
         totals.credits_posted += credited
 
 
-def _add_marks(books: Books, slots: I64Array, sequences: I64Array) -> None:
+def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Array) -> None:
     meta = books.meta
     for side in (sequences % ENTRIES_PER_MARK == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
-            int(slots[side]), int(sequences[side]), meta.next_position + side, meta.time_us
+            int(accounts.slots[sides.account[side]]),
+            int(sequences[side]),
+            meta.next_position + side,
+            meta.time_us,
         )
 
 

@@ -65,16 +65,17 @@ def create_transfers(
     if known:
         todo = np.array([key not in known for key in keys])
     # Even a refused transaction has its book.
-    two = form_column(block) < TransferForm.IN
-    book = books.book(block.ledger, block.currency) if (two & todo).any() else 0
+    two = todo[form_column(block) < TransferForm.IN] if has_one_account_form(block) else todo
+    book = books.book(block.ledger, block.currency) if two.any() else 0
     judged = todo & ~static_refusals(block, accounts, sides, book)
     moved = Moved(sides, sides.amount * judged[sides.item])
     judge = Judge(books, accounts, sides, moved)
     if judge.could_overflow:
         return one_by_one(books, block, execute)
     refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
-    statuses = np.where(todo, np.uint8(SETTLED), np.uint8(0))
-    statuses[failed] = 0
+    statuses = todo * np.uint8(SETTLED)
+    for index in failed:
+        statuses[index] = 0
     for index, why in refused.items():
         statuses[index] = refused_status(why)
     if refused:
@@ -188,8 +189,8 @@ def _refusals(
         if why is None:
             raise InvariantError(f"transfer {index} is refused for no reason")
         refused[index] = why
-    for index in (judged & judge.careful()).nonzero()[0].tolist():
-        if (why := judge.judge(index)) is not None:
+    for index in judge.careful():
+        if judged[index] and (why := judge.judge(index)) is not None:
             refused[index] = why
     return refused, failed
 
