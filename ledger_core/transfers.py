@@ -29,7 +29,7 @@ TRANSFERS_PER_BLOCK_MAX = 1_024
 U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 
-_AMOUNTS_SUM_MAX = 1 << 62
+AMOUNTS_SUM_MAX = 1 << 62
 _HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
 
 
@@ -131,7 +131,7 @@ def transfer_fault(block: CreateTransfers) -> str | None:
     if ((forms >= TransferForm.IN) & (second_accounts(block) != 0)).any():
         return "has a second account in the one-account form"
     values = amounts(block)
-    if (values <= 0).any() or float(values.astype(np.float64).sum()) >= _AMOUNTS_SUM_MAX:
+    if (values <= 0).any() or float(values.astype(np.float64).sum()) >= AMOUNTS_SUM_MAX:
         return "has an amount that is not above 0, or amounts that are too large together"
     if any(not 0 <= index < count for index in block.texts):
         return "has texts of no transfer"

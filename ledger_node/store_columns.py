@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger_core.ids import is_system_account_id
-from ledger_core.transfers import I64Array, U64Array, big_endian, split_rows
+from ledger_core.transfers import I64Array, U64Array
 from ledger_node.records import BALANCE_ROW_BYTES, CRC, ShardMeta
 from ledger_node.store_rows import RowTables, unseal
 
@@ -48,11 +48,12 @@ BalanceRows = NDArray[np.void]
 """Rows of `BALANCES`."""
 
 _SLOT_BYTES: Final = 4
-_BALANCE_BYTES: Final = _SLOT_BYTES + BALANCES.itemsize
+_KEYED_BALANCES: Final = np.dtype([("slot", f"V{_SLOT_BYTES}"), ("row", BALANCES)])
 # CRC-32 of anything that is followed by its CRC-32.
 _RESIDUE: Final = 0x2144DF1C
 # How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
+_LAST_CELL: Final = np.uint64(_CELLS - 1)
 # A place, from its lowest bits on: slot + 1, book, and whether it is the shard's own.
 _SLOT_BITS: Final = 32
 _BOOK_BITS: Final = 16
@@ -97,21 +98,21 @@ class ColumnTables(RowTables):
 
     def balance_rows(self, slots: I64Array) -> BalanceRows:
         """Return the rows of slots, all of which exist. Reading is fastest where they rise."""
-        keys = split_rows(big_endian(slots.astype(np.uint32)))
+        keys = _slot_keys(slots)
         found = self._get_many(self._balances, keys)
         joined = b"".join(chain.from_iterable(found))
         if len(found) < len(keys) or zlib.crc32(joined) != _residue_of(len(keys)):
             for key in keys:
                 self._must_row(self._balances, key)  # Raises, and says what to do.
             raise AssertionError("rows that are sound one by one are so together")
-        rows = np.frombuffer(joined, np.uint8).reshape(-1, _BALANCE_BYTES)[:, _SLOT_BYTES:]
-        return rows.copy().view(BALANCES)[:, 0]
+        rows: BalanceRows = np.frombuffer(joined, _KEYED_BALANCES)["row"].copy()
+        return rows
 
     def save_balance_rows(self, slots: I64Array, rows: BalanceRows) -> None:
         """Store the rows of slots; their checksums are made anew."""
         raw, size = rows.tobytes(), BALANCES.itemsize
         packed = [raw[at : at + BALANCE_ROW_BYTES] for at in range(0, len(raw), size)]
-        self._put_rows(self._balances, split_rows(big_endian(slots.astype(np.uint32))), packed)
+        self._put_rows(self._balances, _slot_keys(slots), packed)
 
     def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys of requests that are known."""
@@ -151,6 +152,11 @@ class ColumnTables(RowTables):
             cursor.putmulti(items)
 
 
+def _slot_keys(slots: I64Array) -> list[bytes]:
+    joined = slots.astype(">u4").tobytes()
+    return [joined[at : at + _SLOT_BYTES] for at in range(0, len(joined), _SLOT_BYTES)]
+
+
 _residues = [0]
 
 
@@ -160,7 +166,7 @@ def _residue_of(count: int) -> int:
     What CRC-32 is after a sound row depends on what it was before and on the row's length alone:
     so one pass over many rows finds a damaged one as surely as a pass over each.
     """
-    zeros = bytes(_BALANCE_BYTES)
+    zeros = bytes(_KEYED_BALANCES.itemsize)
     while len(_residues) <= count:
         _residues.append(_RESIDUE ^ zlib.crc32(zeros, _residues[-1]) ^ zlib.crc32(zeros))
     return _residues[count]
@@ -221,4 +227,4 @@ class _KnownPlaces:
 
     @staticmethod
     def _cells(account_ids: U64Array) -> I64Array:
-        return (account_ids & np.uint64(_CELLS - 1)).astype(np.int64)
+        return (account_ids & _LAST_CELL).view(np.int64)

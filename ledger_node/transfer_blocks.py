@@ -26,12 +26,12 @@ from ledger_core.commands import CreateTransfers, Limits, Refused
 from ledger_core.errors import RefusalReason
 from ledger_core.money import INT64_MAX
 from ledger_core.transfers import (
+    AMOUNTS_SUM_MAX,
+    TRANSFERS_PER_BLOCK_MAX,
     I64Array,
     TransferForm,
     amounts,
-    first_accounts,
     form_column,
-    second_accounts,
 )
 from ledger_node.books import Books
 from ledger_node.records import (
@@ -59,6 +59,11 @@ _CREDIT_NORMAL = np.array(
 _TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
 # Two sides of 1,024 transfers are told apart by so many bits.
 _SIDE_BITS = 11
+_SIDES = np.arange(1 << _SIDE_BITS)
+_ITEMS = _SIDES >> 1
+_DEBITING_FORMS = np.array([TransferForm.DEBIT, TransferForm.CREDIT], np.uint8)[_SIDES & 1]
+"""The form in which a side, first or second, debits its account."""
+assert len(_SIDES) >= TRANSFERS_PER_BLOCK_MAX << 1
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
@@ -68,24 +73,22 @@ class Groups:
     """Numbers below 2**52 by their values: equal ones are a group.
 
     ``order`` has the places of all by value, those of a group in their order; ``group`` says which
-    group each is in then, and group g is between ``bounds[g]`` and ``bounds[g + 1]``.
+    group each is in then, and group g is from ``bounds[g]`` to before ``bounds[g + 1]``.
     """
 
     def __init__(self, values: I64Array) -> None:
         # Sorting numbers is several times as fast as `argsort`, which can keep the order, too.
         count = len(values)
         keys = values << _SIDE_BITS
-        keys |= np.arange(count)
+        keys |= _SIDES[:count]
         keys.sort()
         self.order: I64Array = keys & (1 << _SIDE_BITS) - 1
         keys >>= _SIDE_BITS
-        is_first = np.ones(count, bool)
-        np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-        starts = is_first.nonzero()[0]
-        self.bounds: I64Array = np.full(len(starts) + 1, count)
-        self.bounds[:-1] = starts
-        self.group: I64Array = is_first.cumsum() - 1
-        self.values: I64Array = keys[starts]
+        is_bound = np.ones(count + 1, bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_bound[1:-1])
+        self.bounds: I64Array = is_bound.nonzero()[0]
+        self.group: I64Array = is_bound[:-1].cumsum() - 1
+        self.values: I64Array = keys[self.bounds[:-1]]
 
 
 class Accounts:
@@ -159,9 +162,8 @@ class Moved:
 def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:
     """Read the accounts of a block, the external ones included, and what the block does to them."""
     forms, count = form_column(block), len(block.forms)
-    ids = np.empty((count, 2), np.uint64)
-    ids[:, 0], ids[:, 1] = first_accounts(block), second_accounts(block)
-    places = books.tables.places(ids.reshape(-1))
+    columns = np.frombuffer(block.first_accounts + block.second_accounts, "<u8")
+    places = books.tables.places(columns.reshape(2, count).T.reshape(-1))
     has_one = has_one_account_form(block)
     if has_one and places.any():
         slots = np.array([book.external_slot for book in books.meta.books])
@@ -172,20 +174,20 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
     accounts = Accounts(books, groups.values)
     account = np.empty(2 * count, np.int64)
     account[groups.order] = groups.group
-    first_debits = forms == TransferForm.DEBIT
+    debits: BoolArray = forms.repeat(2) == _DEBITING_FORMS[: 2 * count]
     if has_one:
         # In the one-account form money comes in on the account's normal side.
-        first_debits |= (forms == TransferForm.IN) & ~accounts.credit_normal[account[::2]]
-        first_debits |= (forms == TransferForm.OUT) & accounts.credit_normal[account[::2]]
-    debits = np.empty((count, 2), bool)
-    debits[:, 0], debits[:, 1] = first_debits, ~first_debits
+        in_debits = accounts.credit_normal[account[::2]] != (forms == TransferForm.IN)
+        first, second = debits[::2], debits[1::2]
+        first[:] = np.where(forms >= TransferForm.IN, in_debits, first)
+        second[:] = ~first
     return accounts, Sides(
-        np.arange(2 * count) >> 1,
+        _ITEMS[: 2 * count],
         account,
-        debits.reshape(-1),
+        debits,
         amounts(block).repeat(2),
         groups,
-        np.arange(len(groups.values)),
+        _SIDES[: len(groups.values)],
     )
 
 
@@ -240,7 +242,7 @@ class Judge:
         rows, flags = accounts.rows, accounts.rows["flags"]
         highest = rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max()
         # Posted and pending money count together.
-        self.could_overflow = 2 * int(highest) + int(moved.sums[0].sum()) > INT64_MAX
+        self.could_overflow = 2 * int(highest) + AMOUNTS_SUM_MAX > INT64_MAX
         """Whether a counter of an account may have no room: then nothing can be judged here."""
         out = outflow(moved, accounts.credit_normal)
         self._could_refuse: BoolArray = available(rows, accounts.credit_normal) < out

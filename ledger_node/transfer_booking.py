@@ -39,7 +39,6 @@ from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
-    IndexArray,
     Moved,
     Sides,
     available,
@@ -96,12 +95,12 @@ class Booking:
         """Append two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
         recorded = self.statuses != 0
+        numbers = recorded.cumsum() + (first_number - 1)
         if not (self.accounts.all_known and recorded.all()):
             kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
         if len(sides.item):
-            numbers = recorded.cumsum() + (first_number - 1)
             _book_entries(self.books, self.accounts, sides, moved, numbers)
 
     def _add_requests(self, numbers: dict[int, int], keys: list[bytes]) -> None:
@@ -114,12 +113,12 @@ class Booking:
 
     def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
         """Write the transactions of items that were settled and have no texts."""
-        books, places = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
+        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
         transfers = self._plain_transfers()
         ends = ends_of(block_parts(self.block), books.meta.time_us)
-        for book in sorted({places[item] for item in items}):
+        for book in sorted({book_of[item] for item in items}):
             heads = plain_rows(transfers, book, books.meta.books[book], books.meta.time_us)
-            of_book = [item for item in items if places[item] == book]
+            of_book = [item for item in items if book_of[item] == book]
             books.tables.add_transaction_rows(
                 [numbers[item].to_bytes(8) for item in of_book],
                 [heads[item] + ends[item] for item in of_book],
@@ -205,13 +204,16 @@ def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
 
 
 def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
-    sums = np.zeros((books.meta.next_group, 2), np.int64)
-    np.add.at(sums, account_groups, moved.sums.T)
-    numbers: IndexArray = np.flatnonzero(sums.any(1))
-    for number, (debited, credited) in zip(numbers.tolist(), sums[numbers].tolist(), strict=True):
-        totals = books.totals(number)
-        totals.debits_posted += debited
-        totals.credits_posted += credited
+    sums = np.zeros((2, books.meta.next_group), np.int64)
+    at = account_groups.astype(np.int64)
+    np.add.at(sums[0], at, moved.sums[0])
+    np.add.at(sums[1], at, moved.sums[1])
+    debited, credited = sums.tolist()
+    for number in sorted(set(at.tolist())):
+        if debited[number] or credited[number]:
+            totals = books.totals(number)
+            totals.debits_posted += debited[number]
+            totals.credits_posted += credited[number]
 
 
 def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Array) -> None:
