@@ -30,7 +30,6 @@ U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 
 AMOUNTS_SUM_MAX = 1 << 62
-_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
 
 
 class TransferForm(IntEnum):
@@ -90,21 +89,6 @@ def split_rows(rows: NDArray[np.uint8]) -> list[bytes]:
     """Return the rows of an array of bytes, each by itself."""
     joined, size = rows.tobytes(), rows.shape[1]
     return [joined[start : start + size] for start in range(0, len(joined), size)]
-
-
-def byte_rows(values: NDArray[np.void]) -> NDArray[np.uint8]:
-    """Return structured values as the bytes they are packed as, a row each."""
-    return np.frombuffer(values.tobytes(), np.uint8).reshape(len(values), values.itemsize)
-
-
-def request_id_texts(request_ids: bytes) -> NDArray[np.uint8]:
-    """Return UUIDs as 36 characters each: one row of ASCII codes for each."""
-    raw = np.frombuffer(request_ids, np.uint8).reshape(-1, 16)
-    digits = _HEX[raw].reshape(len(raw), 32)
-    texts = np.full((len(raw), 36), ord("-"), np.uint8)
-    for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
-        texts[:, at : at + end - start] = digits[:, start:end]
-    return texts
 
 
 def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:
