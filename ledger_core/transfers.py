@@ -87,8 +87,9 @@ def request_keys(block: CreateTransfers) -> NDArray[np.uint8]:
 
 def split_rows(rows: NDArray[np.uint8]) -> list[bytes]:
     """Return the rows of an array of bytes, each by itself."""
-    joined, size = rows.tobytes(), rows.shape[1]
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
+    # Void values become bytes, far faster than slices are cut.
+    split: list[bytes] = rows.view(f"V{rows.shape[1]}")[:, 0].tolist()
+    return split
 
 
 def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ledger_core.ids import is_system_account_id
 from ledger_core.transfers import I64Array, U64Array
-from ledger_node.records import BALANCE_ROW_BYTES, CRC, ShardMeta
+from ledger_node.records import BALANCE_ROW_BYTES, CRC, REQUEST_ROW_BYTES, ShardMeta
 from ledger_node.store_rows import RowTables, unseal
 
 # Signed where it can be: numpy makes floats of what is signed and unsigned together.
@@ -49,6 +49,11 @@ BalanceRows = NDArray[np.void]
 
 _SLOT_BYTES: Final = 4
 _KEYED_BALANCES: Final = np.dtype([("slot", f"V{_SLOT_BYTES}"), ("row", BALANCES)])
+# A `RequestRow` with its checksum.
+_REQUESTS: Final = np.dtype(
+    [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("crc", "<u4")]
+)
+assert _REQUESTS.itemsize == REQUEST_ROW_BYTES + CRC.size
 # CRC-32 of anything that is followed by its CRC-32.
 _RESIDUE: Final = 0x2144DF1C
 # How many accounts' places are remembered at most.
@@ -110,17 +115,20 @@ class ColumnTables(RowTables):
 
     def save_balance_rows(self, slots: I64Array, rows: BalanceRows) -> None:
         """Store the rows of slots; their checksums are made anew."""
-        raw, size = rows.tobytes(), BALANCES.itemsize
-        packed = [raw[at : at + BALANCE_ROW_BYTES] for at in range(0, len(raw), size)]
-        self._put_rows(self._balances, _slot_keys(slots), packed)
+        self._put_sealed(self._balances, _slot_keys(slots), rows)
 
     def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys of requests that are known."""
         return {key for key, _ in self._find_rows(self._requests, keys)}
 
-    def add_request_rows(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
-        """Store the packed `RequestRow`s of requests that were not known."""
-        self._put_rows(self._requests, keys, rows)
+    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
+        """Store which transactions requests that were not known have led to: their first states.
+
+        No hashes of their bodies are stored: the transactions tell those.
+        """
+        rows = np.zeros(len(keys), _REQUESTS)
+        rows["number"] = numbers
+        self._put_sealed(self._requests, keys, rows)
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the encoded `TransactionRecord`s of new transactions."""
@@ -151,10 +159,31 @@ class ColumnTables(RowTables):
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(items)
 
+    def _put_sealed(
+        self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
+    ) -> None:
+        """Store rows of one length whose last four bytes are for their checksum."""
+        set_checksums(rows, map(zlib.crc32, keys))
+        with self._source.txn.cursor(table) as cursor:
+            cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
+
+
+def set_checksums(rows: NDArray[np.void], before: Iterable[int]) -> None:
+    """Make the last four bytes of rows the CRC-32 of all others, going on from one each."""
+    body = rows.dtype.itemsize - CRC.size
+    parts = rows.view([("row", f"V{body}"), ("checksum", "<u4")])
+    parts["checksum"] = list(map(zlib.crc32, parts["row"].tolist(), before))
+
+
+def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:
+    # Void values become bytes, far faster than slices are cut.
+    split: list[bytes] = rows.view(f"V{rows.dtype.itemsize}").tolist()
+    return split
+
 
 def _slot_keys(slots: I64Array) -> list[bytes]:
-    joined = slots.astype(">u4").tobytes()
-    return [joined[at : at + _SLOT_BYTES] for at in range(0, len(joined), _SLOT_BYTES)]
+    keys: list[bytes] = slots.astype(">u4").view(f"V{_SLOT_BYTES}").tolist()
+    return keys
 
 
 _residues = [0]

@@ -5,7 +5,6 @@ after the other (`Sides.by_account`), and sums so far (`Moved`) give all of them
 """
 
 import itertools
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
-from ledger_core.commands import NO_HASH, CreateTransfers, Refused
+from ledger_core.commands import CreateTransfers, Refused
 from ledger_core.results import Failure, RefusalView
 from ledger_core.transfers import (
     I64Array,
@@ -28,13 +27,18 @@ from ledger_core.transfers import (
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
-    CRC,
     ENTRY_ROW_BYTES,
     FLOORED_BIT,
     LIMITED_BIT,
 )
 from ledger_node.store import ENTRIES_PER_MARK
-from ledger_node.store_columns import ROW_ACCOUNT, ROW_COUNTERS, ROW_SEQUENCE, BalanceRows
+from ledger_node.store_columns import (
+    ROW_ACCOUNT,
+    ROW_COUNTERS,
+    ROW_SEQUENCE,
+    BalanceRows,
+    set_checksums,
+)
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
@@ -105,11 +109,8 @@ class Booking:
 
     def _add_requests(self, numbers: dict[int, int], keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
-        # As `RequestRow.pack` does it, in state 0.
-        self.books.tables.add_request_rows(
-            [keys[item] for item in numbers],
-            [NO_HASH + number.to_bytes(8, "little") + bytes(8) for number in numbers.values()],
-        )
+        numbered = np.array(list(numbers.values()), np.int64)
+        self.books.tables.add_request_rows([keys[item] for item in numbers], numbered)
 
     def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
         """Write the transactions of items that were settled and have no texts."""
@@ -229,6 +230,5 @@ def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Arr
 
 def _with_checksums(entries: NDArray[np.int64]) -> bytes:
     """Return packed entry rows with their CRC-32, which is the end of the last number."""
-    raw, pack, crc32 = entries.tobytes(), CRC.pack, zlib.crc32
-    rows = [raw[at : at + ENTRY_ROW_BYTES - 4] for at in range(0, len(raw), ENTRY_ROW_BYTES)]
-    return b"".join([row + pack(crc32(row)) for row in rows])
+    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0], itertools.repeat(0))
+    return entries.tobytes()
