@@ -18,16 +18,16 @@ from ledger_core.transfer_legs import (
     peer_shards,
     u64_column,
 )
-from ledger_core.transfers import I64Array, big_endian, split_rows
+from ledger_core.transfers import I64Array, big_endian
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
 from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
 from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
-from ledger_node.records import REQUEST_ROW_BYTES, TransactionRecord
+from ledger_node.records import TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
-from ledger_node.store_leg_columns import number_keys
+from ledger_node.store_leg_columns import KeptRows, number_keys
 from ledger_node.transaction_rules import add_references
 from ledger_node.views import refusal_view
 
@@ -133,14 +133,11 @@ class LegBooking:
         keys = self.keys
         if len(items) < len(keys):
             keys = [keys[item] for item in items.tolist()]
-        # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
-        rows = np.zeros((len(items), REQUEST_ROW_BYTES), np.uint8)
-        rows[:, 16:24] = self.numbers[items].astype("<i8").view(np.uint8).reshape(-1, 8)
-        tables.add_requests(keys, split_rows(rows))
+        tables.add_request_rows(keys, self.numbers[items])
         plain = self.plain_items()
         if len(plain):
             tables.put_transactions(
-                number_keys(self.numbers[plain].tolist()), self.rows(template, plain, record_who)
+                number_keys(self.numbers[plain]), self.rows(template, plain, record_who)
             )
         refusals: dict[int, RefusalView] = {}
         for item in self.special_items():
@@ -170,7 +167,7 @@ class LegBooking:
 
     def rows(
         self, template: LegTemplate, items: IndexArray, who: Callable[[TransferPart], bytes]
-    ) -> list[bytes]:
+    ) -> KeptRows:
         """Encode rows of plain items; ``who`` encodes who asked, as the rows have it."""
         count, columns = len(items), self._columns(items)
         heads, tails = template.head.lay(count, columns), template.tail.lay(count, columns)
