@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ledger_core.accounts import EntryKind
-from ledger_core.commands import NO_HASH, Refused, TransferPart
+from ledger_core.commands import Refused, TransferPart
 from ledger_core.results import RefusalView
 from ledger_core.transfer_legs import (
     LegBlock,
@@ -27,7 +27,7 @@ from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
 from ledger_node.records import TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
-from ledger_node.store_leg_columns import number_keys
+from ledger_node.store_leg_columns import KeptRows, number_keys
 from ledger_node.transaction_rules import add_references
 from ledger_node.views import refusal_view
 
@@ -130,16 +130,15 @@ class LegBooking:
         """
         books, tables = self.books, self.books.tables
         items = self.todo.nonzero()[0]
-        numbers = self.numbers[items].tolist()
-        # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
-        tables.add_requests(
-            [self.keys[item] for item in items.tolist()],
-            [NO_HASH + number.to_bytes(8, "little") + bytes(8) for number in numbers],
-        )
+        keys = self.keys
+        if len(items) < len(keys):
+            keys = [keys[item] for item in items.tolist()]
+        tables.add_request_rows(keys, self.numbers[items])
         plain = self.plain_items()
         if len(plain):
-            rows = self.rows(template, plain, record_who)
-            tables.put_transactions(number_keys(self.numbers[plain].tolist()), rows)
+            tables.put_transactions(
+                number_keys(self.numbers[plain]), self.rows(template, plain, record_who)
+            )
         refusals: dict[int, RefusalView] = {}
         for item in self.special_items():
             number = int(self.numbers[item])
@@ -168,7 +167,7 @@ class LegBooking:
 
     def rows(
         self, template: LegTemplate, items: IndexArray, who: Callable[[TransferPart], bytes]
-    ) -> list[bytes]:
+    ) -> KeptRows:
         """Encode rows of plain items; ``who`` encodes who asked, as the rows have it."""
         count, columns = len(items), self._columns(items)
         heads, tails = template.head.lay(count, columns), template.tail.lay(count, columns)
