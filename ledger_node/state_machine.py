@@ -57,12 +57,8 @@ from ledger_node.account_rules import change_account, claim_name, create_account
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
-from ledger_node.leg_rules import (
-    apply_transfers,
-    commit_transfers,
-    delivered_transfers,
-    prepare_transfers,
-)
+from ledger_node.leg_blocks import commit_transfers, prepare_transfers
+from ledger_node.leg_decisions import apply_transfers, delivered_transfers
 from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
 from ledger_node.replay import end_replay, replay
 from ledger_node.request_bodies import has_hash

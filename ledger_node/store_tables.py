@@ -29,9 +29,9 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
-from ledger_node.store_columns import ColumnTables
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_history import HistoryTables
+from ledger_node.store_leg_columns import LegTables
 from ledger_node.store_rows import TransactionSource, unseal
 
 ENTRIES_PER_MARK: Final = 64
@@ -105,7 +105,7 @@ class _Attempt:
     txn: lmdb.Transaction
 
 
-class ShardTables(HistoryTables, ColumnTables):
+class ShardTables(HistoryTables, LegTables):
     """The tables of one shard, typed, inside one transaction of ``source``."""
 
     def __init__(self, source: TransactionSource, databases: ShardDatabases) -> None:
