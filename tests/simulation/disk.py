@@ -209,7 +209,9 @@ class _Tables(ShardTables):
 
     def drop_log_before(self, index: int) -> None:
         super().drop_log_before(index)
-        self._simulated._written.append((self._simulated.shadows[self._shard_id].drop_before, index))
+        self._simulated._written.append(
+            (self._simulated.shadows[self._shard_id].drop_before, index)
+        )
 
     def clear_log(self) -> None:
         super().clear_log()
