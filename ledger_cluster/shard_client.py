@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import grpc
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink
 from ledger_cluster.shard_map import ShardMap
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import Command, encode_command
 from ledger_core.errors import (
@@ -55,17 +55,12 @@ class _Kind(Enum):
 
 @dataclass(slots=True)
 class _Call:
-    """One command or query, encoded, and who waits for it.
-
-    ``reached_node`` is true once an attempt may have arrived and was not refused: only then can a
-    write have happened.
-    """
+    """One command or query, encoded, and who waits for it."""
 
     data: bytes
     reply: "asyncio.Future[_Reply]"
     deadline: float
-    reached_node: bool = False
-    last_failure: str = "no node was tried"
+    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +84,11 @@ class ShardClient:
             node_id: shard_pb2_grpc.ShardServiceStub(channel)
             for node_id, channel in self._channels.items()
         }
+        self._links = {node_id: NodeLink(stub) for node_id, stub in self._stubs.items()}
         leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
         self._leaders = leaders
         self._lanes = {
-            (shard.id, kind): _Lane(shard, kind, self._stubs, leaders)
+            (shard.id, kind): _Lane(shard, kind, self._links, leaders)
             for shard in config.shards
             for kind in _Kind
         }
@@ -110,7 +106,13 @@ class ShardClient:
         """Return the shard that holds an account."""
         return self._map.shard_of(account_id).id
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
         """Run a command exactly once, under its request id.
 
         One across shards is answered when all its shards have applied it, so that the caller's
@@ -118,16 +120,22 @@ class ShardClient:
         """
         deadline = time.monotonic() + timeout_s
         shard = self._map.shard_of(account_id)
-        result = await self.execute_on(shard.id, command, timeout_s)
+        result = await self.execute_on(shard.id, command, timeout_s, attempts)
         if not isinstance(result, TransactionView) or result.in_flight is None:
             return result
         decided = await self._await_transaction(shard, result, deadline)
         return decided if result.status is TransactionStatus.UNDECIDED else result
 
-    async def execute_on(self, shard_id: int, command: Command, timeout_s: float) -> Result:
+    async def execute_on(
+        self,
+        shard_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
         """Run a command on a shard, and return what that shard says."""
         lane = self._lanes[shard_id, _Kind.EXECUTE]
-        return decode_result((await lane.call(encode_command(command), timeout_s)).data)
+        return decode_result((await lane.call(encode_command(command), timeout_s, attempts)).data)
 
     async def _await_transaction(
         self, shard: ShardConfig, transaction: TransactionView, deadline: float
@@ -136,22 +144,23 @@ class ShardClient:
         state = transaction.in_flight or 0
         if transaction.status is TransactionStatus.UNDECIDED:
             state = max(state, 1)
-        request = shard_pb2.AwaitTransactionRequest(
+        wanted = shard_pb2.AwaitTransactionRequest(
             shard_id=shard.id, number=transaction.number, state=state
         )
         backoff_s = _BACKOFF_S_MIN
         while (remaining_s := deadline - time.monotonic()) > 0:
             node_id = self._leaders[shard.id]
+            request = shard_pb2.ShardRequest(await_transaction=wanted)
             try:
-                response = await self._stubs[node_id].AwaitTransaction(request, timeout=remaining_s)
-            except aio.AioRpcError:
+                response = (await self._links[node_id].ask(request, remaining_s)).query
+            except (LinkError, NodeFaultError):
                 self._leaders[shard.id] = next_replica(shard, node_id)
             else:
                 if response.outcome == shard_pb2.OUTCOME_OK:
                     return decode_result(response.results[0])
                 hint = response.leader_node_id
                 self._leaders[shard.id] = (
-                    hint if hint in self._stubs else next_replica(shard, node_id)
+                    hint if hint in self._links else next_replica(shard, node_id)
                 )
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
@@ -195,6 +204,7 @@ class ShardClient:
     async def close(self) -> None:
         """Let the batches that are under way end, then close the connections."""
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(link.close() for link in self._links.values()))
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
 
@@ -205,12 +215,12 @@ class _Lane:
         self,
         shard: ShardConfig,
         kind: _Kind,
-        stubs: "dict[str, shard_pb2_grpc.ShardServiceAsyncStub]",
+        links: dict[str, NodeLink],
         leaders: dict[int, str],
     ) -> None:
         self._shard = shard
         self._kind = kind
-        self._stubs = stubs
+        self._links = links
         self._leaders = leaders
         self._waiting: list[_Call] = []
         self._waiting_bytes = 0
@@ -218,7 +228,7 @@ class _Lane:
         self._flush_scheduled = False
         self._closed = False
 
-    async def call(self, data: bytes, timeout_s: float) -> _Reply:
+    async def call(self, data: bytes, timeout_s: float, attempts: Attempts | None = None) -> _Reply:
         """Send one call, with whatever else waits, and return its reply."""
         if self._closed:
             raise ShardUnavailableError("the gateway is stopping; try another one")
@@ -228,7 +238,8 @@ class _Lane:
                 f"slow down"
             )
         loop = asyncio.get_running_loop()
-        call = _Call(data, loop.create_future(), time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        call = _Call(data, loop.create_future(), deadline, attempts or Attempts())
         self._waiting.append(call)
         self._waiting_bytes += len(data)
         self._schedule_flush()
@@ -296,7 +307,7 @@ class _Lane:
                 return
             if outcome == shard_pb2.OUTCOME_OK:
                 continue
-            if leader_id in self._stubs and redirects < len(self._shard.replicas):
+            if leader_id in self._links and redirects < len(self._shard.replicas):
                 # Someone knows the leader: follow at once, but not in circles.
                 redirects += 1
                 node_id = self._leaders[self._shard.id] = leader_id
@@ -313,20 +324,18 @@ class _Lane:
         remaining_s = max(call.deadline for call in batch) - time.monotonic()
         timeout_s = min(max(remaining_s, 0.001), _ATTEMPT_S_MAX)
         # From here on a call may arrive, also if its deadline passes before this attempt ends.
-        reached_before = [call.reached_node for call in batch]
+        reached_before = [call.attempts.reached_node for call in batch]
         for call in batch:
-            call.reached_node = True
-            call.last_failure = f"node {node_id}: has not answered yet"
+            call.attempts.reached_node = True
+            call.attempts.last_failure = f"node {node_id}: has not answered yet"
         outcome, leader_id, message = shard_pb2.OUTCOME_UNKNOWN, "", ""
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)
-        except aio.AioRpcError as error:
-            if error.code() in _PROTOCOL_FAULTS:
-                # A node of another version, or a bug: trying again cannot help.
-                _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error.details()}"))
-                return shard_pb2.OUTCOME_OK, "", ""
-            failure = _in_words(error)
-            may_have_arrived = not _never_connected(error)
+        except NodeFaultError as error:
+            _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error}"))
+            return shard_pb2.OUTCOME_OK, "", ""
+        except LinkError as error:
+            failure, may_have_arrived = str(error), error.may_have_arrived
         else:
             outcome, leader_id = response.outcome, response.leader_node_id
             message = response.message
@@ -336,24 +345,21 @@ class _Lane:
             # Done counts as well: a call whose deadline has just passed is yet to say how it ended.
             may_have_arrived = outcome in (shard_pb2.OUTCOME_UNKNOWN, shard_pb2.OUTCOME_OK)
         for call, reached in zip(batch, reached_before, strict=True):
-            call.reached_node = may_have_arrived or reached
-            call.last_failure = f"node {node_id}: {failure}"
+            call.attempts.reached_node = may_have_arrived or reached
+            call.attempts.last_failure = f"node {node_id}: {failure}"
         return outcome, leader_id, message
 
     async def _send(
         self, node_id: str, data: Sequence[bytes], timeout_s: float
     ) -> shard_pb2.ExecuteResponse | shard_pb2.QueryResponse:
-        stub = self._stubs[node_id]
+        link, shard_id = self._links[node_id], self._shard.id
         if self._kind is _Kind.EXECUTE:
-            return await stub.Execute(
-                shard_pb2.ExecuteRequest(shard_id=self._shard.id, commands=data), timeout=timeout_s
-            )
-        return await stub.Query(
-            shard_pb2.QueryRequest(
-                shard_id=self._shard.id, queries=data, stale=self._kind is _Kind.STALE_QUERY
-            ),
-            timeout=timeout_s,
+            execute = shard_pb2.ExecuteRequest(shard_id=shard_id, commands=data)
+            return (await link.ask(shard_pb2.ShardRequest(execute=execute), timeout_s)).execute
+        query = shard_pb2.QueryRequest(
+            shard_id=shard_id, queries=data, stale=self._kind is _Kind.STALE_QUERY
         )
+        return (await link.ask(shard_pb2.ShardRequest(query=query), timeout_s)).query
 
     def _succeeded(
         self,
@@ -373,7 +379,7 @@ class _Lane:
     def _refuse(self, batch: list[_Call], message: str) -> None:
         """End calls whose last attempt a node refused; an earlier one may have had its effect."""
         for call in batch:
-            if self._kind is _Kind.EXECUTE and call.reached_node:
+            if self._kind is _Kind.EXECUTE and call.attempts.reached_node:
                 error: LedgerError = OutcomeUnknownError(
                     f"an attempt had no answer and the next one was refused: {message}; the write "
                     f"may have happened: repeat it with the same request id to know"
@@ -389,22 +395,14 @@ class _Lane:
 
     def _expired(self, call: _Call, timeout_s: float) -> LedgerError:
         """Say how a call ended that has no reply in time."""
-        what = (
-            f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({call.last_failure})"
-        )
-        if self._kind is _Kind.EXECUTE and call.reached_node:
+        failure = call.attempts.last_failure
+        what = f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({failure})"
+        if self._kind is _Kind.EXECUTE and call.attempts.reached_node:
             return OutcomeUnknownError(
                 f"{what}; the write may have happened: repeat it with the same request id to know"
             )
         return ShardUnavailableError(f"{what}; nothing was done, try again")
 
-
-_PROTOCOL_FAULTS = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-)
 
 _OUTCOME_IN_WORDS: dict[int, str] = {
     shard_pb2.OUTCOME_NOT_LEADER: "not the leader",
@@ -425,14 +423,3 @@ def _fail(batch: list[_Call], error: LedgerError) -> None:
     for call in batch:
         if not call.reply.done():
             call.reply.set_exception(error)
-
-
-def _never_connected(error: aio.AioRpcError) -> bool:
-    """Whether the call cannot have left this process: gRPC says so only in words."""
-    return (error.details() or "").startswith("failed to connect to all addresses")
-
-
-def _in_words(error: aio.AioRpcError) -> str:
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "did not answer in time"
-    return "cannot be reached"

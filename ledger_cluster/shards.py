@@ -26,6 +26,18 @@ class Answer:
     age_ms: int
 
 
+@dataclass(slots=True)
+class Attempts:
+    """How far a command has come, for who sent it and can wait no longer.
+
+    ``reached_node`` is true while an attempt may have arrived at a node that did not refuse it:
+    only then can the command have happened. ``last_failure`` says what became of the last one.
+    """
+
+    reached_node: bool = False
+    last_failure: str = "no node was tried"
+
+
 class Shards(Protocol):
     """Runs commands and queries on the shard that holds ``account_id``.
 
@@ -48,8 +60,17 @@ class Shards(Protocol):
         """Return the shard that holds an account."""
         ...
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
-        """Run a command exactly once, under its request id, however often it has to be sent."""
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
+        """Run a command exactly once, under its request id, however often it has to be sent.
+
+        ``attempts`` is kept up to date meanwhile. Once cancelled, nothing more is sent.
+        """
         ...
 
     async def query(

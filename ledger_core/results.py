@@ -17,7 +17,7 @@ from ledger_core.accounts import (
     TransactionStatus,
 )
 from ledger_core.commands import NO_OVERDRAFT, Limits, Refused
-from ledger_core.errors import Reason
+from ledger_core.errors import Reason, RefusalReason
 from ledger_core.ledgers import ChartCode, Currency
 
 
@@ -69,6 +69,17 @@ class RefusalView(msgspec.Struct, array_like=True, frozen=True):
     available_amount: int
     message: str
     reserved_amount: int = 0
+
+
+def refused_by(refusal: RefusalView) -> Refused:
+    """Return a refusal as commands carry it between shards."""
+    return Refused(
+        refusal.entry_index,
+        refusal.required_amount,
+        refusal.available_amount,
+        refusal.reserved_amount,
+        RefusalReason(refusal.reason),
+    )
 
 
 class TransactionView(msgspec.Struct, tag=2, tag_field="kind", array_like=True, frozen=True):

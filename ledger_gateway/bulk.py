@@ -21,13 +21,14 @@ from ledger_core.ids import parse_account_id
 from ledger_core.ledgers import MAIN_NAME, USD, Currency
 from ledger_core.transfers import TransferForm
 from ledger_gateway import bulk_results, conversion, transfer_columns, validation
-from ledger_gateway.bulk_work import Job, Room, Transfers, in_place, jobs_of, run
+from ledger_gateway.bulk_work import BulkWork, Job, in_place, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
 from ledger_gateway.shard_calls import Context, Deadline
 from ledger_gateway.source import require_valid
 from ledger_gateway.transactions import TransactionRpcs
 from ledger_gateway.transfer_columns import Terms
+from ledger_gateway.transfer_pieces import Transfers
 
 ITEMS_MAX = 8_192
 BULK_REQUEST_BYTES_MAX = 2 << 20
@@ -48,19 +49,19 @@ Currencies = dict[tuple[str, str], Currency]
 class BulkRpcs(TransactionRpcs):
     """Many transactions in one call, or in a stream of such calls."""
 
-    _room: Room
+    _work: BulkWork
     _stopping: asyncio.Event
 
     async def CreateTransactions(self, request: Request, context: Context) -> Response:
         """Do what as many calls of CreateTransaction would do."""
         source = require_valid(_violations(request), context)
         size = request.ByteSize()
-        self._room.require(size)
-        self._room.take(size)
+        self._work.room.require(size)
+        self._work.room.take(size)
         try:
             return await self._do(request, source, Deadline(context))
         finally:
-            self._room.release(size)
+            self._work.room.release(size)
 
     async def StreamTransactions(
         self, request_iterator: AsyncIterator[Request], context: Context
@@ -106,10 +107,10 @@ class BulkRpcs(TransactionRpcs):
     ) -> asyncio.Task[Response]:
         """Begin a request of a stream as soon as there is room."""
         size = request.ByteSize()
-        await self._room.wait(size)
-        self._room.take(size)
+        await self._work.room.wait(size)
+        self._work.room.take(size)
         task = asyncio.create_task(self._do(request, source, Deadline(context)))
-        task.add_done_callback(lambda _: self._room.release(size))
+        task.add_done_callback(lambda _: self._work.room.release(size))
         return task
 
     async def _next(self, requests: AsyncIterator[Request]) -> Request | None:
@@ -145,11 +146,11 @@ class BulkRpcs(TransactionRpcs):
         sorted_ = await self._sort(request, results, deadline)
         jobs: list[Job] = []
         for transfers in (*([columns] if columns else []), *sorted_.groups):
-            jobs += jobs_of(self._shards, transfers, source, deadline, self._room)
+            jobs.append(partial(self._work.carry_out, transfers, source, deadline))
         for index in sorted_.alone:
             one = request.transactions[index]
             alone = partial(self._do_alone, one, index, results, source, deadline)
-            jobs.append(partial(in_place, self._room.alone, alone))
+            jobs.append(partial(in_place, self._work.room.alone, alone))
         await run(jobs)
         for transfers, indexes in zip(sorted_.groups, sorted_.indexes, strict=True):
             for place, result in bulk_results.transaction_results(transfers):

@@ -20,9 +20,9 @@ from ledger_core.results import (
 )
 from ledger_core.transfers import TransferForm
 from ledger_gateway import conversion
-from ledger_gateway.bulk_work import Transfers
 from ledger_gateway.errors import failure_error, to_call_error
 from ledger_gateway.transfer_columns import IndexArray
+from ledger_gateway.transfer_pieces import Transfers
 
 Result = TransactionView | Failure | LedgerError
 
@@ -123,8 +123,6 @@ def transaction_results(
     transfers: Transfers,
 ) -> Iterator[tuple[int, ledger_pb2.TransactionResult]]:
     """Return what became of each transfer, with its place, as a single call would say it."""
-    for item, single in transfers.outcomes.singles.items():
-        yield item, result(single)
     for items, outcome in transfers.outcomes.blocks:
         if isinstance(outcome, LedgerError):
             error = result(outcome)
@@ -138,6 +136,8 @@ def transaction_results(
                 continue
             yield item, result(_view(transfers, item, outcome, place, number))
             number += 1
+    for item, single in transfers.outcomes.singles.items():
+        yield item, result(single)
 
 
 def _view(

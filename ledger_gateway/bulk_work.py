@@ -1,23 +1,26 @@
 """How the items of a bulk call reach the shards: in blocks where they can, else alone.
 
-A block goes to one shard. Blocks of a shard go one after the other, so that its items happen in
-their order; shards do not wait for each other. What failed is an outcome like any other: the items
-of a call are independent.
+Items whose accounts are all on one shard go in blocks to it, which they share with items of other
+calls. Blocks of a call for a shard go one after the other, so that its items happen in their order;
+shards do not wait for each other. Items between two shards go through the steps in
+`transfers_across`. What failed is an outcome like any other: the items of a call are independent.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
-from ledger_core.commands import CreateTransaction, CreateTransfers, Source
+from ledger_core.commands import Source
 from ledger_core.errors import LedgerError, OverloadedError, ShardUnavailableError
-from ledger_core.results import TransactionView, TransfersView
-from ledger_gateway.errors import unwrap
+from ledger_core.results import TransfersView
+from ledger_gateway.block_kinds import CREATE
+from ledger_gateway.block_lanes import Answer, Lanes, Round
 from ledger_gateway.shard_calls import Deadline, ShardCalls
-from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, Columns, IndexArray, Terms
+from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, IndexArray
+from ledger_gateway.transfer_pieces import PlacedTransfers, Transfers
+from ledger_gateway.transfers_across import TransfersAcross
 
 COMMANDS_IN_WORK_MAX = 256
 """Of one call: how many commands are on their way at once."""
@@ -31,25 +34,10 @@ BYTES_IN_WORK_MAX = 64 << 20
 
 Job = Callable[[], Awaitable[None]]
 
-
-@dataclass(slots=True)
-class Outcomes:
-    """What became of transfers: of those in blocks, block by block, and of those that went alone.
-
-    Blocks come with their items, as places in the columns.
-    """
-
-    blocks: list[tuple[IndexArray, TransfersView | LedgerError]] = field(default_factory=list)
-    singles: dict[int, TransactionView | LedgerError] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Transfers:
-    """Transfers with the same terms, and what became of them."""
-
-    columns: Columns
-    terms: Terms
-    outcomes: Outcomes = field(default_factory=Outcomes)
+_HELD_BACK = ShardUnavailableError(
+    "an earlier transfer of the call has no result, and this one was not to overtake it; nothing "
+    "was done, try again"
+)
 
 
 class Room:
@@ -110,88 +98,82 @@ async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> N
             group.create_task(work())
 
 
-def jobs_of(
-    shards: ShardCalls, transfers: Transfers, source: Source, deadline: Deadline, room: Room
-) -> list[Job]:
-    """Return what is to be done for transfers; their outcomes are filled in by it."""
-    columns = transfers.columns
-    home = shards.shard_ids_of(columns.first)
-    other = np.where(columns.second == 0, home, shards.shard_ids_of(columns.second))
-    alone = (home != other) | (columns.amounts >= BLOCK_AMOUNT_END)
-    jobs: list[Job] = []
-    items = np.flatnonzero(~alone)
-    # Shard by shard, each in the order of the request.
-    items = items[np.argsort(home[items], kind="stable")]
-    ends = np.flatnonzero(np.diff(home[items])) + 1
-    for of_shard in np.split(items, ends) if len(items) else []:
-        blocks = list(columns.cut(of_shard))
-        jobs.append(partial(_send_blocks, shards, transfers, blocks, source, deadline))
-    for item in np.flatnonzero(alone).tolist():
-        shard_ids = (int(home[item]), int(other[item]))
-        command = partial(columns.single, item, shard_ids, transfers.terms, source)
-        single = partial(_send_single, shards, transfers.outcomes, item, command, deadline)
-        jobs.append(partial(in_place, room.alone, single))
-    return jobs
-
-
 async def in_place(places: asyncio.Semaphore, job: Job) -> None:
     """Do a job once there is a place for it."""
     async with places:
         await job()
 
 
-async def _send_blocks(
-    shards: ShardCalls,
-    transfers: Transfers,
-    blocks: Sequence[IndexArray],
-    source: Source,
-    deadline: Deadline,
-) -> None:
-    """Send the blocks of one shard. What comes after a failed one is not sent: it would overtake.
+class BulkWork:
+    """The way of bulk calls to the shards, for all calls of a gateway."""
 
-    So a repeat of the call does them in their order.
+    def __init__(self, shards: ShardCalls) -> None:
+        self._shards = shards
+        self._lanes = Lanes(shards)
+        self._across = TransfersAcross(shards, self._lanes)
+        self.room = Room()
+
+    async def carry_out(self, transfers: Transfers, source: Source, deadline: Deadline) -> None:
+        """Do transfers; their outcomes are filled in."""
+        placed = PlacedTransfers(self._shards, transfers, source)
+        alone = placed.columns.amounts >= BLOCK_AMOUNT_END
+        within = placed.rows["home"] == placed.rows["other"]
+        jobs: list[Job] = []
+        if len(items := np.flatnonzero(within & ~alone)):
+            jobs.append(partial(self._send_blocks, placed, items, deadline))
+        if len(items := np.flatnonzero(~within & ~alone)):
+            jobs.append(partial(self._across.run, placed, items, deadline))
+        for item in np.flatnonzero(alone).tolist():
+            job = partial(placed.send_alone, self._shards, item, deadline)
+            jobs.append(partial(in_place, self.room.alone, job))
+        await run(jobs)
+
+    async def end(self) -> None:
+        """Wait until what was begun has ended."""
+        await self._across.end()
+
+    async def _send_blocks(
+        self, placed: PlacedTransfers, items: IndexArray, deadline: Deadline
+    ) -> None:
+        blocks = Round(deadline)
+        for shard_id, parts in placed.pieces(placed.rows["home"], items):
+            _Line(self._lanes, blocks, placed, shard_id, iter(parts)).go_on()
+        await blocks.wait()
+
+
+class _Line:
+    """The blocks of a call for one shard: each is put in line once the one before has succeeded.
+
+    What comes after a failed one is not sent: it would overtake. So a repeat of the call does them
+    in their order.
     """
-    failed: LedgerError | None = None
-    for items in blocks:
-        if failed is not None:
-            transfers.outcomes.blocks.append((items, failed))
-            continue
-        command = transfers.columns.block(items, transfers.terms, source)
-        outcome = await _block_outcome(shards, command, deadline)
-        transfers.outcomes.blocks.append((items, outcome))
-        if isinstance(outcome, LedgerError):
-            failed = ShardUnavailableError(
-                "an earlier transfer of the call has no result, and this one was not to overtake "
-                "it; nothing was done, try again"
-            )
 
+    def __init__(
+        self,
+        lanes: Lanes,
+        blocks: Round,
+        placed: PlacedTransfers,
+        shard_id: int,
+        parts: Iterator[IndexArray],
+    ) -> None:
+        self._lane = lanes.lane(CREATE, shard_id)
+        self._blocks = blocks
+        self._placed = placed
+        self._parts = parts
 
-async def _block_outcome(
-    shards: ShardCalls, command: CreateTransfers, deadline: Deadline
-) -> TransfersView | LedgerError:
-    try:
-        _require_time(deadline)
-        return unwrap(await shards.execute(command, deadline), TransfersView)
-    except LedgerError as error:
-        return error
+    def go_on(self) -> None:
+        """Put the next block in line, if there is one."""
+        for items in self._parts:
+            answered = partial(self._answered, items)
+            piece = self._placed.piece(items)
+            self._blocks.put(self._lane, self._placed.block_terms, piece, answered)
+            break
 
-
-async def _send_single(
-    shards: ShardCalls,
-    outcomes: Outcomes,
-    item: int,
-    make: Callable[[], CreateTransaction],
-    deadline: Deadline,
-) -> None:
-    try:
-        _require_time(deadline)
-        result = await shards.execute(make(), deadline)
-        outcomes.singles[item] = unwrap(result, TransactionView)
-    except LedgerError as error:
-        outcomes.singles[item] = error
-
-
-def _require_time(deadline: Deadline) -> None:
-    """Raise ShardUnavailableError where the call's time is over: what is sent now may get lost."""
-    if deadline.time_remaining() <= 0:
-        raise ShardUnavailableError("the call's time was over; nothing was done, try again")
+    def _answered(self, items: IndexArray, answer: Answer) -> None:
+        assert isinstance(answer, TransfersView | LedgerError)
+        self._placed.outcomes.blocks.append((items, answer))
+        if isinstance(answer, TransfersView):
+            self.go_on()
+            return
+        for held_back in self._parts:
+            self._placed.outcomes.blocks.append((held_back, _HELD_BACK))

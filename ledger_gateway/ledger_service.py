@@ -19,7 +19,7 @@ from ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger_cluster.shards import Shards
 from ledger_gateway.accounts import AccountRpcs
 from ledger_gateway.bulk import BulkRpcs
-from ledger_gateway.bulk_work import Room
+from ledger_gateway.bulk_work import BulkWork
 from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
@@ -37,9 +37,13 @@ class LedgerService(
     def __init__(self, shards: Shards) -> None:
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
-        self._room = Room()
+        self._work = BulkWork(self._shards)
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:
         """Let streams answer what they have begun, and then end: they would never do so."""
         self._stopping.set()
+
+    async def end(self) -> None:
+        """Wait until what calls have begun and left behind has ended; it ends within seconds."""
+        await self._work.end()

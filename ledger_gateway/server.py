@@ -117,6 +117,7 @@ class GatewayServer:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+        await self._ledger_service.end()
 
 
 def join_address(host: str, port: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.v1 import ledger_pb2
-from ledger_cluster.shards import Answer, Shards
+from ledger_cluster.shards import Answer, Attempts, Shards
 from ledger_core.commands import Command, routing_id
 from ledger_core.errors import OutcomeUnknownError, ShardUnavailableError
 from ledger_core.queries import Query
@@ -86,10 +86,15 @@ class ShardCalls:
 
     async def execute(self, command: Command, context: Timed) -> Result:
         """Run a command where it belongs."""
-        timeout_s = _timeout_s(context)
+        return await self.execute_within(command, timeout_s(context))
+
+    async def execute_within(
+        self, command: Command, given_s: float, attempts: Attempts | None = None
+    ) -> Result:
+        """Run a command where it belongs, for which the shards have ``given_s``."""
         try:
-            async with asyncio.timeout(timeout_s + _OVERRUN_S):
-                return await self._shards.execute(routing_id(command), command, timeout_s)
+            async with asyncio.timeout(given_s + _OVERRUN_S):
+                return await self._shards.execute(routing_id(command), command, given_s, attempts)
         except TimeoutError:
             raise OutcomeUnknownError(
                 "no result in time: the write may have happened; repeat it with the same request_id"
@@ -135,15 +140,15 @@ class ShardCalls:
 async def _answer(
     ask: Callable[..., Awaitable[Answer]], context: Timed, consistency: int
 ) -> Answer:
-    timeout_s = _timeout_s(context)
+    given_s = timeout_s(context)
     try:
-        async with asyncio.timeout(timeout_s + _OVERRUN_S):
-            return await ask(timeout_s, stale=consistency == ledger_pb2.READ_CONSISTENCY_STALE)
+        async with asyncio.timeout(given_s + _OVERRUN_S):
+            return await ask(given_s, stale=consistency == ledger_pb2.READ_CONSISTENCY_STALE)
     except TimeoutError:
         raise ShardUnavailableError("the shard did not answer in time") from None
 
 
-def _timeout_s(context: Timed) -> float:
+def timeout_s(context: Timed) -> float:
     """Return how long the shards may take: what the caller has left, but never without bound.
 
     With hardly any time left the call is still tried: it may be quick enough.

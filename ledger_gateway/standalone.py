@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.commands import Command, encode_batch, encode_command
 from ledger_core.errors import OutcomeUnknownError, OverloadedError, ShardUnavailableError
 from ledger_core.ids import U32_MAX
@@ -66,7 +66,13 @@ class StandaloneShards:
         """Return the one shard."""
         return _SHARD_ID
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:  # noqa: ARG002
+    async def execute(
+        self,
+        account_id: int,  # noqa: ARG002
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
         """Run a command; all that wait for the same turn share one fsync."""
         if self._closed:
             raise ShardUnavailableError("the gateway is stopping")
@@ -77,6 +83,8 @@ class StandaloneShards:
         loop = asyncio.get_running_loop()
         pending = _Pending(encode_command(command), loop.create_future())
         self._queue.append(pending)
+        if attempts is not None:
+            attempts.reached_node = True
         self._schedule_turn()
         try:
             return await asyncio.wait_for(pending.result, timeout_s)

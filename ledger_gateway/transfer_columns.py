@@ -6,7 +6,7 @@ Everything here works on whole columns. A loop over items would cost more than a
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,20 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.v1 import ledger_pb2
-from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_core.accounts import Direction
 from ledger_core.commands import (
     ACTOR_CHARACTERS_MAX,
     DESCRIPTION_CHARACTERS_MAX,
     REFERENCE_CHARACTERS_MAX,
     CreateTransaction,
-    CreateTransfers,
     Entry,
     Source,
     TransferText,
 )
 from ledger_core.ledgers import MAIN_NAME, Currency
-from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, I64Array, TransferForm, U64Array
+from ledger_core.transfers import I64Array, TransferForm, U64Array
 from ledger_gateway import conversion, fields
 from ledger_gateway.fields import Violations, wrong
 
@@ -35,9 +33,6 @@ VIOLATIONS_MAX = 20
 BLOCK_AMOUNT_END = 1 << 51
 """Amounts from here on go alone, so that the sum of a block's amounts always fits."""
 
-# Of a block: what its columns have for an item, and room for all that it has but once.
-_ITEM_BYTES = 41
-_ONCE_BYTES = 4_096
 # Of an item's text: its index, and what says how long it is.
 _TEXT_KEY_BYTES = 12
 
@@ -67,30 +62,6 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.forms)
-
-    def block(self, items: IndexArray, terms: Terms, source: Source) -> CreateTransfers:
-        """Return the command for some of them: at least one, and all on one shard."""
-        texts = {}
-        if self.texts:
-            texts = {
-                place: self.texts[item]
-                for place, item in enumerate(items.tolist())
-                if item in self.texts
-            }
-        first = self.first[items]
-        return CreateTransfers(
-            routing_id=int(first[0]),
-            ledger=terms.ledger,
-            currency=terms.currency,
-            forms=self.forms[items].tobytes(),
-            first_accounts=first.astype("<u8", copy=False).tobytes(),
-            second_accounts=self.second[items].astype("<u8", copy=False).tobytes(),
-            amounts=self.amounts[items].astype("<i8", copy=False).tobytes(),
-            request_ids=self.request_ids[items].tobytes(),
-            texts=texts,
-            actor=terms.actor,
-            source=source,
-        )
 
     def single(
         self, item: int, shard_ids: tuple[int, int], terms: Terms, source: Source
@@ -125,22 +96,6 @@ class Columns:
     def request_id(self, item: int) -> str:
         """Return a request id as text."""
         return str(uuid.UUID(bytes=self.request_ids[item].tobytes()))
-
-    def cut(self, items: IndexArray) -> Iterator[IndexArray]:
-        """Cut items of one shard, in their order, into what fits into a block each."""
-        if not self.texts:
-            for start in range(0, len(items), TRANSFERS_PER_BLOCK_MAX):
-                yield items[start : start + TRANSFERS_PER_BLOCK_MAX]
-            return
-        sizes = [_ITEM_BYTES + text_bytes(self.texts.get(item)) for item in items.tolist()]
-        ends = np.cumsum(sizes)
-        start = 0
-        while start < len(items):
-            before = int(ends[start - 1]) if start else 0
-            room = before + EXECUTE_BYTES_MAX - _ONCE_BYTES
-            end = min(int(np.searchsorted(ends, room, "right")), start + TRANSFERS_PER_BLOCK_MAX)
-            yield items[start:end]
-            start = end
 
 
 def text_bytes(text: TransferText | None) -> int:

@@ -26,14 +26,12 @@ from ledger_core.commands import (
     Decide,
     Delivered,
     Prepare,
-    Refused,
     Resolve,
     Vote,
     body_hash,
 )
-from ledger_core.errors import RefusalReason
 from ledger_core.ids import transaction_request_key
-from ledger_core.results import Done, Result, TransactionView, VoteView
+from ledger_core.results import Done, Result, TransactionView, VoteView, refused_by
 from ledger_node.backlog import Backlog
 from ledger_node.records import ParticipantRecord, TransactionRecord
 from ledger_node.store import ShardTables
@@ -469,7 +467,7 @@ class Coordinator:
                     result.status,
                     result.request_id,
                     result.settled_amount,
-                    _refused(result),
+                    refused_by(result.refusal) if result.refusal else None,
                 )
                 self._propose(shard_id, decision, lambda _result: None)
 
@@ -519,16 +517,3 @@ def _some_of(
     found = numbers(*due, limit)
     backlog.looked_at(found[-1] if len(found) == limit else due[1])
     return found
-
-
-def _refused(view: TransactionView) -> Refused | None:
-    refusal = view.refusal
-    if refusal is None:
-        return None
-    return Refused(
-        refusal.entry_index,
-        refusal.required_amount,
-        refusal.available_amount,
-        refusal.reserved_amount,
-        RefusalReason(refusal.reason),
-    )

@@ -69,7 +69,6 @@ from ledger_node.transaction_rules import (
     expire_transactions,
     reverse_transaction,
 )
-from ledger_node.transfer_blocks import read_accounts
 from ledger_node.transfer_rules import create_transfers, one_by_one
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
@@ -215,7 +214,7 @@ def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:
         books.end_item(encode_command(transfer), outcome)
         return result
 
-    return one_by_one(books, block, read_accounts(books, block), execute)[0]
+    return one_by_one(books, block, execute)[0]
 
 
 def _execute_single(

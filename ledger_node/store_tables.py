@@ -151,6 +151,7 @@ class ShardTables(HistoryTables, LegTables):
 
     def _use_generation(self) -> None:
         state = self.databases.state[self.generation]
+        self._known_places = None
         self._accounts = state["accounts"]
         self._account_info = state["account_info"]
         self._balances = state["balances"]

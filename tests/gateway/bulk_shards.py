@@ -15,10 +15,19 @@ from fake_shards import TRANSACTION_VIEW, Call, FakeShards
 from ledger.v1 import ledger_pb2
 from ledger_core import transfers as columns
 from ledger_core.accounts import Direction, TransactionStatus
-from ledger_core.commands import CreateTransaction, CreateTransfers, encode_command
+from ledger_core.commands import (
+    ApplyTransfers,
+    CommitTransfers,
+    CreateTransaction,
+    CreateTransfers,
+    DeliveredTransfers,
+    PrepareTransfers,
+    TransfersBetweenShards,
+    encode_command,
+)
 from ledger_core.ids import shard_key
 from ledger_core.queries import GetLedger
-from ledger_core.results import BookView, Result, TransfersView
+from ledger_core.results import BookView, Done, Result, TransfersView, TransferVotesView
 from ledger_node.command_check import command_fault
 
 SHARDS = 4
@@ -97,7 +106,7 @@ class BulkShards(FakeShards):
 
     async def _result(self, call: Call) -> Result:
         message = call.message
-        if isinstance(message, CreateTransfers | CreateTransaction):
+        if isinstance(message, CreateTransaction | CreateTransfers | TransfersBetweenShards):
             fault = command_fault(message, call.shard_id, *self.shard_bounds(call.shard_id))
             assert fault is None
         for key in (call.shard_id, -1):
@@ -127,7 +136,11 @@ class BulkShards(FakeShards):
         message = call.message
         assert not isinstance(message, GetLedger)
         first = self.numbers[call.shard_id] + 1
-        if isinstance(message, CreateTransfers):
+        if isinstance(message, PrepareTransfers):
+            return TransferVotesView({})
+        if isinstance(message, ApplyTransfers | DeliveredTransfers):
+            return Done()
+        if isinstance(message, CreateTransfers | CommitTransfers):
             count = len(message.forms)
             self.numbers[call.shard_id] += count
             one = [form >= IN for form in message.forms]
@@ -158,6 +171,15 @@ class BulkShards(FakeShards):
             if isinstance(call.message, CreateTransfers):
                 found[call.shard_id].append(call.message)
         return dict(found)
+
+    def steps(self) -> list[tuple[str, int]]:
+        """The commands of transfers between shards, by name, and the shards that they were for."""
+        kinds = (PrepareTransfers, CommitTransfers, ApplyTransfers, DeliveredTransfers)
+        return [
+            (type(call.message).__name__, call.shard_id)
+            for call in self.calls
+            if isinstance(call.message, kinds)
+        ]
 
     def singles(self) -> list[CreateTransaction]:
         return [call.message for call in self.calls if isinstance(call.message, CreateTransaction)]

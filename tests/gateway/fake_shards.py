@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import AccountState, AccountType, Direction, TransactionStatus
 from ledger_core.commands import NO_SOURCE, Command, Source
 from ledger_core.queries import Query
@@ -83,6 +83,8 @@ class FakeShards:
     answer: Callable[[Call], Result | Exception | None] | None = None
     """Asked first; where it says None, ``results`` and ``result`` count."""
     shard_count: int = 4
+    reached_node: bool = True
+    """What it says of the attempts to send a command."""
 
     @property
     def messages(self) -> list[Command | Query]:
@@ -98,7 +100,15 @@ class FakeShards:
     def shard_id_of(self, account_id: int) -> int:
         return account_id % self.shard_count
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
+        if attempts is not None:
+            attempts.reached_node = self.reached_node
         source = getattr(command, "source", NO_SOURCE)
         if source != NO_SOURCE:
             command = msgspec.structs.replace(command, source=NO_SOURCE)

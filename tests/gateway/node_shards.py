@@ -5,7 +5,7 @@ For what happens on one shard at a time: nobody carries transactions across shar
 
 from pathlib import Path
 
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.commands import Command, encode_batch, encode_command
 from ledger_core.ids import shard_key
 from ledger_core.queries import Query
@@ -36,8 +36,14 @@ class NodeShards:
     def shard_id_of(self, account_id: int) -> int:
         return shard_key(account_id) // self._width
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
-        del timeout_s
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
+        del timeout_s, attempts
         shard_id = self.shard_id_of(account_id)
         store = self._stores[shard_id]
         tables = store.shard(shard_id)

@@ -104,7 +104,7 @@ async def test_at_most_8_requests_of_a_stream_are_in_work(stub: Any, shards: Bul
     stream = opened(stub)
     for _ in range(2):
         shards.gates = {0: asyncio.Event()}
-        await stream.send(*(item(0) for _ in range(20)))
+        await stream.send(*(item(0, 2**51) for _ in range(20)))
         await until(lambda: shards.at_work[0] == 8)
         # The gateway has had time for more: it has answered others.
         for _ in range(3):
@@ -117,7 +117,7 @@ async def test_at_most_8_requests_of_a_stream_are_in_work(stub: Any, shards: Bul
 
 async def test_streams_wait_for_room(stub: Any, gateway: GatewayServer, shards: BulkShards) -> None:
     """They do not fail: they read on when there is room again."""
-    gateway._ledger_service._room = Room(item(0).ByteSize())
+    gateway._ledger_service._work.room = Room(item(0).ByteSize())
     shards.gates = {0: asyncio.Event()}
     stream = opened(stub)
     await stream.send(item(0), item(1))
@@ -217,7 +217,7 @@ async def test_the_source_of_a_stream_is_that_of_its_requests(
 
 def idle(gateway: GatewayServer, shards: BulkShards) -> bool:
     """Whether nothing is left of what streams began."""
-    room = gateway._ledger_service._room
+    room = gateway._ledger_service._work.room
     return shards.at_work[-1] == 0 and room._bytes == 0 and not room._waiting
 
 

@@ -1,6 +1,6 @@
 """The three shards of `tests.node.several_shards` behind a gateway: rules and store."""
 
-from ledger_cluster.shards import Answer
+from ledger_cluster.shards import Answer, Attempts
 from ledger_core.commands import Command
 from ledger_core.ids import shard_key
 from ledger_core.queries import GetTransaction, Query
@@ -31,8 +31,14 @@ class WorldShards:
         )
         return found
 
-    async def execute(self, account_id: int, command: Command, timeout_s: float) -> Result:
-        del timeout_s
+    async def execute(
+        self,
+        account_id: int,
+        command: Command,
+        timeout_s: float,
+        attempts: Attempts | None = None,
+    ) -> Result:
+        del timeout_s, attempts
         shard_id = self.shard_id_of(account_id)
         assert command_fault(command, shard_id, *self.shard_bounds(shard_id)) is None
         shard = self.world.shards[shard_id]
