@@ -35,7 +35,7 @@ from ledger_core.commands import (
     TransfersBetweenShards,
 )
 from ledger_core.ids import transaction_request_key
-from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm, big_endian
+from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm, big_endian, split_rows
 
 LegBlock = PrepareTransfers | CommitTransfers
 """The blocks that say what is asked; the others only name transfers."""
@@ -107,6 +107,15 @@ def origin_rows(first_accounts: bytes, request_ids: bytes) -> NDArray[np.uint8]:
     rows[:, 16] = ord("a")
     rows[:, 17:] = big_endian(homes)
     return rows
+
+
+def origin_keys(origins: NDArray[np.uint8], mark: bytes = b"") -> list[bytes]:
+    """Return origins as keys, each with a mark before it."""
+    count, size = len(origins), len(mark) + origins.shape[1]
+    rows = np.empty((count, size), np.uint8)
+    rows[:, : len(mark)] = np.frombuffer(mark, np.uint8)
+    rows[:, len(mark) :] = origins
+    return split_rows(rows)
 
 
 # Items as the commands that they stand for

@@ -38,6 +38,7 @@ BALANCE: Final = np.dtype(
     ]
 )
 assert BALANCE.itemsize == BALANCE_ROW_BYTES
+_SEALED_BALANCE: Final = np.dtype([("row", BALANCE), ("checksum", "<u4")])
 
 # An entry row as numbers of 8 bytes, as `EntryRow` packs it; the last one has direction, kind, and
 # the checksum.
@@ -54,7 +55,7 @@ _COUNTER_NAMES = ("debits_posted", "credits_posted", "debits_pending", "credits_
 
 @dataclass(slots=True)
 class AccountColumns:
-    """Accounts, each once: their slots, and their rows as they are before the entries."""
+    """Accounts, each once: their slots, which rise, and their rows as they are now."""
 
     slots: I64Array
     rows: NDArray[np.void]
@@ -95,12 +96,10 @@ class EntryColumns:
 
 
 def read_balances(books: Books, slots: I64Array) -> AccountColumns:
-    """Read accounts that exist, each once."""
-    order = slots.argsort()
-    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
-    packed = b"".join([row for _, row in books.tables.find_balances(keys)])
-    rows = np.empty(len(slots), BALANCE)
-    rows[order] = np.frombuffer(packed, BALANCE)
+    """Read accounts that exist, each once; their slots rise."""
+    keys = split_rows(big_endian(slots.astype(np.uint32)))
+    packed = b"".join([sealed for _, sealed in books.tables.find_balances(keys)])
+    rows = np.frombuffer(packed, _SEALED_BALANCE)["row"].copy()
     return AccountColumns(slots, rows)
 
 
@@ -113,8 +112,8 @@ def book_columns(books: Books, accounts: AccountColumns, entries: EntryColumns) 
     if not count:
         return
     effects = _Effects(entries)
-    _check_balance(accounts, entries, effects)
-    order = entries.account.argsort(kind="stable")
+    # Places are few: sorting small numbers is cheaper.
+    order = entries.account.astype(np.int16).argsort(kind="stable")
     account = entries.account[order]
     is_first = np.ones(count, bool)
     np.not_equal(account[1:], account[:-1], out=is_first[1:])
@@ -124,47 +123,53 @@ def book_columns(books: Books, accounts: AccountColumns, entries: EntryColumns) 
     touched = account[starts]
     rows = accounts.rows[touched]
     first = books.meta.next_position
+    # In the order of accounts: what each had before, and what came before it here.
     table = np.empty((count, _NUMBERS), np.int64)
-    table[:, _TRANSACTION] = entries.number
-    table[:, _AMOUNT] = entries.amount
+    table[:, _ACCOUNT] = rows["account_id"].view(np.int64)[of]
+    table[:, _TRANSACTION] = entries.number[order]
+    table[:, _AMOUNT] = entries.amount[order]
     table[:, _TIME] = books.meta.time_us
-    table[:, _LAST] = np.where(entries.debits, Direction.DEBIT, Direction.CREDIT)
-    table[:, _LAST] |= entries.kind.astype(np.int64) << 8
-    # The others in the order of accounts: what each had before, and what came before it here.
-    previous = np.empty(count, np.int64)
-    previous[1:] = order[:-1] + first
-    previous[starts] = rows["last_position"]
-    table[order, _ACCOUNT] = rows["account_id"].view(np.int64)[of]
-    table[order, _SEQUENCE] = (rows["sequence"] + 1 - starts)[of] + np.arange(count)
-    table[order, _PREVIOUS] = previous
+    table[:, _SEQUENCE] = (rows["sequence"] + 1 - starts)[of] + np.arange(count)
+    table[1:, _PREVIOUS] = order[:-1] + first
+    table[starts, _PREVIOUS] = rows["last_position"]
+    table[:, _LAST] = effects.sides[order]
+    moved = np.zeros((4, len(touched)), np.int64)
     sums = np.zeros(count + 1, np.int64)
     for place, name in enumerate(_COUNTER_NAMES):
         if (added := effects.counters[place]) is None:
-            table[order, _COUNTERS + place] = rows[name][of]
+            table[:, _COUNTERS + place] = rows[name][of]
             continue
         added[order].cumsum(out=sums[1:])
-        table[order, _COUNTERS + place] = (rows[name] - sums[starts])[of] + sums[1:]
-        rows[name] += sums[ends] - sums[starts]
-    if effects.has_pending:
+        table[:, _COUNTERS + place] = (rows[name] - sums[starts])[of] + sums[1:]
+        moved[place] = sums[ends] - sums[starts]
+        rows[name] += moved[place]
+    if effects.transactions is not None:
         effects.transactions[order].cumsum(out=sums[1:])
         rows["pending_transactions"] += (sums[ends] - sums[starts]).astype(np.uint32)
     rows["sequence"] += ends - starts
     rows["last_position"] = order[ends - 1] + first
     accounts.rows[touched] = rows
+    _check_balance(rows["book"], moved)
     _save_balances(books, accounts.slots[touched], rows)
-    _add_totals(books, accounts.rows["group"][entries.account], effects)
-    _add_marks(books, accounts.slots[entries.account], table[:, _SEQUENCE])
-    books.append_rows(_with_checksums(table), count)
+    _add_totals(books, rows["group"], moved)
+    in_order = np.empty_like(table)
+    in_order[order] = table
+    _add_marks(books, accounts.slots[entries.account], in_order[:, _SEQUENCE])
+    books.append_rows(_with_checksums(in_order), count)
 
 
 class _Effects:
-    """What entries add: to the four counters of their accounts, to the number of pending ones."""
+    """What entries are, as their rows end, and what they add.
+
+    That is to the four counters of their accounts, and to the number of pending transactions; None
+    where none of them does.
+    """
 
     def __init__(self, entries: EntryColumns) -> None:
         posted, pending = _EFFECTS[entries.kind].T
-        self.moves: BoolArray = (posted != 0) | (pending != 0)
-        self.transactions: I64Array = pending
-        self.has_pending = bool(pending.any())
+        side = np.where(entries.debits, np.int64(Direction.DEBIT), np.int64(Direction.CREDIT))
+        self.sides: I64Array = entries.kind.astype(np.int64) << 8 | side
+        self.transactions: I64Array | None = pending if pending.any() else None
         self.counters: list[I64Array | None] = [None] * 4
         for place, effect in ((0, posted), (2, pending)):
             if effect.any():
@@ -173,30 +178,26 @@ class _Effects:
                 self.counters[place : place + 2] = [debits, added - debits]
 
 
-def _check_balance(accounts: AccountColumns, entries: EntryColumns, effects: _Effects) -> None:
+def _check_balance(books: NDArray[np.uint16], moved: I64Array) -> None:
     """Assert that debits equal credits in every book, posted and pending."""
-    books = accounts.rows["book"][entries.account]
-    for book in {*books.tolist()}:
-        ours = books == book
-        for debits, credits_ in (effects.counters[:2], effects.counters[2:]):
-            if debits is None or credits_ is None:
-                continue
-            if int(debits[ours].sum()) != int(credits_[ours].sum()):
-                raise InvariantError("a block of transfers leaves the books unbalanced")
+    for book in np.unique(books).tolist():
+        sums = moved[:, books == book].sum(axis=1).tolist()
+        if (sums[0], sums[2]) != (sums[1], sums[3]):
+            raise InvariantError(f"a block of transfers leaves book {book} unbalanced: {sums}")
 
 
 def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> None:
-    order = slots.argsort()
-    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
-    raw, size = rows[order].tobytes(), BALANCE_ROW_BYTES
+    keys = split_rows(big_endian(slots.astype(np.uint32)))
+    raw, size = rows.tobytes(), BALANCE_ROW_BYTES
     books.tables.put_balances(keys, [raw[at : at + size] for at in range(0, len(raw), size)])
 
 
-def _add_totals(books: Books, groups: NDArray[np.uint32], effects: _Effects) -> None:
-    moving = groups[effects.moves]
-    for group in sorted({*moving.tolist()}):
-        ours = groups == group
-        added = [0 if c is None else int(c[ours].sum()) for c in effects.counters]
+def _add_totals(books: Books, groups: NDArray[np.uint32], moved: I64Array) -> None:
+    """Add what accounts were moved by to the totals of their groups."""
+    for group in np.unique(groups).tolist():
+        added = moved[:, groups == group].sum(axis=1).tolist()
+        if not any(added):
+            continue
         totals = books.totals(group)
         totals.debits_posted += added[0]
         totals.credits_posted += added[1]

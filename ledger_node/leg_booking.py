@@ -12,17 +12,18 @@ from ledger_core.transfer_legs import (
     LegBlock,
     leg_command,
     leg_parts,
+    origin_keys,
     origin_rows,
     part_places,
     peer_shards,
     u64_column,
 )
-from ledger_core.transfers import I64Array, big_endian, request_id_texts, split_rows
+from ledger_core.transfers import I64Array, big_endian
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
 from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
-from ledger_node.leg_records import LegTemplate, joined, record_who
+from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
 from ledger_node.records import TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
@@ -37,7 +38,7 @@ def begin(books: Books, block: LegBlock, mark: bytes = b"") -> "LegBooking | Non
     ``mark`` goes before the origins in the keys of its requests.
     """
     origins = origin_rows(block.first_accounts, block.request_ids)
-    keys = [mark + origin for origin in split_rows(origins)]
+    keys = origin_keys(origins, mark)
     if len({*keys}) < len(keys):
         return None
     book = find_book(books, block)
@@ -71,6 +72,7 @@ class LegBooking:
     numbers: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     refused: dict[int, Refused] = field(default_factory=dict)
     first_number: int = 0
+    columns: dict[str, Bytes] | None = None
 
     def judge(self, votes: dict[int, Refused], entry_index: int, *, reserves: bool) -> None:
         """Find out which items are refused, here or by the votes, and number them all."""
@@ -168,10 +170,17 @@ class LegBooking:
         self, template: LegTemplate, items: IndexArray, who: Callable[[TransferPart], bytes]
     ) -> list[bytes]:
         """Encode rows of plain items; ``who`` encodes who asked, as the rows have it."""
+        count, columns = len(items), self._columns(items)
+        heads, tails = template.head.lay(count, columns), template.tail.lay(count, columns)
+        return joined(heads, self._middles(items, who), tails)
+
+    def _columns(self, items: IndexArray) -> dict[str, Bytes]:
+        """Return the columns of plain items, as rows of any template have them."""
+        if self.columns is not None:
+            return self.columns
         block, sides = self.block, self.sides
         forms = np.frombuffer(block.forms, np.uint8)[items].reshape(-1, 1)
-        raw = np.frombuffer(block.request_ids, np.uint8).reshape(-1, 16)[items]
-        columns = {
+        self.columns = {
             "home": big_endian(u64_column(block.first_accounts)[items]),
             "other": big_endian(u64_column(block.second_accounts)[items]),
             "clearing": big_endian(sides.clearing_ids[items]),
@@ -181,15 +190,13 @@ class LegBooking:
             "number": np.zeros((1, 8), np.uint8),
             "routing": big_endian(np.array([block.routing_id], np.uint64)),
             "origin": self.origins[items],
-            "request_id": request_id_texts(raw.tobytes()),
+            "request_id": uuid_texts(self.origins[items, :16]),
             # As `Direction` has them, 1 and 2: the forms are named after the first entry's side.
             "side": forms,
             "other_side": 3 - forms,
             "clearing_side": 2 - (~sides.debits[items]).view(np.uint8).reshape(-1, 1),
         }
-        count = len(items)
-        heads, tails = template.head.lay(count, columns), template.tail.lay(count, columns)
-        return joined(heads, self._middles(items, who), tails)
+        return self.columns
 
     def _middles(
         self, items: IndexArray, who: Callable[[TransferPart], bytes]

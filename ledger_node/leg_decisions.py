@@ -16,13 +16,10 @@ from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import ApplyTransfers, DeliveredTransfers
 from ledger_core.ledgers import Currency
 from ledger_core.results import Done
-from ledger_core.transfer_legs import decision_of, origin_rows, u64_column
+from ledger_core.transfer_legs import decision_of, origin_keys, origin_rows, u64_column
 from ledger_core.transfers import (
     I64Array,
     U64Array,
-    big_endian,
-    request_id_texts,
-    split_rows,
 )
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import PARTICIPANT_MARK, apply_decision, learn_decision
@@ -33,13 +30,19 @@ from ledger_node.entry_columns import (
     book_columns,
     read_balances,
 )
-from ledger_node.leg_records import find_undecided, participant_template, settled_rows
+from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
 from ledger_node.leg_rules import apply_each
-from ledger_node.records import InFlightRecord, RequestRow, TransactionRecord
-from ledger_node.store_leg_columns import number_keys
+from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.store_columns import place_slots
+from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
 
 _TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
 _SUM_MAX: Final = 1 << 62
+# As `RequestRow` packs it.
+_REQUEST: Final = np.dtype(
+    [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("checksum", "<u4")]
+)
+assert _REQUEST.itemsize == REQUEST_ROW_BYTES + CHECKSUM_BYTES
 _OPEN: Final = (TransactionStatus.UNDECIDED, TransactionStatus.PENDING)
 
 
@@ -89,29 +92,28 @@ class _Work:
 
 def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     """Look at all that a block names; None where it is to be done item by item."""
-    origins = split_rows(origin_rows(block.first_accounts, block.request_ids))
-    keys = [PARTICIPANT_MARK + origin for origin in origins]
+    keys = origin_keys(origin_rows(block.first_accounts, block.request_ids), PARTICIPANT_MARK)
     if len({*keys}) < len(keys):
         return None
     books.write_rows()
     work = _Work(len(keys))
     found = books.tables.find_requests(keys)
-    items = range(len(keys))
-    if len(found) < len(keys):
+    packed = np.frombuffer(b"".join([sealed for _, sealed in found]), _REQUEST)
+    if len(found) == len(keys):
+        work.numbers[:] = packed["number"]
+    else:
         place_of = {key: item for item, key in enumerate(keys)}
-        items = [place_of[key] for key, _ in found]  # type: ignore[assignment]
-    for item, (_, row) in zip(items, found, strict=True):
-        work.numbers[item] = RequestRow.unpack(row).number
+        work.numbers[[place_of[key] for key, _ in found]] = packed["number"]
     known = work.numbers.nonzero()[0]
     records = books.tables.find_transactions(number_keys(work.numbers[known].tolist()))
     if len(records) < len(known):
         raise InvariantError("a transaction of a request is missing")
     rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
     _recognise(books, block, work, rows)
-    for item, row in rows.items():
+    for item, row in rows.items() if len(work.settled) < len(rows) else ():
         if item in work.settled:
             continue
-        record = work.decoded[item] = TransactionRecord.decoded(row)
+        record = work.decoded[item] = TransactionRecord.decoded(row[:-CHECKSUM_BYTES])
         if record.status in _OPEN and not _take(work, item, record):
             return None
     if float(work.amounts.sum(dtype=np.float64)) >= _SUM_MAX:
@@ -129,7 +131,7 @@ def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int,
     for size, of_size in by_size.items():
         left = np.array(of_size)
         packed = b"".join([rows[item] for item in of_size])
-        matrix = np.frombuffer(packed, np.uint8).reshape(-1, size)
+        matrix = np.frombuffer(packed, np.uint8).reshape(-1, size)[:, :-CHECKSUM_BYTES]
         for number, book in enumerate(books.meta.books):
             if book.ledger != block.ledger or not len(left):
                 continue
@@ -148,7 +150,7 @@ def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int,
                 template,
                 found.rows,
                 u64_column(block.numbers)[items],
-                request_id_texts(raw.tobytes()),
+                uuid_texts(raw),
                 books.meta.time_us,
             )
             work.settled |= zip(items.tolist(), new, strict=True)
@@ -177,11 +179,10 @@ def _take(work: _Work, item: int, record: TransactionRecord) -> bool:
 
 def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -> None:
     """Turn what items have reserved into posted money, or release it."""
-    ids, account = np.unique(work.accounts[items].ravel(), return_inverse=True)
-    found = books.tables.find_slots(split_rows(big_endian(ids)))
-    if len(found) < len(ids):
+    places = books.tables.places(work.accounts[items].ravel())
+    if not places.all():
         raise InvariantError("an account of a transaction is missing")
-    slots = np.frombuffer(b"".join([slot for _, slot in found]), ">u4").astype(np.int64)
+    slots, account = np.unique(place_slots(places), return_inverse=True)
     statuses: NDArray[np.uint8] = np.frombuffer(block.statuses, np.uint8)[items]
     settled = statuses == TransactionStatus.SETTLED
     kinds = np.where(settled, np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED))

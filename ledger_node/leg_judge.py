@@ -5,6 +5,7 @@ Only the latter depends on the items before: an account cannot refuse if it has 
 goes out of it in the whole block, whatever comes in.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,17 @@ from ledger_core.errors import RefusalReason
 from ledger_core.ids import SYSTEM_ACCOUNTS_MAX, system_account_id
 from ledger_core.money import INT64_MAX
 from ledger_core.transfer_legs import LegBlock, i64_column, own_accounts, own_debits, peer_shards
-from ledger_core.transfers import I64Array, U64Array, big_endian, mixed_ids, split_rows
+from ledger_core.transfers import I64Array, U64Array, mixed_ids
 from ledger_node.books import BOOK_BITS, Books, InvariantError
-from ledger_node.entry_columns import AccountColumns, BoolArray, IndexArray, read_balances
+from ledger_node.entry_columns import (
+    AccountColumns,
+    BoolArray,
+    IndexArray,
+    read_balances,
+)
 from ledger_node.records import FLOORED_BIT, LIMITED_BIT, STATE_BITS, BalanceRow
 from ledger_node.refusal_rules import limits_of
+from ledger_node.store_columns import place_slots
 
 
 @dataclass(slots=True)
@@ -80,39 +87,38 @@ def find_book(books: Books, block: LegBlock) -> int | None:
 
 def read_sides(books: Books, block: LegBlock, book: int) -> LegSides | None:
     """Read the accounts of a block; None where a clearing account is missing, or one is named."""
-    ids, place = np.unique(own_accounts(block), return_inverse=True)
-    mixed = mixed_ids(ids) - np.uint64(books.meta.lower_bound << 32)
-    if (mixed < SYSTEM_ACCOUNTS_MAX).any():
+    ids = own_accounts(block)
+    if ((mixed_ids(ids) - np.uint64(books.meta.lower_bound << 32)) < SYSTEM_ACCOUNTS_MAX).any():
         return None
     peers, peer = np.unique(peer_shards(block), return_inverse=True)
-    clearing = [_clearing_slot(books, book, shard_id) for shard_id in peers.tolist()]
-    if None in clearing:
+    lower_bound = books.meta.lower_bound
+    clearing = books.tables.places(
+        np.array([_clearing_id(lower_bound, book, p) for p in peers.tolist()], np.uint64)
+    )
+    if not clearing.all():
         return None
-    found = books.tables.find_slots(split_rows(big_endian(ids)))
-    own, known = place, np.ones(len(place), bool)
-    if len(found) < len(ids):
-        existing = {int.from_bytes(account_id) for account_id, _ in found}
-        exists = np.array([account_id in existing for account_id in ids.tolist()], bool)
-        own = np.maximum(exists.cumsum() - 1, 0)[place]
-        known = exists[place]
-    slots = np.frombuffer(b"".join([slot for _, slot in found]), ">u4").astype(np.int64)
-    accounts = read_balances(books, np.concatenate([slots, np.array(clearing, np.int64)]))
-    rows = accounts.rows
+    own = books.tables.places(ids)
+    known = own != 0
+    # What does not exist gets any account, which is not looked at.
+    places = np.concatenate([np.where(known, own, clearing[0]), clearing])
+    slots, account = np.unique(place_slots(places), return_inverse=True)
+    accounts = read_balances(books, slots)
+    rows, count = accounts.rows, len(ids)
     able = (rows["flags"] & STATE_BITS == AccountState.OPEN) & (rows["book"] == book)
     return LegSides(
         accounts,
-        own,
+        account[:count],
         known,
-        known & able[own],
-        len(slots) + peer,
+        known & able[account[:count]],
+        account[count:][peer],
         own_debits(block),
         i64_column(block.amounts),
     )
 
 
-def _clearing_slot(books: Books, book: int, peer_shard_id: int) -> int | None:
-    ordinal = (peer_shard_id + 1) << BOOK_BITS | book
-    return books.find_slot(system_account_id(books.meta.lower_bound, ordinal))
+@functools.lru_cache(maxsize=4_096)
+def _clearing_id(lower_bound: int, book: int, peer_shard_id: int) -> int:
+    return system_account_id(lower_bound, (peer_shard_id + 1) << BOOK_BITS | book)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ _PEER = 0x7EE7
 _ORIGIN = b"origin-origin-origin-orig"
 _REQUEST_ID = "request-id-request-id-request-id-36-"
 _WHO = ("actor", "correlation", "peer")
+# The digits of a UUID, and where they go: between dashes.
+_DIGITS = ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24))
 _THREE = b"\x93"
 """How msgpack begins a list of three."""
 _U64_COLUMNS = {
@@ -227,6 +229,16 @@ def _is_who(encoded: bytes) -> bool:
 
 def _numbers(column: Bytes) -> U64Array:
     return np.ascontiguousarray(column).view(">u8").ravel().astype(np.uint64)
+
+
+def uuid_texts(raw: Bytes) -> Bytes:
+    """Return UUIDs, 16 bytes each, as the codes of 36 characters."""
+    count = len(raw)
+    digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(count, 32)
+    texts = np.full((count, 36), ord("-"), np.uint8)
+    for start, end, at in _DIGITS:
+        texts[:, at : at + end - start] = digits[:, start:end]
+    return texts
 
 
 # Who asked

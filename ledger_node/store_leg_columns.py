@@ -7,7 +7,7 @@ neighbours share the pages that are walked.
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Final, cast
 
 import lmdb
 
@@ -15,9 +15,13 @@ from ledger_node.store_columns import ColumnTables
 from ledger_node.store_rows import unseal
 
 _CRC = struct.Struct("<I")
+# The CRC-32 of anything that ends with its own CRC-32.
+_RESIDUE: Final = 0x2144DF1C
 
 Rows = list[tuple[bytes, bytes]]
-"""Keys with their rows."""
+"""Keys with their rows; these end with their checksums, of `CHECKSUM_BYTES`."""
+
+CHECKSUM_BYTES: Final = _CRC.size
 
 
 class LegTables(ColumnTables):
@@ -27,12 +31,8 @@ class LegTables(ColumnTables):
     _undecided: lmdb._Database
     _pending: lmdb._Database
 
-    def find_slots(self, account_ids: Sequence[bytes]) -> Rows:
-        """Return the slots of the accounts that exist, both 8 and 4 bytes, big-endian."""
-        return self._found(self._accounts, account_ids)
-
     def find_balances(self, slots: Sequence[bytes]) -> Rows:
-        """Return the packed `BalanceRow`s of slots."""
+        """Return the sealed `BalanceRow`s of slots."""
         return self._found(self._balances, slots)
 
     def put_balances(self, slots: Iterable[bytes], rows: Iterable[bytes]) -> None:
@@ -40,7 +40,7 @@ class LegTables(ColumnTables):
         self._store(self._balances, slots, rows)
 
     def find_requests(self, keys: Sequence[bytes]) -> Rows:
-        """Return the packed `RequestRow`s of the requests that are known."""
+        """Return the sealed `RequestRow`s of the requests that are known."""
         return self._found(self._requests, keys)
 
     def add_requests(self, keys: Iterable[bytes], rows: Iterable[bytes]) -> None:
@@ -48,7 +48,7 @@ class LegTables(ColumnTables):
         self._store(self._requests, keys, rows)
 
     def find_transactions(self, numbers: Sequence[bytes]) -> Rows:
-        """Return the encoded `TransactionRecord`s of transactions."""
+        """Return the sealed, encoded `TransactionRecord`s of transactions."""
         return self._found(self._transactions, numbers)
 
     def put_transactions(self, numbers: Iterable[bytes], rows: Iterable[bytes]) -> None:
@@ -69,32 +69,33 @@ class LegTables(ColumnTables):
         with self._source.txn.cursor(self._pending) as cursor:
             cursor.putmulti([(number, b"") for number in numbers])
 
-    def drop_decided(self, numbers: Iterable[bytes]) -> None:
+    def drop_decided(self, numbers: Sequence[bytes]) -> None:
         """Note that this shard has the decisions: nothing is reserved for them any more."""
-        delete, undecided, pending = self._source.txn.delete, self._undecided, self._pending
-        for number in numbers:
-            delete(number, db=undecided)
-            delete(number, db=pending)
+        self._drop(self._undecided, numbers)
+        self._drop(self._pending, numbers)
 
     def drop_in_flight_if(self, numbers: Sequence[bytes], row: bytes) -> None:
         """Note that participants have been told, of those whose `InFlightRecord` is ``row``."""
-        delete, in_flight = self._source.txn.delete, self._in_flight
-        for number, found in self._found(in_flight, numbers):
-            if found == row:
-                delete(number, db=in_flight)
+        found = self._found(self._in_flight, numbers)
+        self._drop(self._in_flight, [number for number, sealed in found if sealed[:-4] == row])
+
+    def _drop(self, table: lmdb._Database, keys: Sequence[bytes]) -> None:
+        """Remove rows; most are neighbours, and the cursor goes on to the next by itself."""
+        with self._source.txn.cursor(table) as cursor:
+            key_now, seek, delete = cursor.key, cursor.set_key, cursor.delete
+            for key in keys:
+                if key_now() == key or seek(key):
+                    delete()
 
     def _found(self, table: lmdb._Database, keys: Sequence[bytes]) -> Rows:
         with self._source.txn.cursor(table) as cursor:
             # bytes: the environment is not opened for memoryviews (buffers=True).
             found = cast("Rows", cursor.getmulti(keys))
-        crc32, from_bytes = zlib.crc32, int.from_bytes
-        rows = []
+        crc32 = zlib.crc32
         for key, sealed in found:
-            row = sealed[:-4]
-            if crc32(row, crc32(key)) != from_bytes(sealed[-4:], "little"):
+            if crc32(sealed, crc32(key)) != _RESIDUE:
                 unseal(key, sealed)  # Raises, and says what to do.
-            rows.append((key, row))
-        return rows
+        return found
 
     def _store(self, table: lmdb._Database, keys: Iterable[bytes], rows: Iterable[bytes]) -> None:
         """Store rows, each as `store_rows.seal` makes it."""
