@@ -48,12 +48,15 @@ class Backlog:
             self._notes.append(_Note(now, due_at, first, last))
 
     def add_again(self, at: float) -> None:
-        """Look through all that was due once more, from a time on: some of it was put back."""
+        """Look through all that was due once more, from a time on: some of it was put back.
+
+        But not before all others have had their turn.
+        """
         self._again_at = min(self._again_at, at)
 
     def due(self, now: float) -> tuple[int, int] | None:
         """Return the first and the last number that are to be looked at now."""
-        if now >= self._again_at:
+        if now >= self._again_at and self._next > self._end:
             self._again_at = float("inf")
             self._next = 1
         while self._notes and self._notes[0].due_at <= now:

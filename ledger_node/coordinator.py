@@ -180,7 +180,7 @@ class Coordinator:
         if meta.importing:
             return
         led.in_flight.add(1, meta.next_transaction - 1, now, 0.0)
-        led.undecided.add(1, meta.next_transaction - 1, now, ASK_AFTER_S)
+        led.undecided.add(1, meta.next_transaction - 1, now, GATEWAY_S_MAX)
         self._take_up(shard_id, led)
 
     def lose(self, shard_id: int) -> None:

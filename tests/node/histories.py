@@ -183,7 +183,7 @@ class Histories(World):
             m for m in self.members if (m.ledger, m.currency) == (first.ledger, first.currency)
         ]
         fresh = []
-        for _ in range(pick.randint(1, 6)):
+        for _ in range(pick.randint(1, 3)):
             payer, payee = pick.choice(group), pick.choice(group)
             if payer.shard_id == payee.shard_id:
                 continue

@@ -2,8 +2,8 @@
 
 import struct
 import uuid
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from typing import Protocol
 
 from ledger_core.accounts import Direction, TransactionStatus
@@ -141,13 +141,20 @@ class Shards(Protocol):
 
 def send_blocks(shards: Shards, items: Sequence[CreateTransaction], rounds: int) -> None:
     """Take transfers through so many rounds; what was sent before keeps its first result."""
+    for _ in islice(send_rounds(shards, items), rounds):
+        pass
+
+
+def send_rounds(shards: Shards, items: Sequence[CreateTransaction]) -> Iterator[None]:
+    """Take transfers through the four rounds, one with every step of the iterator."""
     votes: dict[str, Refused | None] = {}
     for shard_id, some in _by_shard(items, participant_of):
         view = shards.apply(shard_id, prepare_block(some))
         assert isinstance(view, TransferVotesView), view
         votes |= {item.request_id: view.refused.get(place) for place, item in enumerate(some)}
+    yield
     decided: dict[str, tuple[int, TransactionStatus, RefusalView | None]] = {}
-    for shard_id, some in _by_shard(items, home_of) if rounds > 1 else ():
+    for shard_id, some in _by_shard(items, home_of):
         answers = [votes[item.request_id] for item in some]
         refused = {place: why for place, why in enumerate(answers) if why is not None}
         committed = shards.apply(shard_id, commit_block(some, refused))
@@ -161,16 +168,19 @@ def send_blocks(shards: Shards, items: Sequence[CreateTransaction], rounds: int)
                 decided[item.request_id] = next(numbers), status, why
             elif isinstance(first, TransactionView) and first.status is not _UNDECIDED:
                 decided[item.request_id] = first.number, first.status, first.refusal
+    yield
     known = [item for item in items if item.request_id in decided]
-    for shard_id, some in _by_shard(known, participant_of) if rounds > 2 else ():
+    for shard_id, some in _by_shard(known, participant_of):
         ends = [decided[item.request_id] for item in some]
         reasons = {place: _refused(end[2]) for place, end in enumerate(ends) if end[2] is not None}
         block = apply_block(some, [end[0] for end in ends], [end[1] for end in ends], reasons)
         assert shards.apply(shard_id, block) == Done()
+    yield
     settled = [i for i in known if decided[i.request_id][1] is TransactionStatus.SETTLED]
-    for shard_id, some in _by_shard(settled, home_of) if rounds > 3 else ():
+    for shard_id, some in _by_shard(settled, home_of):
         block_of = delivered_block(some, [decided[item.request_id][0] for item in some])
         assert shards.apply(shard_id, block_of) == Done()
+    yield
 
 
 def _by_shard(

@@ -271,3 +271,15 @@ def test_what_was_put_back_is_looked_at_once_more() -> None:
     assert backlog.due(3.0) == (1, 20)
     backlog.looked_at(20)
     assert backlog.idle
+
+
+def test_what_was_put_back_waits_until_all_others_had_their_turn() -> None:
+    """However long it takes to find out that nobody can be reached."""
+    backlog = Backlog()
+    backlog.add(1, 100, now=0.0, delay_s=0.0)
+    assert backlog.due(0.0) == (1, 100)
+    backlog.looked_at(50)
+    backlog.add_again(at=1.0)
+    assert backlog.due(9.0) == (51, 100)
+    backlog.looked_at(100)
+    assert backlog.due(9.0) == (1, 100)

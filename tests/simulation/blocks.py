@@ -90,7 +90,7 @@ class Blocks:
         votes = answer.result
         if answer.end is not End.OK:
             # A gateway may leave it at that, or tell the homes that this is a no.
-            gives_up = self._rng.random() < 0.5
+            gives_up = self._may()
             for item in items:
                 item.refused = Refused(1, reason=RefusalReason.SHARD_UNREACHABLE)
                 if gives_up:
@@ -131,6 +131,8 @@ class Blocks:
             first = views.others[place]
             if isinstance(first, Failure):
                 item.end(Answer(End.OK, first, answer.index))
+            elif first.in_flight is not None and first.status is S.SETTLED and self._may():
+                item.view = first  # its first gateway may be gone: go on in its place
             elif first.in_flight is not None:
                 self._await(item, first, answer)
             else:
@@ -183,6 +185,10 @@ class Blocks:
         self._round(settled, home_of, block, lambda _items, _answer: None, lambda: None)
 
     # Rounds
+
+    def _may(self) -> bool:
+        """Choose: gateways may do one or the other."""
+        return self._rng.random() < 0.5
 
     def _open(self) -> list[Item]:
         return [item for item in self._items if not item.ended]
