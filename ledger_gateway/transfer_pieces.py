@@ -12,7 +12,7 @@ from ledger_core.commands import Refused, Source, TransferPart
 from ledger_core.errors import LedgerError
 from ledger_core.results import TransactionView, TransfersView
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
-from ledger_gateway.block_kinds import ASKED, BlockTerms
+from ledger_gateway.block_kinds import ASKED, block_terms
 from ledger_gateway.block_lanes import ONCE_BYTES, Piece, require_time
 from ledger_gateway.errors import unwrap
 from ledger_gateway.shard_calls import Deadline, ShardCalls
@@ -57,7 +57,7 @@ class PlacedTransfers:
         self.outcomes = transfers.outcomes
         self.terms = terms
         self.source = source
-        self.block_terms = BlockTerms(terms.ledger, terms.currency)
+        self.block_terms = block_terms(terms.ledger, terms.currency)
         self.rows = rows = np.empty(len(columns), ASKED)
         rows["first"], rows["second"] = columns.first, columns.second
         rows["amount"], rows["form"] = columns.amounts, columns.forms
