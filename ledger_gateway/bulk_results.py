@@ -154,21 +154,24 @@ def transaction_results(
     transfers: Transfers,
 ) -> Iterator[tuple[int, ledger_pb2.TransactionResult]]:
     """Return what became of each transfer, with its place, as a single call would say it."""
+    return ((item, result(found)) for item, found in results_of(transfers))
+
+
+def results_of(transfers: Transfers) -> Iterator[tuple[int, Result]]:
+    """Return what became of each transfer, with its place; the last one of a place counts."""
     for items, outcome in transfers.outcomes.blocks:
         if isinstance(outcome, LedgerError):
-            error = result(outcome)
             for item in items.tolist():
-                yield item, error
+                yield item, outcome
             continue
         number = outcome.first_number
         for place, item in enumerate(items.tolist()):
             if not outcome.statuses[place]:
-                yield item, result(outcome.others[place])
+                yield item, outcome.others[place]
                 continue
-            yield item, result(_view(transfers, item, outcome, place, number))
+            yield item, _view(transfers, item, outcome, place, number)
             number += 1
-    for item, single in transfers.outcomes.singles.items():
-        yield item, result(single)
+    yield from transfers.outcomes.singles.items()
 
 
 def _view(

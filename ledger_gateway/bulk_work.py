@@ -87,6 +87,9 @@ class Room:
 
 async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> None:
     """Run jobs, begun in their order, at most ``at_once_max`` of them at once."""
+    if len(jobs) == 1:
+        await jobs[0]()
+        return
     waiting = iter(jobs)
 
     async def work() -> None:

@@ -45,6 +45,18 @@ class Transfers:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
 
+def by_shard(shard_ids: NDArray[np.uint16]) -> Iterator[tuple[int, IndexArray]]:
+    """Return the places of each shard, in their order."""
+    if not len(shard_ids):
+        return
+    order = np.argsort(shard_ids, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(shard_ids[order])) + 1).tolist(), len(order)]
+    start = 0
+    for end in ends:
+        yield int(shard_ids[order[start]]), order[start:end]
+        start = end
+
+
 class PlacedTransfers:
     """Transfers, the shards of their accounts, and who asks for them.
 
@@ -70,11 +82,8 @@ class PlacedTransfers:
         self, shard_ids: NDArray[np.uint16], items: IndexArray
     ) -> Iterator[tuple[int, list[IndexArray]]]:
         """Sort items by these shards, and cut those of each, in their order, for a block each."""
-        of_items = shard_ids[items]
-        items = items[np.argsort(of_items, kind="stable")]
-        ends = np.flatnonzero(np.diff(shard_ids[items])) + 1
-        for of_shard in np.split(items, ends) if len(items) else []:
-            yield int(shard_ids[of_shard[0]]), list(self._cut(of_shard))
+        for shard_id, places in by_shard(shard_ids[items]):
+            yield shard_id, list(self._cut(items[places]))
 
     def piece(self, items: IndexArray, refused: Mapping[int, Refused] | None = None) -> Piece:
         """Return a piece of some items, with the votes against them."""

@@ -38,7 +38,7 @@ from ledger_gateway.block_kinds import (
 from ledger_gateway.block_lanes import Answer, Lanes, Piece, Round, Rows, join_rows
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import IndexArray
-from ledger_gateway.transfer_pieces import PlacedTransfers
+from ledger_gateway.transfer_pieces import PlacedTransfers, by_shard
 
 WAVE_S = 0.25
 """Items go on to their next step without those that have taken so much longer. Well below the time
@@ -247,9 +247,7 @@ class _Call:
 
 def _by_shard(rows: Rows, column: str) -> Iterator[tuple[int, Rows]]:
     """Cut decided transfers by the shards in a column, and into what fits into a block."""
-    rows = rows.take(np.argsort(rows[column], kind="stable"))
-    ends = np.flatnonzero(np.diff(rows[column])) + 1
-    for of_shard in np.split(rows, ends) if len(rows) else []:
-        shard_id = int(of_shard[column][0])
+    for shard_id, places in by_shard(rows[column]):
+        of_shard = rows.take(places)
         for start in range(0, len(of_shard), TRANSFERS_PER_BLOCK_MAX):
             yield shard_id, of_shard[start : start + TRANSFERS_PER_BLOCK_MAX]

@@ -33,6 +33,9 @@ class NodeShards:
     def shard_ids(self) -> list[int]:
         return list(range(len(self._stores)))
 
+    def shard_bounds(self, shard_id: int) -> tuple[int, int]:
+        return shard_id * self._width, min((shard_id + 1) * self._width, 2**32) - 1
+
     def shard_id_of(self, account_id: int) -> int:
         return shard_key(account_id) // self._width
 

@@ -340,9 +340,8 @@ async def test_what_has_not_reached_its_participant_is_not_said_to_be_done(
 async def test_an_answer_that_makes_no_sense_fails_the_call(work: Work, shards: BulkShards) -> None:
     for kind in (PrepareTransfers, CommitTransfers, ApplyTransfers):
         shards.answer = answers(kind, TRANSACTION_VIEW)
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(TypeError, match="the shard answered TransactionView"):
             await work.do([(DEBIT, A, C, 5)])
-        assert caught.group_contains(TypeError)
 
 
 # Time
