@@ -139,7 +139,7 @@ def _struct(fields: str) -> Reader:
 def _named(fields: str, values: list[Any]) -> dict[str, Any]:
     """Name the fields that are there: writers of older versions knew fewer of them.
 
-    ``fields`` are ``name`` or ``name:how``, where ``how*`` is a list.
+    ``fields`` are ``name`` or ``name:how``, where ``how*`` is a list, and ``how{}`` a map.
     """
     known = fields.split()
     shown = {}
@@ -149,6 +149,10 @@ def _named(fields: str, values: list[Any]) -> dict[str, Any]:
             read = _READERS[how[:-1]]
             is_list = isinstance(value, list)
             shown[name] = [read(item) for item in value] if is_list else _plain(value)
+        elif how.endswith("{}"):
+            read = _READERS[how[:-2]]
+            is_map = isinstance(value, dict)
+            shown[name] = {k: read(item) for k, item in value.items()} if is_map else _plain(value)
         else:
             shown[name] = _READERS[how](value)
     return shown
@@ -165,7 +169,7 @@ def _command(value: Any) -> Any:
 _CHANGE = "account_id:id request_id"
 _WHO = "actor source:source"
 _STEP = "account_id:id number request_id"
-_COLUMNS = (
+_ASKED = (
     "routing_id:id ledger currency:currency forms:hex first_accounts:hex second_accounts:hex "
     "amounts:hex request_ids:hex"
 )
@@ -226,15 +230,16 @@ COMMANDS = {
     ),
     17: ("Delivered", "account_id:id number state"),
     18: ("Resolve", "prepared:command"),
-    21: (
-        "CreateTransfers",
-        f"{_COLUMNS} texts {_WHO} parts:part*",
+    21: ("CreateTransfers", f"{_ASKED} texts {_WHO} parts:part*"),
+    22: ("PrepareTransfers", f"{_ASKED} home_shards:hex texts parts:part*"),
+    23: (
+        "CommitTransfers",
+        f"{_ASKED} participant_shards:hex refused:refused{{}} texts parts:part*",
     ),
-    22: ("PrepareTransfers", f"{_COLUMNS} home_shards:hex texts parts:part*"),
-    23: ("CommitTransfers", f"{_COLUMNS} participant_shards:hex refused texts parts:part*"),
     24: (
         "ApplyTransfers",
-        "routing_id:id ledger first_accounts:hex request_ids:hex numbers:hex statuses:hex refused",
+        "routing_id:id ledger first_accounts:hex request_ids:hex numbers:hex statuses:hex "
+        "refused:refused{}",
     ),
     25: ("DeliveredTransfers", "routing_id:id ledger numbers:hex"),
 }

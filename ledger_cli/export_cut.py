@@ -15,9 +15,10 @@ else one thing that is left out drags ever more with it. Where that happens, loo
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 
 import msgspec
+from ledger_core.transfer_legs import u16_column, u64_column
 
 from ledger.v1 import journal_pb2
 from ledger_cli.export_check import shard_key
@@ -179,6 +180,8 @@ class _Known:
         command = _decode(item)
         if isinstance(command, commands.Prepare):
             self._at_once[command.origin] = command.transaction.settled
+        if isinstance(command, commands.PrepareTransfers):
+            self._at_once.update(dict.fromkeys(_origins(command), True))
 
     def origin(self, shard_id: int, number: int) -> bytes | None:
         """Return what other shards know a transaction by, if it was begun lately."""
@@ -208,6 +211,23 @@ def _begun(item: journal_pb2.JournalItem) -> bytes | None:
         case commands.Resolve():
             return command.prepared.origin
     return None
+
+
+def _origins(
+    block: commands.PrepareTransfers | commands.CommitTransfers | commands.ApplyTransfers,
+) -> list[bytes]:
+    """Return by what other shards know the transfers of a block."""
+    raw, homes = block.request_ids, u64_column(block.first_accounts).tolist()
+    return [
+        raw[16 * place : 16 * place + 16] + b"a" + home.to_bytes(8)
+        for place, home in enumerate(homes)
+    ]
+
+
+def _taken(first_number: int, statuses: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (place, number) of the transfers of a block that became transactions."""
+    places = [place for place, status in enumerate(statuses) if status]
+    return zip(places, count(first_number), strict=False)
 
 
 def _decode(item: journal_pb2.JournalItem) -> commands.Command | None:
@@ -251,8 +271,49 @@ class _Step:
             case commands.ApplyDecision():
                 what = "applied" if self._known.is_first(command) else "applied the end"
                 yield what, self._known.home_of(command.origin), command.number
+            case (
+                commands.PrepareTransfers() | commands.CommitTransfers() | commands.ApplyTransfers()
+            ):
+                yield from self._made_by_block(command)
             case _ if self._done:
                 yield from _made(command)
+
+    def _made_by_block(
+        self,
+        block: commands.PrepareTransfers | commands.CommitTransfers | commands.ApplyTransfers,
+    ) -> Iterator[Token]:
+        match block:
+            case commands.PrepareTransfers() if self._item.number:
+                for origin in _origins(block):
+                    yield "prepared", self._shard_id, origin
+            case commands.CommitTransfers():
+                for _, number in _taken(*self._outcome):
+                    yield "decided", self._shard_id, number
+            case commands.ApplyTransfers():
+                for origin, number in zip(_origins(block), self._numbers(block), strict=True):
+                    yield "applied", self._known.home_of(origin), number
+
+    def _needed_by_block(
+        self,
+        block: commands.CommitTransfers | commands.ApplyTransfers | commands.DeliveredTransfers,
+    ) -> Iterator[Token]:
+        match block:
+            case commands.CommitTransfers():
+                origins, shards = _origins(block), u16_column(block.participant_shards).tolist()
+                for place, _ in _taken(*self._outcome):
+                    if place not in block.refused:
+                        yield "prepared", shards[place], origins[place]
+            case commands.ApplyTransfers():
+                for origin, number in zip(_origins(block), self._numbers(block), strict=True):
+                    yield "decided", self._known.home_of(origin), number
+            case commands.DeliveredTransfers():
+                for number in self._numbers(block):
+                    yield "applied", self._shard_id, number
+
+    @staticmethod
+    def _numbers(block: commands.ApplyTransfers | commands.DeliveredTransfers) -> list[int]:
+        numbers: list[int] = u64_column(block.numbers).tolist()
+        return numbers
 
     def requires(self) -> Iterator[Token]:
         """Yield what other shards must have done before."""
@@ -273,8 +334,14 @@ class _Step:
                 what = "decided" if self._known.is_first(command) else "ended"
                 yield what, self._known.home_of(command.origin), command.number
             case commands.Delivered():
-                what = "applied" if command.state == 1 else "applied the end"
+                what = "applied" if command.state <= 1 else "applied the end"
                 yield what, self._shard_id, command.number
+            case (
+                commands.CommitTransfers()
+                | commands.ApplyTransfers()
+                | commands.DeliveredTransfers()
+            ):
+                yield from self._needed_by_block(command)
             case _:
                 yield from _needed(command)
 

@@ -140,8 +140,11 @@ class ShardClient:
         self, shard: ShardConfig, transaction: TransactionView, deadline: float
     ) -> Result:
         """Wait at the home until all shards have applied what is in flight."""
+        state = transaction.in_flight or 0
+        if transaction.status is TransactionStatus.UNDECIDED:
+            state = max(state, 1)
         request = shard_pb2.AwaitTransactionRequest(
-            shard_id=shard.id, number=transaction.number, state=max(transaction.in_flight or 0, 1)
+            shard_id=shard.id, number=transaction.number, state=state
         )
         backoff_s = _BACKOFF_S_MIN
         while (remaining_s := deadline - time.monotonic()) > 0:

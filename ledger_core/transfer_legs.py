@@ -35,7 +35,7 @@ from ledger_core.commands import (
     TransfersBetweenShards,
 )
 from ledger_core.ids import transaction_request_key
-from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm
+from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX, TransferForm, big_endian, split_rows
 
 LegBlock = PrepareTransfers | CommitTransfers
 """The blocks that say what is asked; the others only name transfers."""
@@ -80,6 +80,14 @@ def other_accounts(block: LegBlock) -> NDArray[np.uint64]:
     return u64_column(block.second_accounts if is_home else block.first_accounts)
 
 
+def own_debits(block: LegBlock) -> NDArray[np.bool_]:
+    """Whether an item debits its account on the shard which the block is for."""
+    forms = np.frombuffer(block.forms, "u1")
+    is_home = isinstance(block, CommitTransfers)
+    debits: NDArray[np.bool_] = forms == (TransferForm.DEBIT if is_home else TransferForm.CREDIT)
+    return debits
+
+
 def leg_parts(block: LegBlock) -> list[TransferPart]:
     """Return who asked for which run of items; nobody is named where the block does not say."""
     return block.parts or [TransferPart(len(block.forms))]
@@ -89,6 +97,25 @@ def part_places(block: LegBlock) -> NDArray[np.intp]:
     """Return for every item the place of its part in `leg_parts`."""
     parts = leg_parts(block)
     return np.repeat(np.arange(len(parts)), [part.count for part in parts])
+
+
+def origin_rows(first_accounts: bytes, request_ids: bytes) -> NDArray[np.uint8]:
+    """Return the origins of items, a row each: `ledger_core.ids.transaction_request_key`."""
+    homes = u64_column(first_accounts)
+    rows = np.empty((len(homes), 25), np.uint8)
+    rows[:, :16] = np.frombuffer(request_ids, np.uint8).reshape(-1, 16)
+    rows[:, 16] = ord("a")
+    rows[:, 17:] = big_endian(homes)
+    return rows
+
+
+def origin_keys(origins: NDArray[np.uint8], mark: bytes = b"") -> list[bytes]:
+    """Return origins as keys, each with a mark before it."""
+    count, size = len(origins), len(mark) + origins.shape[1]
+    rows = np.empty((count, size), np.uint8)
+    rows[:, : len(mark)] = np.frombuffer(mark, np.uint8)
+    rows[:, len(mark) :] = origins
+    return split_rows(rows)
 
 
 # Items as the commands that they stand for

@@ -51,6 +51,11 @@ class TransferForm(IntEnum):
         return self in (TransferForm.IN, TransferForm.OUT)
 
 
+def form_column(block: CreateTransfers) -> NDArray[np.uint8]:
+    """The forms: `TransferForm`."""
+    return np.frombuffer(block.forms, "u1")
+
+
 def first_accounts(block: CreateTransfers) -> U64Array:
     """The home accounts."""
     return np.frombuffer(block.first_accounts, "<u8")
@@ -202,9 +207,9 @@ def shard_keys(account_ids: U64Array) -> NDArray[np.uint32]:
 
 def mixed_ids(account_ids: U64Array) -> U64Array:
     """Return splitmix64 of every account id; arithmetic is modulo 2**64."""
-    with np.errstate(over="ignore"):
-        z = account_ids + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: U64Array = z ^ (z >> np.uint64(31))
+    # Of arrays, unlike single numbers, numpy does not warn about overflow.
+    z = account_ids + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: U64Array = z ^ (z >> np.uint64(31))
     return mixed

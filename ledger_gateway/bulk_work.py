@@ -8,6 +8,7 @@ shards do not wait for each other. Items between two shards go through the steps
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from ledger_core.commands import Source
 from ledger_core.errors import LedgerError, OverloadedError, ShardUnavailableError
 from ledger_core.results import TransfersView
 from ledger_gateway.block_kinds import CREATE
-from ledger_gateway.block_lanes import Answer, Lanes, Round
+from ledger_gateway.block_lanes import OVERTIME_S, Answer, Lanes, Round
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, IndexArray
 from ledger_gateway.transfer_pieces import PlacedTransfers, Transfers
@@ -132,8 +133,10 @@ class BulkWork:
         await run(jobs)
 
     async def end(self) -> None:
-        """Wait until what was begun has ended."""
-        await self._across.end()
+        """Wait, within bounds, until what calls have left behind has ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OVERTIME_S):
+                await self._across.end()
 
     async def _send_blocks(
         self, placed: PlacedTransfers, items: IndexArray, deadline: Deadline

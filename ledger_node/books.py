@@ -67,9 +67,9 @@ class Books:
         self.undecided: list[int] = []
         """Transactions that this log entry prepared here: their home has to decide."""
         self.in_flight_later: list[int] = []
+        """As ``in_flight``, but a gateway is about to tell them: nobody else need, for now."""
         self.undecided_later: list[int] = []
-        """The same of blocks of transfers: whoever sent the block finishes them, unless he is gone.
-        """
+        """As ``undecided``, but a gateway is about to bring the decision."""
         self._first_position = meta.next_position
         self._sums = Sums(tables, meta.next_position)
         self._slots: dict[int, int] = {}

@@ -30,6 +30,7 @@ from ledger_core.results import Done, TransactionView, VoteView
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
+    EntryRecord,
     InFlightRecord,
     RequestRow,
     StateRecord,
@@ -50,6 +51,9 @@ from ledger_node.views import transaction_view
 # The number in a participant's request row where a decision came before its Prepare.
 _NEVER_PREPARED = 0
 
+PARTICIPANT_MARK = b"p"
+"""Before the origin in the key of a participant's request row."""
+
 _UNDECIDED = TransactionStatus.UNDECIDED
 
 
@@ -61,21 +65,15 @@ def prepare(books: Books, command: Prepare) -> VoteView:
         return VoteView(_vote(books, known, command))
     transaction = command.transaction
     refused = refusal(books, transaction, own_accounts=bool(command.reversal_of))
-    clearing = []
+    clearing: list[EntryRecord] = []
     if refused is None:
         clearing = clearing_entries(
             books, transaction, books.shard_id, command.home_shard_id, Direction.CREDIT
         )
         refused = clearing_overflow(books, clearing)
-    status, kind = _UNDECIDED, EntryKind.PENDING
-    if refused is not None:
-        status, kind, clearing = refused_status(refused), EntryKind.REFUSED, []
     number = books.next_transaction_number()
-    record = new_record(books, transaction, status, refused)
-    record.origin, record.home_shard_id = command.origin, command.home_shard_id
-    # Like the number, that of the home: so its accounts show of what this is the reversal.
-    record.reversal_of = command.reversal_of
-    record.clearing = clearing
+    record = prepared_record(books, command, refused, clearing)
+    kind = EntryKind.PENDING if refused is None else EntryKind.REFUSED
     books.save_transaction(number, record)
     add_references(books, number, record)
     book_new(books, number, record, kind)
@@ -84,6 +82,20 @@ def prepare(books: Books, command: Prepare) -> VoteView:
         books.tables.save_undecided(number, command)
         books.undecided.append(number)
     return VoteView(refused)
+
+
+def prepared_record(
+    books: Books, command: Prepare, refused: Refused | None, clearing: list[EntryRecord]
+) -> TransactionRecord:
+    """Return what a participant records of a transaction that it votes on."""
+    status = _UNDECIDED if refused is None else refused_status(refused)
+    record = new_record(books, command.transaction, status, refused)
+    record.origin, record.home_shard_id = command.origin, command.home_shard_id
+    # Like the number, that of the home: so its accounts show of what this is the reversal.
+    record.reversal_of = command.reversal_of
+    if refused is None:
+        record.clearing = clearing
+    return record
 
 
 def _vote(books: Books, known: RequestRow, command: Prepare) -> Refused | None:
@@ -169,27 +181,39 @@ def apply_decision(books: Books, command: ApplyDecision) -> Done:
     if known.number == _NEVER_PREPARED:
         return Done()
     record = _find(books, known.number)
+    if learn_decision(books, known.number, record, command):
+        book_end(books, known.number, record, command.status)
+    return Done()
+
+
+def learn_decision(
+    books: Books, number: int, record: TransactionRecord, command: ApplyDecision
+) -> bool:
+    """Let a record be what the home decided; return whether that ends what it has reserved here.
+
+    The caller is to book the end.
+    """
     record.home_number = record.home_number or command.number
+    ends = False
     if record.status is _UNDECIDED or (
         record.status is TransactionStatus.PENDING and command.status is not record.status
     ):
         if record.status is TransactionStatus.PENDING and command.status.is_refusal:
             raise InvariantError("a transaction that was committed is refused")
         if record.status is _UNDECIDED:
-            books.tables.drop_undecided(known.number)
+            books.tables.drop_undecided(number)
         record.settled_amount = command.settled_amount
         record.refusal = command.refused
         record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
-        if command.status is not TransactionStatus.PENDING:
-            book_end(books, known.number, record, command.status)
+        ends = command.status is not TransactionStatus.PENDING
         if command.status.is_refusal:
-            note_refused_transaction(books, known.number, record)
+            note_refused_transaction(books, number, record)
     elif command.refused is not None and record.refusal not in (None, command.refused):
         # This shard said no, and so did another: all histories show the reason that the home gives.
         record.refusal = command.refused
         record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
-    books.save_transaction(known.number, record)
-    return Done()
+    books.save_transaction(number, record)
+    return ends
 
 
 def delivered(books: Books, command: Delivered) -> Done:
@@ -239,4 +263,4 @@ def _find(books: Books, number: int) -> TransactionRecord:
 
 def participant_key(origin: bytes) -> bytes:
     """Return the key of the request row by which a participant knows a transaction."""
-    return b"p" + origin
+    return PARTICIPANT_MARK + origin

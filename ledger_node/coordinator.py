@@ -8,9 +8,12 @@ At the home of a transaction it asks the participants to prepare (as soon as the
 while the home's own Begin is still on its way through Raft: one round for both), decides once all
 have voted or their time is over, tells them, and notes that they were told. At a participant that
 hears nothing it asks the home.
+
+Blocks of transfers are driven by their gateway. What it has not brought to its end after some time
+is taken up here, as is all that a new leader finds: a bounded number at a time (`backlog`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,6 +32,7 @@ from ledger_core.commands import (
 )
 from ledger_core.ids import transaction_request_key
 from ledger_core.results import Done, Result, TransactionView, VoteView, refused_by
+from ledger_node.backlog import Backlog
 from ledger_node.records import ParticipantRecord, TransactionRecord
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import routing_ids
@@ -38,6 +42,12 @@ VOTE_S_MAX = 4.0
 # A participant asks the home after so long without a decision.
 ASK_AFTER_S = 2.0
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 1.0
+# A gateway has so long for the transfers of a block before leaders take them up. It is more than a
+# busy cluster takes: who asks too early makes a home refuse what is about to be committed.
+GATEWAY_S_MAX = 5.0
+# So many transactions are taken up at a time, at homes and at participants, and in one go.
+TAKEN_UP_MAX = 500
+TAKEN_UP_AT_ONCE = 250
 # Votes that came before their Begin was applied are kept for so long, and so many of them.
 EARLY_S_MAX = 10.0
 EARLY_MAX = 10_000
@@ -86,6 +96,17 @@ class _Homed:
     deciding: bool = False
     closing: bool = False
     waiting: list[Callable[[bool], None]] = field(default_factory=list)
+    taken_up: bool = False
+    """Whether it is of the backlog, of which a bounded number is carried on at a time."""
+
+    def waits(self, now: float) -> bool:
+        """Whether only an answer can bring it on, or more time."""
+        if self.deciding or self.closing:
+            return True
+        if self.state < 0 and now - self.since > VOTE_S_MAX:
+            return False
+        errands = self.errands.values()
+        return bool(errands) and all(one.under_way or now < one.retry_at for one in errands)
 
 
 @dataclass(slots=True)
@@ -94,6 +115,19 @@ class _Prepared:
 
     ask_at: float
     asking: bool = False
+    taken_up: bool = False
+
+
+@dataclass(slots=True)
+class _Led:
+    """What is to be taken up on a shard that is led here."""
+
+    in_flight: Backlog = field(default_factory=Backlog)
+    undecided: Backlog = field(default_factory=Backlog)
+
+    @property
+    def idle(self) -> bool:
+        return self.in_flight.idle and self.undecided.idle
 
 
 class Coordinator:
@@ -112,11 +146,14 @@ class Coordinator:
         self._tables = tables
         self._now = 0.0
         self._calls: list[ShardCall] = []
-        self._led: set[int] = set()
+        self._led: dict[int, _Led] = {}
         self._homed: dict[tuple[int, int], _Homed] = {}
         self._prepared: dict[tuple[int, int], _Prepared] = {}
         self._early: dict[bytes, _Early] = {}
         self._by_origin: dict[bytes, tuple[int, int]] = {}
+        # How many of them are taken up from the backlog.
+        self._taken_up_homed = 0
+        self._taken_up_prepared = 0
 
     def take_calls(self) -> list[ShardCall]:
         """Return the commands for other shards that are to be sent now."""
@@ -126,7 +163,9 @@ class Coordinator:
     @property
     def idle(self) -> bool:
         """Whether there is nothing that time could change."""
-        return not (self._homed or self._prepared or self._early)
+        return not (self._homed or self._prepared or self._early) and all(
+            led.idle for led in self._led.values()
+        )
 
     # Events
 
@@ -135,21 +174,23 @@ class Coordinator:
 
         Not while a journal is being imported: `StateMachine.take_unfinished` tells when that ends.
         """
-        self._led.add(shard_id)
-        tables = self._tables(shard_id)
-        if tables.meta().importing:
+        self._now = now
+        led = self._led[shard_id] = _Led()
+        meta = self._tables(shard_id).meta()
+        if meta.importing:
             return
-        self.unfinished(shard_id, tables.in_flight_numbers(), tables.undecided_numbers(), now)
+        led.in_flight.add(1, meta.next_transaction - 1, now, 0.0)
+        led.undecided.add(1, meta.next_transaction - 1, now, ASK_AFTER_S)
+        self._take_up(shard_id, led)
 
     def lose(self, shard_id: int) -> None:
         """Another node leads a shard, or will: forget it, and send away who waits."""
-        if shard_id not in self._led:
+        if self._led.pop(shard_id, None) is None:
             return
-        self._led.discard(shard_id)
         for key in [key for key in self._homed if key[0] == shard_id]:
             self._forget(*key, led=False)
         for key in [key for key in self._prepared if key[0] == shard_id]:
-            del self._prepared[key]
+            self._forget_prepared(key)
 
     def begin(self, home_shard_id: int, command: CreateTransaction, now: float) -> None:
         """Ask the participants of a transaction that is about to be proposed at its home."""
@@ -187,29 +228,83 @@ class Coordinator:
         for number in undecided:
             self._prepared.setdefault((shard_id, number), _Prepared(now + ASK_AFTER_S))
 
+    def unfinished_later(
+        self, shard_id: int, in_flight: Sequence[int], undecided: Sequence[int], now: float
+    ) -> None:
+        """Note what a gateway is about to finish on a shard that is led here."""
+        led = self._led[shard_id]
+        for numbers, backlog in ((in_flight, led.in_flight), (undecided, led.undecided)):
+            if numbers:
+                backlog.add(min(numbers), max(numbers), now, GATEWAY_S_MAX)
+
     def await_delivery(self, shard_id: int, number: int, done: Callable[[bool], None]) -> None:
         """Call ``done(True)`` once all participants have applied what is in flight.
 
         ``done(False)``: this node does not lead the shard, or leads it no more.
         """
-        homed = self._homed.get((shard_id, number))
         if shard_id not in self._led:
             done(False)
-        elif homed is None or self._tables(shard_id).find_in_flight(number) is None:
+            return
+        tables = self._tables(shard_id)
+        homed = self._homed.get((shard_id, number))
+        if tables.find_in_flight(number) is None or (homed is None and tables.meta().importing):
             done(True)
-        else:
+        elif homed is not None:
             homed.waiting.append(done)
+        else:
+            # Its gateway may still be at it, but here is someone who waits.
+            self._homed[shard_id, number] = _Homed(self._now, waiting=[done])
+            self._drive(shard_id, number)
 
     def tick(self, now: float) -> None:
         """Let time pass: try again, give up on votes, ask homes."""
         self._now = now
-        for shard_id, number in list(self._homed):
-            self._drive(shard_id, number)
+        for shard_id, led in self._led.items():
+            self._take_up(shard_id, led)
+        for (shard_id, number), homed in list(self._homed.items()):
+            if not homed.waits(now):
+                self._drive(shard_id, number)
         for key, prepared in list(self._prepared.items()):
             if not prepared.asking and now >= prepared.ask_at:
                 self._ask_home(*key, prepared)
         for origin in [o for o, early in self._early.items() if now - early.since > EARLY_S_MAX]:
             del self._early[origin]
+
+    # The backlog
+
+    def _take_up(self, shard_id: int, led: _Led) -> None:
+        """Take up some of what is due, as far as there is room."""
+        tables = self._tables(shard_id)
+        for key in _some_of(led.in_flight, tables.in_flight_numbers, self._now, self._room_homed):
+            if (shard_id, key) not in self._homed:
+                self._homed[shard_id, key] = _Homed(self._now, taken_up=True)
+                self._taken_up_homed += 1
+                self._drive(shard_id, key)
+        for key in _some_of(
+            led.undecided, tables.undecided_numbers, self._now, self._room_prepared
+        ):
+            if (shard_id, key) not in self._prepared:
+                self._prepared[shard_id, key] = _Prepared(self._now, taken_up=True)
+                self._taken_up_prepared += 1
+
+    @property
+    def _room_homed(self) -> int:
+        return TAKEN_UP_MAX - self._taken_up_homed
+
+    @property
+    def _room_prepared(self) -> int:
+        return TAKEN_UP_MAX - self._taken_up_prepared
+
+    def _put_back(self, shard_id: int, number: int, homed: _Homed) -> bool:
+        """Let go of one whose participant cannot be reached, if others wait for their turn."""
+        led = self._led.get(shard_id)
+        if led is None or self._room_homed > 0 or not homed.taken_up or homed.waiting:
+            return False
+        if homed.state < 0:
+            return False  # it is decided when the time for its votes is over
+        self._forget(shard_id, number, led=True)
+        led.in_flight.add_again(self._now + RETRY_S_MAX)
+        return True
 
     # At the home
 
@@ -340,6 +435,7 @@ class Coordinator:
         """Let go of a transaction, and of who waits for it."""
         homed = self._homed.pop((shard_id, number), None)
         if homed is not None:
+            self._taken_up_homed -= homed.taken_up
             self._by_origin.pop(homed.origin, None)
             for waiting in homed.waiting:
                 waiting(led)
@@ -349,16 +445,21 @@ class Coordinator:
     def _ask_home(self, shard_id: int, number: int, prepared: _Prepared) -> None:
         prepare = self._tables(shard_id).find_undecided(number)
         if prepare is None:
-            self._prepared.pop((shard_id, number), None)
+            self._forget_prepared((shard_id, number))
             return
         prepared.asking = True
 
         def done(result: Result | None) -> None:
             prepared.asking = False
             prepared.ask_at = self._now + RETRY_S_MAX
-            if not isinstance(result, TransactionView) or shard_id not in self._led:
+            if shard_id not in self._led:
                 return
-            if result.status is not TransactionStatus.UNDECIDED:
+            if not isinstance(result, TransactionView):
+                if prepared.taken_up and self._room_prepared <= 0:
+                    # Others wait for their turn, and their homes may answer.
+                    self._forget_prepared((shard_id, number))
+                    self._led[shard_id].undecided.add_again(prepared.ask_at)
+            elif result.status is not TransactionStatus.UNDECIDED:
                 decision = ApplyDecision(
                     prepare.routing_id or prepare.transaction.account_id,
                     prepare.origin,
@@ -371,6 +472,11 @@ class Coordinator:
                 self._propose(shard_id, decision, lambda _result: None)
 
         self._call(prepare.home_shard_id, Resolve(prepare), done)
+
+    def _forget_prepared(self, key: tuple[int, int]) -> None:
+        prepared = self._prepared.pop(key, None)
+        if prepared is not None:
+            self._taken_up_prepared -= prepared.taken_up
 
     # Errands
 
@@ -392,7 +498,22 @@ class Coordinator:
             if result is None:
                 errand.retry_at = self._now + errand.retry_s
                 errand.retry_s = min(2 * errand.retry_s, RETRY_S_MAX)
+                if self._put_back(shard_id, number, homed):
+                    return
         self._drive(shard_id, number)
 
     def _call(self, shard_id: int, command: Command, done: Reply) -> None:
         self._calls.append(ShardCall(shard_id, command, done))
+
+
+def _some_of(
+    backlog: Backlog, numbers: Callable[[int, int, int], list[int]], now: float, room: int
+) -> list[int]:
+    """Return the next numbers of a backlog that stand in its table."""
+    limit = min(room, TAKEN_UP_AT_ONCE)
+    due = backlog.due(now)
+    if due is None or limit <= 0:
+        return []
+    found = numbers(*due, limit)
+    backlog.looked_at(found[-1] if len(found) == limit else due[1])
+    return found

@@ -1,8 +1,11 @@
-"""The rules of transfers between two shards that come as blocks: each is done item by item.
+"""The rules of transfers between two shards that come as blocks, item by item.
 
 The steps are those of `commit_rules`, but the home begins and decides in one: it is told the votes
 with the request. So nothing is ever undecided at a home, and what it settles it posts at once.
 `ledger_core.transfer_legs` says what an item stands for.
+
+`leg_blocks` and `leg_decisions` do whole blocks at once, to the same effect; what they cannot do at
+once is done here.
 """
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
@@ -33,7 +36,13 @@ from ledger_core.transfer_legs import (
 )
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, delivered, prepare
-from ledger_node.records import InFlightRecord, ParticipantRecord, RequestRow
+from ledger_node.records import (
+    EntryRecord,
+    InFlightRecord,
+    ParticipantRecord,
+    RequestRow,
+    TransactionRecord,
+)
 from ledger_node.refusal_rules import refusal, refused_status
 from ledger_node.transaction_rules import (
     add_references,
@@ -46,7 +55,7 @@ from ledger_node.transfer_rules import Execute
 from ledger_node.views import refusal_view
 
 
-def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesView:
+def prepare_each(books: Books, block: PrepareTransfers) -> TransferVotesView:
     """At the participant: reserve and vote on each, once; the votes stand."""
     refused = {}
     before = len(books.undecided)
@@ -60,7 +69,7 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
     return TransferVotesView(refused)
 
 
-def commit_transfers(
+def commit_each(
     books: Books, block: CommitTransfers, execute: Execute
 ) -> tuple[TransfersView, object]:
     """At the home: decide on each, by the vote and its own rules; return the outcome, too.
@@ -117,23 +126,17 @@ def commit_transfer(books: Books, command: CreateTransaction, vote: Refused | No
     here; the participant has to be told. What is refused is final, too; a participant that voted
     yes and is not told asks.
     """
-    refused = _first(refusal(books, command), vote)
-    clearing = []
+    refused = first_refusal(refusal(books, command), vote)
+    clearing: list[EntryRecord] = []
     peer = command.entries[1].shard_id
     if refused is None:
         clearing = clearing_entries(books, command, peer, peer, Direction.DEBIT)
         refused = clearing_overflow(books, clearing)
-    status, kind = TransactionStatus.SETTLED, EntryKind.POSTED
-    if refused is not None:
-        status, kind, clearing = refused_status(refused), EntryKind.REFUSED, []
     number = books.next_transaction_number()
-    record = new_record(books, command, status, refused)
-    record.clearing = clearing
-    record.origin = transaction_request_key(command.account_id, command.request_id)
-    record.participants = [ParticipantRecord(peer, command.entries[1].account_id)]
+    record = committed_record(books, command, refused, clearing)
     books.save_transaction(number, record)
     add_references(books, number, record)
-    book_new(books, number, record, kind)
+    book_new(books, number, record, EntryKind.POSTED if refused is None else EntryKind.REFUSED)
     books.tables.add_request(record.origin, RequestRow(NO_HASH, number, 0))
     if refused is None:
         books.tables.save_in_flight(number, InFlightRecord(0))
@@ -141,21 +144,35 @@ def commit_transfer(books: Books, command: CreateTransaction, vote: Refused | No
     return number
 
 
-def _first(own: Refused | None, vote: Refused | None) -> Refused | None:
+def committed_record(
+    books: Books, command: CreateTransaction, refused: Refused | None, clearing: list[EntryRecord]
+) -> TransactionRecord:
+    """Return what a home records of a transfer that it decides on."""
+    status = TransactionStatus.SETTLED if refused is None else refused_status(refused)
+    record = new_record(books, command, status, refused)
+    if refused is None:
+        record.clearing = clearing
+    record.origin = transaction_request_key(command.account_id, command.request_id)
+    other = command.entries[1]
+    record.participants = [ParticipantRecord(other.shard_id, other.account_id)]
+    return record
+
+
+def first_refusal(own: Refused | None, vote: Refused | None) -> Refused | None:
     """Return the refusal of the lowest entry; the home's own entry is the first one."""
     if own is None or vote is None:
         return own or vote
     return vote if vote.entry_index < own.entry_index else own
 
 
-def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
+def apply_each(books: Books, block: ApplyTransfers) -> Done:
     """At the participant: do what the homes decided, unless that is done, or overtaken."""
     for index in range(len(block.statuses)):
         apply_decision(books, decision_of(block, index))
     return Done()
 
 
-def delivered_transfers(books: Books, block: DeliveredTransfers) -> Done:
+def deliver_each(books: Books, block: DeliveredTransfers) -> Done:
     """At the home: the participants have these; nothing is left to tell."""
     for index in range(len(u64_column(block.numbers))):
         delivered(books, delivered_of(block, index))

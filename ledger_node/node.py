@@ -59,6 +59,9 @@ UNCOMMITTED_ENTRIES_MAX = 64
 WAITING_COMMANDS_MAX = 20_000
 WAITING_QUERIES_MAX = 20_000
 
+_Unfinished = tuple[list[int], list[int]]
+"""Transactions by number: those in flight at their home, and those undecided at a participant."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExecuteReply:
@@ -427,18 +430,19 @@ class Node:
 
     def _run_coordinator(self, replicas: list[_Replica], now: float, *, ticks: bool) -> None:
         """Let the coordinator see what this turn has committed, and act on it."""
-        open_ended: list[tuple[_Replica, list[int], list[int]]] = []
+        open_ended: list[tuple[_Replica, _Unfinished, _Unfinished]] = []
         gained: list[_Replica] = []
         for replica in replicas:
             in_flight, undecided = replica.state_machine.take_unfinished()
+            later = replica.state_machine.take_unfinished_later()
             if replica.coordinated and not self._leads(replica):
                 replica.coordinated = False
                 self._coordinator.lose(replica.config.id)
             elif not replica.coordinated and replica.group.serving and self._leads(replica):
                 replica.coordinated = True
                 gained.append(replica)
-            elif replica.coordinated and (in_flight or undecided):
-                open_ended.append((replica, in_flight, undecided))
+            elif replica.coordinated and (in_flight or undecided or any(later)):
+                open_ended.append((replica, (in_flight, undecided), later))
         checks_expiry = ticks and now >= self._expiry_check_at
         if checks_expiry:
             self._expiry_check_at = now + EXPIRY_CHECK_S
@@ -449,8 +453,9 @@ class Node:
             self._view = view
             for replica in gained:
                 self._coordinator.lead(replica.config.id, now)
-            for replica, in_flight, undecided in open_ended:
-                self._coordinator.unfinished(replica.config.id, in_flight, undecided, now)
+            for replica, numbers, later in open_ended:
+                self._coordinator.unfinished(replica.config.id, *numbers, now)
+                self._coordinator.unfinished_later(replica.config.id, *later, now)
             steps, self._coordination = self._coordination, []
             for step in steps:
                 step()

@@ -28,7 +28,7 @@ from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 
 _BALANCE = struct.Struct("<qqqqQQQIIHBB")
 _ENTRY = struct.Struct("<QQqqQQqqqqBB2x")
-_CRC = struct.Struct("<I")
+CRC = struct.Struct("<I")
 # Sums of many accounts: 128 bits each, the low half first.
 _SUMS = struct.Struct("<QqQqQqQq")
 _TOTALS = struct.Struct("<QQ")
@@ -40,7 +40,7 @@ _encode_record = msgspec.msgpack.Encoder().encode
 FLOORED_BIT, LIMITED_BIT, STATE_BITS = 0x80, 0x40, 0x0F
 
 BALANCE_ROW_BYTES = _BALANCE.size
-ENTRY_ROW_BYTES = _ENTRY.size + _CRC.size
+ENTRY_ROW_BYTES = _ENTRY.size + CRC.size
 REQUEST_ROW_BYTES = _REQUEST.size
 
 # What an entry of each kind adds to the posted and the pending counter of its side.
@@ -178,13 +178,13 @@ class EntryRow:
             self.direction,
             self.kind,
         )
-        return row + _CRC.pack(zlib.crc32(row))
+        return row + CRC.pack(zlib.crc32(row))
 
     @classmethod
     def unpack(cls, data: bytes) -> "EntryRow":
         """Decode; StoreCorruptError if the disk or memory changed the row."""
         row = data[: _ENTRY.size]
-        if data[_ENTRY.size :] != _CRC.pack(zlib.crc32(row)):
+        if data[_ENTRY.size :] != CRC.pack(zlib.crc32(row)):
             raise StoreCorruptError(f"an entry fails its checksum. {DAMAGE_ADVICE}")
         account_id, transaction, amount, time_us, sequence, previous, *rest = _ENTRY.unpack(row)
         return cls(

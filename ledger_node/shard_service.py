@@ -16,10 +16,12 @@ from ledger_cluster.channels import EXECUTE_BYTES_MAX, REPLAY_BYTES_MAX
 from ledger_cluster.config import ShardConfig
 from ledger_core.commands import (
     ApplyDecision,
+    ApplyTransfers,
     Command,
     CreateTransaction,
     Decide,
     Delivered,
+    DeliveredTransfers,
     Replay,
     Resolve,
     decode_command,
@@ -38,7 +40,10 @@ from ledger_node.store import Store
 COMMANDS_PER_CALL_MAX = 2_000
 VERIFICATIONS_WAITING_MAX = 64
 # What brings a transaction across shards to its end, and so makes reserved money free.
-STEPS_TO_THE_END = (ApplyDecision, Decide, Delivered, Resolve)
+STEPS_TO_THE_END = (
+    *(ApplyDecision, Decide, Delivered, Resolve),
+    *(ApplyTransfers, DeliveredTransfers),
+)
 
 _Reply = TypeVar("_Reply", ExecuteReply, QueryReply)
 

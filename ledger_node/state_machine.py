@@ -57,12 +57,8 @@ from ledger_node.account_rules import change_account, claim_name, create_account
 from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, decide, delivered, prepare, resolve
 from ledger_node.ledger_rules import create_ledger, extend_ledger, find_ledger
-from ledger_node.leg_rules import (
-    apply_transfers,
-    commit_transfers,
-    delivered_transfers,
-    prepare_transfers,
-)
+from ledger_node.leg_blocks import commit_transfers, prepare_transfers
+from ledger_node.leg_decisions import apply_transfers, delivered_transfers
 from ledger_node.records import RequestRow, ShardMeta, TransactionRecord
 from ledger_node.replay import end_replay, replay
 from ledger_node.request_bodies import has_hash
@@ -73,7 +69,6 @@ from ledger_node.transaction_rules import (
     expire_transactions,
     reverse_transaction,
 )
-from ledger_node.transfer_blocks import read_accounts
 from ledger_node.transfer_rules import create_transfers, one_by_one
 from ledger_node.views import account_view, ledger_view, opened_account_view, transaction_view
 
@@ -219,7 +214,7 @@ def _transfers_one_by_one(books: Books, block: CreateTransfers) -> Result:
         books.end_item(encode_command(transfer), outcome)
         return result
 
-    return one_by_one(books, block, read_accounts(books, block), execute)[0]
+    return one_by_one(books, block, execute)[0]
 
 
 def _execute_single(

@@ -5,17 +5,23 @@ share the pages that are walked.
 """
 
 import zlib
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Final, cast
 
 import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_node.store_rows import RowTables, unseal
+from ledger_node.records import BalanceRow
+from ledger_node.store_rows import RowTables, seal, unseal
 
-Bytes = NDArray[np.uint8]
-"""Keys or rows of one length, one below the other."""
+I64Array = NDArray[np.int64]
+U64Array = NDArray[np.uint64]
+
+# CRC-32 of anything followed by its own CRC-32.
+_RESIDUE: Final = 0x2144DF1C
+_CELLS: Final = 1 << 17
+_SLOT_BITS: Final = 32
 
 
 class ColumnTables(RowTables):
@@ -25,55 +31,118 @@ class ColumnTables(RowTables):
     _balances: lmdb._Database
     _requests: lmdb._Database
     _transactions: lmdb._Database
+    _known_places: "_KnownPlaces | None"
 
-    def slot_rows(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Return (account ids, slots), both big-endian, of the accounts that exist, in order."""
-        return self._find_rows(self._accounts, keys)
+    def places(self, account_ids: U64Array) -> I64Array:
+        """Return where accounts are: `place` of slot and book, which never change. 0: nowhere."""
+        if self._known_places is None:
+            self._known_places = _KnownPlaces()
+        known = self._known_places
+        places = known.find(account_ids)
+        missing = (places == 0).nonzero()[0]
+        if len(missing):
+            ids = account_ids[missing]
+            found = self._find_places(ids.tolist())
+            places[missing] = [found.get(account_id, 0) for account_id in ids.tolist()]
+            known.add(ids, places[missing])
+        return places
 
-    def balance_rows(self, keys: Sequence[bytes]) -> bytes:
-        """Return the packed `BalanceRow`s of slots (4 bytes, big-endian) that exist, joined."""
-        return b"".join(self._find_rows(self._balances, keys)[1])
+    def _find_places(self, account_ids: Iterable[int]) -> dict[int, int]:
+        keys = [account_id.to_bytes(8) for account_id in sorted(set(account_ids))]
+        slots = dict(self._find_rows(self._accounts, keys))
+        rows = dict(self._find_rows(self._balances, sorted(slot[:4] for slot in slots.values())))
+        return {
+            int.from_bytes(key): place(
+                int.from_bytes(slot[:4]), BalanceRow.unpack(rows[slot[:4]][:-4]).book
+            )
+            for key, slot in slots.items()
+        }
 
-    def save_balance_rows(self, keys: Bytes, rows: Bytes) -> None:
+    def sealed_balance_rows(self, keys: Sequence[bytes]) -> bytearray:
+        """Return the packed `BalanceRow`s of slots that exist, each with its checksum, joined.
+
+        Keys are slots, 4 bytes each, big-endian.
+        """
+        found = self._find_rows(self._balances, keys)
+        assert len(found) == len(keys), "a slot has a balance"
+        return bytearray().join([row for _, row in found])
+
+    def save_balance_rows(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the packed `BalanceRow`s of slots."""
         self._put_rows(self._balances, keys, rows)
 
     def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys of requests that are known."""
-        return set(self._find_rows(self._requests, keys)[0])
+        return {key for key, _ in self._find_rows(self._requests, keys)}
 
-    def add_request_rows(self, keys: Bytes, rows: Bytes) -> None:
+    def add_request_rows(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the packed `RequestRow`s of requests that were not known."""
         self._put_rows(self._requests, keys, rows)
 
-    def add_transaction_rows(self, numbers: Bytes, rows: Bytes) -> None:
+    def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the encoded `TransactionRecord`s of new transactions."""
         self._put_rows(self._transactions, numbers, rows)
 
-    def _find_rows(
-        self, table: lmdb._Database, keys: Sequence[bytes]
-    ) -> tuple[list[bytes], list[bytes]]:
+    def _find_rows(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """Return (key, row with its checksum) of those that exist, in order."""
         with self._source.txn.cursor(table) as cursor:
             # bytes: the environment is not opened for memoryviews (buffers=True).
             found = cast("list[tuple[bytes, bytes]]", cursor.getmulti(keys))
-        crc32, from_bytes = zlib.crc32, int.from_bytes
-        for key, value in found:
-            if crc32(value[:-4], crc32(key)) != from_bytes(value[-4:], "little"):
-                unseal(key, value)  # Raises, and says what to do.
-        return [key for key, _ in found], [value[:-4] for _, value in found]
+        crc32 = zlib.crc32
+        for key, sealed in found:
+            if crc32(sealed, crc32(key)) != _RESIDUE:
+                unseal(key, sealed)  # Raises, and says what to do.
+        return found
 
-    def _put_rows(self, table: lmdb._Database, keys: Bytes, rows: Bytes) -> None:
-        """Store rows, each with its checksum: the same as `store_rows.seal` would make it."""
-        count, key_bytes = keys.shape
-        size = key_bytes + rows.shape[1] + 4
-        sealed = np.empty((count, size), np.uint8)
-        sealed[:, :key_bytes] = keys
-        sealed[:, key_bytes:-4] = rows
-        joined, crc32 = sealed.tobytes(), zlib.crc32
-        checksums = [crc32(joined[at : at + size - 4]) for at in range(0, len(joined), size)]
-        sealed[:, -4:] = np.array(checksums, "<u4").view(np.uint8).reshape(count, 4)
-        joined = sealed.tobytes()
-        starts = range(0, len(joined), size)
-        items = [(joined[at : at + key_bytes], joined[at + key_bytes : at + size]) for at in starts]
+    def _put_rows(
+        self, table: lmdb._Database, keys: Sequence[bytes], rows: Sequence[bytes]
+    ) -> None:
+        items = [(key, seal(key, row)) for key, row in zip(keys, rows, strict=True)]
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(items)
+
+
+def place(slot: int, book: int) -> int:
+    """Return the place of an account: above 0."""
+    return book << _SLOT_BITS | slot + 1
+
+
+def place_slots(places: I64Array) -> I64Array:
+    """Return the slots of places; -1 where there is none."""
+    return (places & (1 << _SLOT_BITS) - 1) - 1
+
+
+def place_books(places: I64Array) -> I64Array:
+    """Return the books of places."""
+    return places >> _SLOT_BITS
+
+
+class _KnownPlaces:
+    """Places that were looked up before: bounded, the newest of those that share a cell.
+
+    Ids are random numbers: their lowest bits spread them over the cells.
+    """
+
+    def __init__(self) -> None:
+        self._ids = np.zeros(_CELLS, np.uint64)
+        self._places = np.zeros(_CELLS, np.int64)
+
+    def find(self, account_ids: U64Array) -> I64Array:
+        """Return places; 0 of accounts that are not among these."""
+        cells = self._cells(account_ids)
+        places = self._places[cells]
+        places *= self._ids[cells] == account_ids
+        return places
+
+    def add(self, account_ids: U64Array, places: I64Array) -> None:
+        """Remember places; 0, which is none, is never found."""
+        # One by one where ids share a cell: an id must not get the place of another one.
+        for cell, account_id, where in zip(
+            self._cells(account_ids).tolist(), account_ids.tolist(), places.tolist(), strict=True
+        ):
+            if where:
+                self._ids[cell], self._places[cell] = account_id, where
+
+    @staticmethod
+    def _cells(account_ids: U64Array) -> I64Array:
+        return (account_ids & np.uint64(_CELLS - 1)).astype(np.int64)

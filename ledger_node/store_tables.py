@@ -9,12 +9,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import lmdb
 import msgspec
 
 from ledger_core.commands import Prepare
+from ledger_core.ids import U64_MAX
 from ledger_node.records import (
     ENTRY_ROW_BYTES,
     AccountRecord,
@@ -27,9 +29,9 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
-from ledger_node.store_columns import ColumnTables
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_history import HistoryTables
+from ledger_node.store_leg_columns import LegTables
 from ledger_node.store_rows import TransactionSource, unseal
 
 ENTRIES_PER_MARK: Final = 64
@@ -103,7 +105,7 @@ class _Attempt:
     txn: lmdb.Transaction
 
 
-class ShardTables(HistoryTables, ColumnTables):
+class ShardTables(HistoryTables, LegTables):
     """The tables of one shard, typed, inside one transaction of ``source``."""
 
     def __init__(self, source: TransactionSource, databases: ShardDatabases) -> None:
@@ -149,6 +151,7 @@ class ShardTables(HistoryTables, ColumnTables):
 
     def _use_generation(self) -> None:
         state = self.databases.state[self.generation]
+        self._known_places = None
         self._accounts = state["accounts"]
         self._account_info = state["account_info"]
         self._balances = state["balances"]
@@ -356,10 +359,28 @@ class ShardTables(HistoryTables, ColumnTables):
         """Note that all participants have been told."""
         self._source.txn.delete(_U64.pack(number), db=self._in_flight)
 
-    def in_flight_numbers(self) -> list[int]:
-        """Return the transactions whose participants have to be told something."""
-        with self._source.txn.cursor(self._in_flight) as cursor:
-            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+    def in_flight_numbers(
+        self, first: int = 1, last: int = U64_MAX, limit: int | None = None
+    ) -> list[int]:
+        """Return the transactions whose participants have to be told something.
+
+        Of the numbers from ``first`` to ``last`` the lowest, ``limit`` at most.
+        """
+        return self._numbers(self._in_flight, first, last, limit)
+
+    def _numbers(
+        self, table: lmdb._Database, first: int, last: int, limit: int | None
+    ) -> list[int]:
+        found: list[int] = []
+        with self._source.txn.cursor(table) as cursor:
+            if not cursor.set_range(_U64.pack(first)):
+                return found
+            for key in islice(cursor.iternext(keys=True, values=False), limit):
+                (number,) = _U64.unpack(key)
+                if number > last:
+                    break
+                found.append(number)
+        return found
 
     def find_undecided(self, number: int) -> Prepare | None:
         """Return what this shard prepared, while it waits for the decision."""
@@ -374,10 +395,11 @@ class ShardTables(HistoryTables, ColumnTables):
         """Note that this shard has the decision."""
         self._source.txn.delete(_U64.pack(number), db=self._undecided)
 
-    def undecided_numbers(self) -> list[int]:
-        """Return the transactions for whose decision this shard waits."""
-        with self._source.txn.cursor(self._undecided) as cursor:
-            return [_U64.unpack(key)[0] for key in cursor.iternext(keys=True, values=False)]
+    def undecided_numbers(
+        self, first: int = 1, last: int = U64_MAX, limit: int | None = None
+    ) -> list[int]:
+        """Return the transactions for whose decision this shard waits: as `in_flight_numbers`."""
+        return self._numbers(self._undecided, first, last, limit)
 
     def expirations_until(self, time_us: int) -> Iterator[tuple[int, int]]:
         """Yield (time, transaction number) of what expires at or before a time, earliest first."""

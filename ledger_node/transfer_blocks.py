@@ -29,8 +29,10 @@ from ledger_core.money import INT64_MAX
 from ledger_core.transfers import (
     I64Array,
     TransferForm,
+    amounts,
     big_endian,
     first_accounts,
+    form_column,
     mixed_ids,
     second_accounts,
     split_rows,
@@ -38,14 +40,15 @@ from ledger_core.transfers import (
 from ledger_node.books import Books
 from ledger_node.records import (
     BALANCE_ROW_BYTES,
-    ENTRY_ROW_BYTES,
     FLOORED_BIT,
     LIMITED_BIT,
     STATE_BITS,
     BalanceRow,
 )
 from ledger_node.refusal_rules import limits_of
+from ledger_node.store_columns import place, place_books, place_slots
 
+# Signed where it can be: numpy makes floats of what is signed and unsigned together.
 BALANCES = np.dtype(
     [
         ("debits_posted", "<i8"),
@@ -53,221 +56,205 @@ BALANCES = np.dtype(
         ("debits_pending", "<i8"),
         ("credits_pending", "<i8"),
         ("account_id", "<u8"),
-        ("sequence", "<u8"),
-        ("last_position", "<u8"),
+        ("sequence", "<i8"),
+        ("last_position", "<i8"),
         ("pending_transactions", "<u4"),
         ("group", "<u4"),
         ("book", "<u2"),
         ("type", "u1"),
         ("flags", "u1"),
-    ]
-)
-ENTRIES = np.dtype(
-    [
-        ("account_id", "<u8"),
-        ("transaction", "<u8"),
-        ("amount", "<i8"),
-        ("time_us", "<i8"),
-        ("sequence", "<u8"),
-        ("previous", "<u8"),
-        ("debits_posted", "<i8"),
-        ("credits_posted", "<i8"),
-        ("debits_pending", "<i8"),
-        ("credits_pending", "<i8"),
-        ("direction", "u1"),
-        ("kind", "u1"),
-        ("pad", "<u2"),
         ("crc", "<u4"),
     ]
 )
-assert BALANCES.itemsize == BALANCE_ROW_BYTES
-assert ENTRIES.itemsize == ENTRY_ROW_BYTES
+"""A `BalanceRow` with its checksum."""
+assert BALANCES.itemsize == BALANCE_ROW_BYTES + 4
 
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
 )
+# Two sides of 1,024 transfers are told apart by so many bits.
+_SIDE_BITS = 11
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
 
 
-@dataclass(slots=True)
-class Accounts:
-    """The accounts that a block names, each once: their rows, all 0 where there is none.
+class Groups:
+    """Numbers by their values, not above 2**52: equal ones are a group.
 
-    ``first`` and ``second`` say which account is which item's.
+    ``order`` has the places of all by value, those of a group in their order; ``group`` is the
+    group of each of them then, and groups go from ``starts`` to before ``ends`` there.
     """
 
-    rows: NDArray[np.void]
-    known: BoolArray
-    system: BoolArray
-    slots: I64Array
-    first: IndexArray
-    second: IndexArray
+    def __init__(self, values: I64Array) -> None:
+        # Sorting numbers is several times as fast as `argsort`, which can keep the order, too.
+        keys = values << _SIDE_BITS | np.arange(len(values))
+        keys.sort()
+        self.order: I64Array = keys & (1 << _SIDE_BITS) - 1
+        keys >>= _SIDE_BITS
+        is_first = np.ones(len(keys), bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+        self.starts: IndexArray = is_first.nonzero()[0]
+        self.ends: IndexArray = np.append(self.starts[1:], len(keys))
+        self.group: I64Array = is_first.cumsum() - 1
+        self.values: I64Array = keys[self.starts]
 
-    @property
-    def is_credit_normal(self) -> BoolArray:
+
+class Accounts:
+    """The accounts that a block names, each once, by book and slot: their rows.
+
+    Those that do not exist are one together, the first one: it is not known, and its row all 0.
+    """
+
+    def __init__(self, books: Books, places: I64Array) -> None:
+        self.known: BoolArray = places != 0
+        self.slots: I64Array = place_slots(places)
+        known = self.slots if self.known[0] else self.slots[1:]
+        rows = books.tables.sealed_balance_rows(split_rows(big_endian(known.astype(np.uint32))))
+        if len(known) < len(places):
+            rows[:0] = bytes(BALANCES.itemsize)
+        self.rows = np.frombuffer(rows, BALANCES)
+        mixed = mixed_ids(self.rows["account_id"]) - np.uint64(books.meta.lower_bound << 32)
+        self.system: BoolArray = mixed < SYSTEM_ACCOUNTS_MAX
+        """Whether they are the shard's own."""
+        self.credit_normal: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
         """Whether credits make the balance grow."""
-        found: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
-        return found
-
-    @property
-    def is_open(self) -> BoolArray:
-        """Whether accounts take new transactions."""
-        found: BoolArray = (self.rows["flags"] & STATE_BITS) == AccountState.OPEN
-        return found
-
-    def settled(self) -> I64Array:
-        """Settled balances."""
-        net: I64Array = self.rows["credits_posted"] - self.rows["debits_posted"]
-        return np.where(self.is_credit_normal, net, -net)
-
-    def reserved(self) -> I64Array:
-        """What is reserved for outflow."""
-        reserved: I64Array = np.where(
-            self.is_credit_normal, self.rows["debits_pending"], self.rows["credits_pending"]
-        )
-        return reserved
-
-
-def read_accounts(books: Books, block: CreateTransfers) -> Accounts:
-    """Read the accounts of a block, the external ones included."""
-    forms = np.frombuffer(block.forms, "u1")
-    two = forms < TransferForm.IN
-    named = np.concatenate([first_accounts(block), second_accounts(block)[two]])
-    ids, where = np.unique(named, return_inverse=True)
-    found_ids, found_slots = books.tables.slot_rows(split_rows(big_endian(ids)))
-    known_ids = np.frombuffer(b"".join(found_ids), ">u8").astype(np.uint64)
-    places = np.searchsorted(ids, known_ids)
-    first = where[: len(forms)]
-    second = np.zeros(len(forms), np.intp)
-    second[two] = where[len(forms) :]
-    slots = np.zeros(len(ids), np.int64)
-    slots[places] = np.frombuffer(b"".join(found_slots), ">u4")
-    rows = np.zeros(len(ids), BALANCES)
-    rows[places] = _rows_of(books, slots[places])
-    rows["account_id"] = ids
-    known = np.zeros(len(ids), bool)
-    known[places] = True
-    mixed = mixed_ids(ids) - np.uint64(books.meta.lower_bound << 32)
-    accounts = Accounts(rows, known, mixed < SYSTEM_ACCOUNTS_MAX, slots, first, second)
-    if not two.all():
-        _add_external(books, accounts, np.flatnonzero(~two))
-    return accounts
-
-
-def _add_external(books: Books, accounts: Accounts, items: IndexArray) -> None:
-    """Let the other account of items of the one-account form be the external one of their book."""
-    first = accounts.first[items]
-    for book in np.unique(accounts.rows["book"][first][accounts.known[first]]).tolist():
-        slot = books.meta.books[book].external_slot
-        row = _rows_of(books, np.array([slot]))
-        same = np.flatnonzero((accounts.rows["account_id"] == row["account_id"]) & accounts.known)
-        if len(same):
-            place = int(same[0])
-        else:
-            place = len(accounts.rows)
-            accounts.rows = np.concatenate([accounts.rows, row])
-            accounts.known = np.append(accounts.known, True)
-            accounts.system = np.append(accounts.system, True)
-            accounts.slots = np.append(accounts.slots, slot)
-        of_book = accounts.known[first] & (accounts.rows["book"][first] == book)
-        accounts.second[items[of_book]] = place
-
-
-def _rows_of(books: Books, slots: I64Array) -> NDArray[np.void]:
-    order = np.argsort(slots)
-    keys = split_rows(big_endian(slots[order].astype(np.uint32)))
-    rows = np.empty(len(slots), BALANCES)
-    rows[order] = np.frombuffer(books.tables.balance_rows(keys), BALANCES)
-    return rows
 
 
 @dataclass(slots=True)
 class Sides:
-    """The two entries of every item: whether it debits its account, and whether money comes in."""
+    """The two entries of every item, one after the other: of which item, and of which account.
 
-    first_debits: BoolArray
-    first_in: BoolArray
-    second_in: BoolArray
+    ``by_account`` has those of an account together; ``touched`` are the accounts of its groups.
+    """
+
+    item: IndexArray
+    account: I64Array
+    debits: BoolArray
+    amount: I64Array
+    by_account: Groups
+    touched: I64Array
+
+    def only(self, kept: BoolArray) -> "Sides":
+        """Return some of these."""
+        account = self.account[kept]
+        groups = Groups(account)
+        return Sides(
+            self.item[kept], account, self.debits[kept], self.amount[kept], groups, groups.values
+        )
 
 
-def sides_of(block: CreateTransfers, accounts: Accounts) -> Sides:
-    """Return on which sides the items book."""
-    forms = np.frombuffer(block.forms, "u1")
-    credit_normal = accounts.is_credit_normal
-    first_debits = np.where(
-        forms < TransferForm.IN,
-        forms == TransferForm.DEBIT,
-        (forms == TransferForm.OUT) == credit_normal[accounts.first],
+class Moved:
+    """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
+
+    ``debits`` and ``credits`` are sums so far, in the order of `Sides.by_account`, beginning with
+    0; ``debited`` and ``credited`` are those of whole groups.
+    """
+
+    def __init__(self, sides: Sides, effects: I64Array) -> None:
+        groups = sides.by_account
+        self.effects = effects
+        self.debits, self.credits = np.zeros((2, len(effects) + 1), np.int64)
+        debits = np.where(sides.debits, effects, 0)
+        debits[groups.order].cumsum(out=self.debits[1:])
+        (effects - debits)[groups.order].cumsum(out=self.credits[1:])
+        self.debited: I64Array = self.debits[groups.ends] - self.debits[groups.starts]
+        self.credited: I64Array = self.credits[groups.ends] - self.credits[groups.starts]
+
+
+def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:
+    """Read the accounts of a block, the external ones included, and what the block does to them."""
+    forms, count = form_column(block), len(block.forms)
+    ids = np.empty((count, 2), np.uint64)
+    ids[:, 0], ids[:, 1] = first_accounts(block), second_accounts(block)
+    places = books.tables.places(ids.ravel())
+    one = forms >= TransferForm.IN
+    has_one = bool(one.any())
+    if has_one:
+        homes = places[::2]
+        external = np.array(
+            [place(book.external_slot, i) for i, book in enumerate(books.meta.books)]
+        )
+        places[1::2] = np.where(one, np.where(homes, external[place_books(homes)], 0), places[1::2])
+    groups = Groups(places)
+    accounts = Accounts(books, groups.values)
+    account = np.empty(2 * count, np.int64)
+    account[groups.order] = groups.group
+    first_debits = forms == TransferForm.DEBIT
+    if has_one:
+        # In the one-account form money comes in on the account's normal side.
+        in_out = (forms == TransferForm.OUT) == accounts.credit_normal[account[::2]]
+        first_debits = np.where(one, in_out, first_debits)
+    debits = np.empty((count, 2), bool)
+    debits[:, 0], debits[:, 1] = first_debits, ~first_debits
+    return accounts, Sides(
+        np.arange(2 * count) >> 1,
+        account,
+        debits.ravel(),
+        amounts(block).repeat(2),
+        groups,
+        np.arange(len(groups.values)),
     )
-    return Sides(
-        first_debits,
-        first_debits != credit_normal[accounts.first],
-        first_debits == credit_normal[accounts.second],
-    )
 
 
-def static_refusals(block: CreateTransfers, accounts: Accounts, book: int) -> BoolArray:
+def available(rows: NDArray[np.void], credit_normal: BoolArray) -> I64Array:
+    """Return the settled balances of accounts without what is reserved for outflow."""
+    net = rows["credits_posted"] - rows["debits_posted"]
+    return np.where(credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"])
+
+
+def static_refusals(
+    block: CreateTransfers, accounts: Accounts, sides: Sides, book: int
+) -> BoolArray:
     """Tell which items are refused, or fail, whatever the balances are."""
-    forms = np.frombuffer(block.forms, "u1")
-    first, second = accounts.first, accounts.second
-    usable = accounts.known & accounts.is_open
-    own = ~accounts.system & (accounts.rows["book"] == book)
-    two = forms < TransferForm.IN
-    return ~np.where(
-        two,
-        usable[first] & usable[second] & own[first] & own[second],
-        usable[first] & ~accounts.system[first],
-    )
+    rows = accounts.rows
+    able = (rows["flags"] & STATE_BITS) == AccountState.OPEN
+    able &= accounts.known
+    able &= ~accounts.system
+    in_book = (able & (rows["book"] == book))[sides.account]
+    taken = in_book[::2] & in_book[1::2]
+    if not taken.all():
+        one = form_column(block) >= TransferForm.IN
+        taken = np.where(one, able[sides.account[::2]], taken)
+    return ~taken
 
 
 class Judge:
-    """Judges items one after the other, by the accounts among theirs that could refuse them."""
+    """Judges items one after the other, by the accounts among theirs that could refuse them.
 
-    def __init__(
-        self, books: Books, accounts: Accounts, sides: Sides, values: I64Array, todo: BoolArray
-    ) -> None:
+    ``moved`` is by all items that may be taken.
+    """
+
+    def __init__(self, books: Books, accounts: Accounts, sides: Sides, moved: Moved) -> None:
         self._books = books
         self._accounts = accounts
         self._sides = sides
-        self._values = values
-        self.careful = self._careful(todo)
-        """Items that touch an account which could refuse."""
+        rows, flags = accounts.rows, accounts.rows["flags"]
+        highest = max(
+            (rows["debits_posted"] + rows["debits_pending"]).max(),
+            (rows["credits_posted"] + rows["credits_pending"]).max(),
+        )
+        self.could_overflow = int(highest) + int(moved.debits[-1]) > INT64_MAX
+        """Whether a counter of an account may have no room: then nothing can be judged here."""
+        out = np.where(accounts.credit_normal, moved.debited, moved.credited)
+        self._could_refuse: BoolArray = (flags & FLOORED_BIT != 0) & (out > 0)
+        self._could_refuse &= available(rows, accounts.credit_normal) < out
+        self._could_refuse |= flags & LIMITED_BIT != 0
         self._states: dict[int, _Watched] = {}
 
-    def _careful(self, todo: BoolArray) -> BoolArray:
-        accounts, sides = self._accounts, self._sides
-        first, second = accounts.first[todo], accounts.second[todo]
-        values, count = self._values[todo], len(accounts.rows)
-        out, debited, credited = (np.zeros(count, np.int64) for _ in range(3))
-        np.add.at(out, first, np.where(sides.first_in[todo], 0, values))
-        np.add.at(out, second, np.where(sides.second_in[todo], 0, values))
-        np.add.at(debited, np.where(sides.first_debits[todo], first, second), values)
-        np.add.at(credited, np.where(sides.first_debits[todo], second, first), values)
-        rows, flags = accounts.rows, accounts.rows["flags"]
-        available = accounts.settled() - accounts.reserved()
-        could_refuse = (flags & LIMITED_BIT != 0) | (
-            (flags & FLOORED_BIT != 0) & (out > 0) & (available < out)
-        )
-        self.could_overflow = bool(
-            (
-                (debited > INT64_MAX - rows["debits_posted"] - rows["debits_pending"])
-                | (credited > INT64_MAX - rows["credits_posted"] - rows["credits_pending"])
-            ).any()
-        )
-        """Whether a counter of an account may have no room: then nothing can be judged here."""
-        self._could_refuse = could_refuse
-        careful: BoolArray = todo & (could_refuse[accounts.first] | could_refuse[accounts.second])
-        return careful
+    def careful(self) -> BoolArray:
+        """Tell which items touch an account that could refuse."""
+        touched = self._could_refuse[self._sides.account]
+        found: BoolArray = touched[::2] | touched[1::2]
+        return found
 
     def judge(self, index: int) -> Refused | None:
         """Return why an item is refused; else count it in. Items come in their order."""
-        accounts, sides, amount = self._accounts, self._sides, int(self._values[index])
-        moves = (
-            (0, self._watched(int(accounts.first[index])), bool(sides.first_in[index])),
-            (1, self._watched(int(accounts.second[index])), bool(sides.second_in[index])),
-        )
+        sides, amount = self._sides, int(self._sides.amount[2 * index])
+        moves = [
+            (entry_index, self._watched(int(sides.account[side])), self._comes_in(side))
+            for entry_index, side in enumerate((2 * index, 2 * index + 1))
+        ]
         for rule in (_overdraft, _overfull):
             for entry_index, state, comes_in in moves:
                 if state and (refused := rule(entry_index, state, comes_in, amount)):
@@ -276,6 +263,11 @@ class Judge:
             if state:
                 state.settled += amount if comes_in else -amount
         return None
+
+    def _comes_in(self, side: int) -> bool:
+        """Whether money comes in on a side."""
+        account = self._sides.account[side]
+        return bool(self._sides.debits[side] != self._accounts.credit_normal[account])
 
     def _watched(self, account: int) -> "_Watched | None":
         if not self._could_refuse[account]:
@@ -288,7 +280,7 @@ class Judge:
     def _watch(self, account: int) -> "_Watched":
         accounts = self._accounts
         slot = int(accounts.slots[account])
-        row = BalanceRow.unpack(accounts.rows[account].tobytes())
+        row = BalanceRow.unpack(accounts.rows[account].tobytes()[:BALANCE_ROW_BYTES])
         settled = row.settled_balance(row.type.normal_side)
         return _Watched(
             settled,

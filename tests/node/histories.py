@@ -35,6 +35,7 @@ from ledger_core.ledgers import USD, Currency
 from ledger_core.results import CountersView
 from ledger_node.records import BalanceRow, EntryRow, ShardMeta, TransactionRecord
 from ledger_node.store import ShardTables
+from tests.node.leg_blocks import send_blocks, transfer_id
 from tests.node.several_shards import SHARDS, World
 from tests.node.shard import Shard
 
@@ -63,6 +64,7 @@ class Histories(World):
         super().__init__(folder, funds=500)
         self.random = Random(seed)
         self.count = 0
+        self.sent_in_blocks: list[CreateTransaction] = []
         self.members = [
             Member(account_id, shard_id, "main", USD, AccountType.LIABILITY, "")
             for shard_id in range(SHARDS)
@@ -119,6 +121,7 @@ class Histories(World):
             self.reverse,
             self.prepare,
             self.prepare,
+            self.blocks,
             lambda: self.drive_home(self.random.randrange(SHARDS)),
             lambda: self.drive_participant(self.random.randrange(SHARDS)),
         ]
@@ -168,6 +171,48 @@ class Histories(World):
             source=Source("correlation", "peer"),
         )
         self.begin(command)
+
+    def blocks(self) -> None:
+        """Transfers between two shards each, together; their gateway may be gone after any round.
+
+        Some of them were sent before, alone or together.
+        """
+        pick = self.random
+        first = pick.choice(self.members)
+        group = [
+            m for m in self.members if (m.ledger, m.currency) == (first.ledger, first.currency)
+        ]
+        fresh = []
+        for _ in range(pick.randint(1, 3)):
+            payer, payee = pick.choice(group), pick.choice(group)
+            if payer.shard_id == payee.shard_id:
+                continue
+            side, amount = pick.choice(list(Direction)), pick.choice([1, 7, 30, 400])
+            entries = [
+                Entry(payer.account_id, side, amount, payer.currency, payer.shard_id),
+                Entry(payee.account_id, side.opposite, amount, payee.currency, payee.shard_id),
+            ]
+            self.count += 1
+            fresh.append(
+                CreateTransaction(
+                    payer.account_id,
+                    0,
+                    "",
+                    True,
+                    transfer_id(self.count),
+                    entries,
+                    ledger=first.ledger,
+                    actor=pick.choice(["", "someone"]),
+                )
+            )
+        again = [c for c in self.sent_in_blocks[-9:] if c.ledger == first.ledger]
+        again = [c for c in again if c.entries[0].currency == first.currency]
+        items = fresh + (pick.sample(again, 1) if again and pick.random() < 0.5 else [])
+        self.sent_in_blocks += fresh
+        if items and pick.random() < 0.2:
+            self.begin(items[0])
+        if items:
+            send_blocks(self, items, pick.randint(1, 4))
 
     def one_account_form(self) -> None:
         member = self.random.choice(self.members)

@@ -29,6 +29,7 @@ from ledger_core.errors import Reason, RefusalReason
 from ledger_core.queries import GetTransaction, ListTransactions
 from ledger_core.results import Failure, TransactionPage, TransactionView, VoteView
 from ledger_node.store_check import check
+from tests.node.leg_blocks import is_leg, send_rounds, transfer_id
 from tests.node.several_shards import SHARDS, World
 
 S = TransactionStatus
@@ -420,6 +421,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.commands: list[CreateTransaction] = []
         self.prepares: list[Prepare] = []
         self.decisions: list[tuple[int, ApplyDecision]] = []
+        self.blocks: list[Iterator[None]] = []
         self.count = 0
 
     def teardown(self) -> None:
@@ -470,10 +472,28 @@ class AnyOrder(RuleBasedStateMachine):
         if not home_pays:
             entries.reverse()
         self.count += 1
-        command = self.world.create(entries, f"t{self.count}", settled=settled)
+        command = self.world.create(entries, transfer_id(self.count), settled=settled)
         self.commands.append(command)
         self.world.begin(command)
         self.prepares.append(self.world.prepare_of(command))
+
+    @rule(transfers=st.lists(st.tuples(places, places, amounts), min_size=1, max_size=4))
+    def start_block(self, transfers: list[tuple[tuple[int, int], tuple[int, int], int]]) -> None:
+        """A gateway takes some transfers, new ones and some that came alone, through its rounds."""
+        items = [command for command in self.commands[-2:] if is_leg(command)]
+        for one, other, amount in transfers:
+            if one[0] != other[0]:
+                self.count += 1
+                entries = [self.world.entry(*one, -amount), self.world.entry(*other, amount)]
+                items.append(self.world.create(entries, transfer_id(self.count)))
+        self.commands += [item for item in items if item not in self.commands]
+        if items:
+            self.blocks.append(send_rounds(self.world, items))
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data())
+    def next_round(self, data: st.DataObject) -> None:
+        next(data.draw(st.sampled_from(self.blocks)), None)
 
     @precondition(lambda self: self.prepares)
     @rule(data=st.data(), shard_id=st.integers(0, SHARDS - 1))

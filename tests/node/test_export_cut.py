@@ -40,6 +40,7 @@ from ledger_core.queries import ListJournal
 from ledger_core.results import JournalPage, Replayed, TransactionView, VoteView
 from ledger_gateway.journal import _entry as entry_message
 from ledger_node.records import TransactionRecord
+from tests.node.leg_blocks import send_rounds, transfer_id
 from tests.node.several_shards import SHARDS, World
 from tests.node.shard import Shard
 
@@ -67,6 +68,32 @@ class Traffic:
                 entries, f"transfer {number}", settled=self.rng.random() < 0.5
             )
             self.tasks.append(lambda command=command: self._begin(command))
+
+    def start_blocks(self, count: int) -> None:
+        """Transfers of shard 0 to shard 1, and of others, a few at a time."""
+        for number in range(count):
+            home, other = self.rng.sample(range(SHARDS), 2)
+            items = [
+                self.world.create(
+                    [
+                        self.world.entry(home, n % 2, -amount),
+                        self.world.entry(other, n % 2, amount),
+                    ],
+                    transfer_id(10 * number + n),
+                )
+                for n, amount in enumerate(self.rng.choices([1, 5, 60], k=self.rng.randint(1, 4)))
+            ]
+            # Their gateway may be gone after any round; then leaders go on.
+            rounds = send_rounds(self.world, items)
+            self._next_round(rounds, self.rng.choice([1, 2, 3, 4, 4, 4]))
+
+    def _next_round(self, rounds: Iterator[None], left: int) -> None:
+        def one() -> None:
+            next(rounds, None)
+            self._next_round(rounds, left - 1)
+
+        if left:
+            self.tasks.append(one)
 
     def step(self) -> bool:
         if not self.tasks:
@@ -207,13 +234,14 @@ def run(seed: int, folder: Path) -> tuple[World, list[dict[int, int]]]:
     world = World(folder, funds=100)
     traffic = Traffic(world, rng)
     traffic.start(8)
-    for _ in range(rng.randrange(60)):
+    traffic.start_blocks(8)
+    for _ in range(rng.randrange(80)):
         traffic.step()
     looks: list[dict[int, int]] = []
     for _ in range(3):
         look: dict[int, int] = {}
         for shard_id in rng.sample(range(SHARDS), SHARDS):
-            for _ in range(rng.randrange(6)):
+            for _ in range(rng.randrange(8)):
                 traffic.step()
             look[shard_id] = len(journal(world.shards[shard_id]))
         looks.append(look)

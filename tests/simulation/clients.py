@@ -24,6 +24,8 @@ from ledger_core.ids import derive_account_id
 from ledger_core.ledgers import USD, Currency
 from ledger_core.queries import GetAccount, encode_query
 from ledger_core.results import AccountView, Failure, Result, TransactionView
+from tests.node.leg_blocks import is_leg, transfer_id
+from tests.simulation.blocks import Blocks, Item, Rounds
 from tests.simulation.engine import Engine, require
 from tests.simulation.gateway import Answer, End, Gateway, Kind
 from tests.simulation.host import WALL_START_US
@@ -109,6 +111,7 @@ class Clients:
             self._transfer,
             self._hold,
             self._reverse,
+            self._transfer_block,
         ]
 
     def _place_accounts(self, config: ClusterConfig) -> list[Request]:
@@ -235,6 +238,32 @@ class Clients:
         )
         self.submit(command, home.shard_id, self._then_read(entries, then))
 
+    def _transfer_block(self, then: Callable[[], None]) -> None:
+        """Move money between accounts of two shards each, many transfers at a time."""
+        requests: list[Request] = []
+        for _ in range(self._rng.randint(1, 8)):
+            entries = self._entries_in(USD, 2)
+            if not entries or entries[0].shard_id == entries[1].shard_id:
+                continue
+            home = entries[0]
+            command = CreateTransaction(
+                home.account_id, 0, "", True, self._request_id(), entries, ledger=LEDGER
+            )
+            requests.append(Request(command, home.shard_id, self._engine.now))
+        if not requests:
+            self._pay(then)
+            return
+        self.history.requests += requests
+        left = len(requests)
+
+        def one_ended() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        self._send_block(requests, one_ended, self._plan.call_s)
+
     def _entries_in(self, currency: Currency, count: int) -> list[Entry]:
         """Draw entries that balance, in any order; none where there are too few accounts."""
         rng = self._rng
@@ -293,7 +322,7 @@ class Clients:
 
     def _request_id(self) -> str:
         self._sent += 1
-        return f"request {self._sent}"
+        return transfer_id(self._sent)
 
     def submit(self, command: Sent, shard_id: int, then: Callable[[], None]) -> None:
         """Send a new request; ``then`` is called at its end, whatever that is."""
@@ -308,6 +337,30 @@ class Clients:
     def _send(
         self, request: Request, then: Callable[[], None], timeout_s: float | None = None
     ) -> None:
+        timeout_s = timeout_s or self._plan.call_s
+        if is_leg(request.command) and self._rng.random() < 0.4:
+            self._send_block([request], then, timeout_s)
+            return
+        gateway = self._rng.choice(self._gateways)
+        data = encode_command(request.command)
+        gateway.execute(request.shard_id, data, timeout_s, self._waiting_for(request, then))
+
+    def _send_block(
+        self, requests: list[Request], then: Callable[[], None], timeout_s: float
+    ) -> None:
+        """Send transfers as a block; each is a request of its own, and may be repeated alone."""
+        dies = Rounds.ALL
+        if not self.stopped and self._rng.random() < self._plan.gateway_dies:
+            dies = self._rng.choice((Rounds.PREPARED, Rounds.COMMITTED, Rounds.APPLIED))
+        items = []
+        for request in requests:
+            assert isinstance(request.command, CreateTransaction)
+            items.append(Item(request.command, self._waiting_for(request, then)))
+        gateway = self._rng.choice(self._gateways)
+        Blocks(self._engine, gateway, self._rng, items, timeout_s, dies).start()
+
+    def _waiting_for(self, request: Request, then: Callable[[], None]) -> Callable[[Answer], None]:
+        """Return what takes the answer to a request that is sent now."""
         self.calls_open += 1
         request.under_way += 1
 
@@ -321,10 +374,7 @@ class Clients:
                 self._told(request, answer)
             then()
 
-        gateway = self._rng.choice(self._gateways)
-        data = encode_command(request.command)
-        timeout_s = timeout_s or self._plan.call_s
-        gateway.execute(request.shard_id, data, timeout_s, done)
+        return done
 
     def _told(self, request: Request, answer: Answer) -> None:
         result = answer.result

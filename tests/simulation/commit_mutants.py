@@ -9,7 +9,7 @@ from ledger_core.commands import ApplyDecision, Decide, Prepare, Refused, Resolv
 from ledger_core.errors import RefusalReason
 from ledger_core.results import Done, VoteView
 from ledger_node import commit_rules, refusal_rules, state_machine, transaction_rules
-from ledger_node.coordinator import Coordinator
+from ledger_node.coordinator import Coordinator, _Led
 from ledger_node.store import ShardTables
 from tests.simulation.mutants import DIRECTED, FAST, LEADER, Patch, mutant, often
 from tests.simulation.plan import Bounds, FaultKind, NetworkPlan, Plan
@@ -130,7 +130,7 @@ def _answer_early() -> list[Patch]:
 @mutant("a new leader does not take up what is in flight")
 def _lose_in_flight() -> list[Patch]:
     def lead(self: Any, shard_id: int, _now: float) -> None:
-        self._led.add(shard_id)
+        self._led[shard_id] = _Led()
 
     return [(Coordinator, "lead", lead)]
 

@@ -194,28 +194,28 @@ class SimulatedStore(Store):
 class _Tables(ShardTables):
     def __init__(self, store: SimulatedStore, shard_id: int) -> None:
         super().__init__(store, store._databases[shard_id])
-        self._store = store
+        self._simulated = store
         self._shard_id = shard_id
 
     def append_log(self, index: int, term: int, payload: bytes) -> None:
         super().append_log(index, term, payload)
-        shadow = self._store.shadows[self._shard_id]
-        self._store._written.append((shadow.append, index, term, payload))
+        shadow = self._simulated.shadows[self._shard_id]
+        self._simulated._written.append((shadow.append, index, term, payload))
 
     def truncate_log(self, index: int) -> None:
         super().truncate_log(index)
-        shadow = self._store.shadows[self._shard_id]
-        self._store._written.append((shadow.truncate, index))
+        shadow = self._simulated.shadows[self._shard_id]
+        self._simulated._written.append((shadow.truncate, index))
 
     def drop_log_before(self, index: int) -> None:
         super().drop_log_before(index)
-        self._store._written.append((self._store.shadows[self._shard_id].drop_before, index))
+        self._simulated._written.append((self._simulated.shadows[self._shard_id].drop_before, index))
 
     def clear_log(self) -> None:
         super().clear_log()
-        self._store._written.append((self._store.shadows[self._shard_id].clear,))
+        self._simulated._written.append((self._simulated.shadows[self._shard_id].clear,))
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         super().save_hard_state(term, voted_for)
-        shadow = self._store.shadows[self._shard_id]
-        self._store._written.append((shadow.save_hard_state, term, voted_for))
+        shadow = self._simulated.shadows[self._shard_id]
+        self._simulated._written.append((shadow.save_hard_state, term, voted_for))

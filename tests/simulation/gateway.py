@@ -117,6 +117,14 @@ class Gateway:
 
         self.call(shard_id, Kind.EXECUTE, data, timeout_s, executed)
 
+    def await_delivery(
+        self, shard_id: int, begun: Answer, deadline: float, done: Callable[[Answer], None]
+    ) -> None:
+        """Answer once all shards have applied a transaction that was found in flight."""
+        lane = self._lanes[shard_id, Kind.EXECUTE]
+        assert isinstance(begun.result, TransactionView)
+        _Delivery(lane, begun, begun.result, deadline, done).attempt()
+
     def stop(self) -> None:
         """End as a process does: nothing more is sent, and nobody is told anything."""
         self.stopped = True
@@ -343,7 +351,9 @@ class _Delivery:
             if not host.alive:
                 lane._network.carry(node_id, lane._id, lambda: once(lambda: self._next(node_id)))
                 return
-            state = max(self._transaction.in_flight or 0, 1)
+            state = self._transaction.in_flight or 0
+            if self._transaction.status is TransactionStatus.UNDECIDED:
+                state = max(state, 1)
             host.await_transaction(lane._shard.id, self._transaction.number, state, reply)
 
         lane._network.carry(lane._id, node_id, arrive)

@@ -5,22 +5,29 @@ money is a signed number: in is positive. ``positions`` of a transaction says wh
 got into each of its states.
 """
 
+import struct
+import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
     ApplyDecision,
+    ApplyTransfers,
     Batch,
     CancelTransaction,
     Command,
+    CommitTransfers,
     CreateAccount,
     CreateTransaction,
     Decide,
     Delivered,
+    DeliveredTransfers,
     Entry,
     Prepare,
+    PrepareTransfers,
+    Refused,
     Resolve,
     ReverseTransaction,
     SettleTransaction,
@@ -142,7 +149,9 @@ class ShardModel:
                 self._decide(command, at)
             case ApplyDecision():
                 self._apply_decision(command, at)
-            case Delivered():
+            case PrepareTransfers() | CommitTransfers() | ApplyTransfers():
+                self._execute_block(command, at)
+            case Delivered() | DeliveredTransfers():
                 pass
             case Resolve():
                 self._resolve(command, at)
@@ -288,6 +297,42 @@ class ShardModel:
         part.home_shard_id = command.home_shard_id
         self.prepared[command.origin] = part
 
+    def _execute_block(
+        self, block: PrepareTransfers | CommitTransfers | ApplyTransfers, at: Position
+    ) -> None:
+        """Do a step of many transfers, one after the other."""
+        if isinstance(block, ApplyTransfers):
+            homes, numbers = _numbers(block.first_accounts), _numbers(block.numbers)
+            for place, (home, number, status) in enumerate(
+                zip(homes, numbers, block.statuses, strict=True)
+            ):
+                origin = block.request_ids[16 * place : 16 * place + 16] + b"a" + home.to_bytes(8)
+                self._apply_decision(ApplyDecision(0, origin, number, S(status), ""), at)
+            return
+        for place, (command, peer) in enumerate(_transfers(block, self.shard_id)):
+            origin = key_of(command)
+            if isinstance(block, PrepareTransfers):
+                self._prepare(Prepare(0, origin, b"", peer, command), at)
+            elif origin not in self.outcomes:
+                number = self._commit(command, peer, block.refused.get(place), at)
+                self.outcomes[origin], self.places[origin] = (number, 0), at
+
+    def _commit(
+        self, command: CreateTransaction, peer: int, vote: Refused | None, at: Position
+    ) -> int:
+        """Begin and decide in one: what the home itself refuses comes first."""
+        money = [(command.account_id, signed(command.entries[0]))]
+        status = self._refusal(money, nets=True) or _refusal_by(vote) or S.SETTLED
+        if status is S.SETTLED:
+            self.settled[command.account_id] += money[0][1]
+        part = Part(len(self.parts) + 1, command.entries, money, True, [status], [at], [peer])
+        self.parts.append(part)
+        self.origins[part.number] = key_of(command)
+        if status is S.SETTLED:
+            self.committed.append((key_of(command), part))
+            self._check_floors(part, at)
+        return part.number
+
     def _decide(self, command: Decide, at: Position) -> None:
         part = self._part(command.number)
         if part.status is not S.UNDECIDED:
@@ -298,9 +343,9 @@ class ShardModel:
         for shard_id in part.participants:
             if shard_id not in votes:
                 refusals.append((shards.index(shard_id), S.REJECTED))
-            elif (refused := votes[shard_id]) is not None:
-                of_funds = refused.reason is RefusalReason.INSUFFICIENT_FUNDS
-                status = S.INSUFFICIENT_FUNDS if of_funds else S.REJECTED
+            elif (status := _refusal_by(votes[shard_id])) is not None:
+                refused = votes[shard_id]
+                assert refused is not None
                 refusals.append((refused.entry_index, status))
         if not refusals:
             self.committed.append((self.origins[part.number], part))
@@ -336,3 +381,42 @@ class ShardModel:
         self.origins[part.number] = prepared.origin
         self.outcomes[prepared.origin] = (part.number, 0)
         self.places[prepared.origin] = at
+
+
+# Columns of blocks, little-endian
+
+
+def _numbers(column: bytes) -> list[int]:
+    return [number for (number,) in struct.iter_unpack("<Q", column)]
+
+
+def _transfers(
+    block: PrepareTransfers | CommitTransfers, shard_id: int
+) -> Iterator[tuple[CreateTransaction, int]]:
+    """Yield what was asked at home, and the other shard."""
+    is_home = isinstance(block, CommitTransfers)
+    peers = block.participant_shards if isinstance(block, CommitTransfers) else block.home_shards
+    columns = zip(
+        block.forms,
+        _numbers(block.first_accounts),
+        _numbers(block.second_accounts),
+        _numbers(block.amounts),
+        [peer for (peer,) in struct.iter_unpack("<H", peers)],
+        strict=True,
+    )
+    for place, (form, first, second, amount, peer) in enumerate(columns):
+        side = Direction(form)
+        home, other = (shard_id, peer) if is_home else (peer, shard_id)
+        request_id = str(uuid.UUID(bytes=block.request_ids[16 * place : 16 * place + 16]))
+        entries = [
+            Entry(first, side, amount, block.currency, home),
+            Entry(second, side.opposite, amount, block.currency, other),
+        ]
+        yield CreateTransaction(first, 0, "", True, request_id, entries), peer
+
+
+def _refusal_by(vote: Refused | None) -> TransactionStatus | None:
+    if vote is None:
+        return None
+    of_funds = vote.reason is RefusalReason.INSUFFICIENT_FUNDS
+    return S.INSUFFICIENT_FUNDS if of_funds else S.REJECTED

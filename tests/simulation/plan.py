@@ -128,6 +128,8 @@ class Bounds(msgspec.Struct, frozen=True):
     retry_s: float = 1.0
     early_s: float = 10.0
     early: int = 10_000
+    gateway_s: float = 5.0
+    taken_up: int = 500
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -162,7 +164,9 @@ class Plan(msgspec.Struct, frozen=True):
     expire_s: float = 1.0
     """Within how long pending transactions expire, those that do."""
     # Weights of what clients do, in the order of `clients.Clients.choices`.
-    workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1, 8, 4, 2)
+    workload: tuple[int, ...] = (1, 8, 4, 3, 2, 3, 1, 8, 4, 2, 6)
+    gateway_dies: float = 0.2
+    """How often a gateway dies between the rounds of its blocks."""
     faults: tuple[Fault, ...] = ()
     holds: tuple[Hold, ...] = ()
 
@@ -211,6 +215,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shard_call_s=rng.choice((2.0, 2.0, timing.election_max_s)),
         expire_s=timing.election_max_s * rng.choice((0.5, 2.0, 6.0)),
         workload=_draw_workload(rng),
+        gateway_dies=rng.choice((0.0, 0.1, 0.5)),
         faults=_draw_faults(rng, run_s, timing),
     )
 
@@ -242,6 +247,8 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         retry_s=rng.choice((1.0, 0.1)),
         early_s=rng.choice((10.0, 0.5)),
         early=rng.choice((10_000, 1)),
+        gateway_s=rng.choice((5.0, timing.election_max_s, timing.election_max_s * 0.2, 0.01)),
+        taken_up=rng.choice((500, 2)),
     )
 
 
@@ -263,7 +270,7 @@ def _draw_workload(rng: random.Random) -> tuple[int, ...]:
     usual = Plan().workload
     if rng.random() < 0.3:
         # Without transactions between accounts: those histories can be searched without a log.
-        usual = (*usual[:7], 0, 0, 0)
+        usual = (*usual[:7], 0, 0, 0, 0)
     return tuple(
         weight * rng.choice((0, 1, 1, 2, 6)) or int(i == 1) for i, weight in enumerate(usual)
     )

@@ -31,6 +31,8 @@ from tests.simulation.plan import Bounds, Plan, draw_plan, encode_plan
 # After so many times of that, a snapshot is not coming any more.
 INSTALLS_MAX = 5
 ELECTED_WITHIN = 12
+# Below this number of transactions at a time, what is left open takes longer.
+TAKEN_UP_FEW = 10
 CONVERGED_WITHIN = 200
 
 # How the product says, of itself, that it is broken. Anything else is a bug all the same.
@@ -110,6 +112,8 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (coordinator, "RETRY_S_MAX", bounds.retry_s),
             (coordinator, "EARLY_S_MAX", bounds.early_s),
             (coordinator, "EARLY_MAX", bounds.early),
+            (coordinator, "GATEWAY_S_MAX", bounds.gateway_s),
+            (coordinator, "TAKEN_UP_MAX", bounds.taken_up),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
@@ -234,9 +238,11 @@ class Cluster:
         bounds = self.plan.bounds
         within_s = (
             bounds.vote_s
-            + bounds.ask_after_s
+            + max(bounds.ask_after_s, bounds.gateway_s)
             + 3 * (self.plan.shard_call_s + bounds.retry_s + unit_s)
         )
+        if bounds.taken_up < TAKEN_UP_FEW:
+            within_s *= 3  # one after the other
         idle_at = engine.now + within_s
         while not self._idle() and engine.now < idle_at:
             engine.run_until(engine.now + unit_s / 4)

@@ -9,10 +9,11 @@ from itertools import islice
 
 import pytest
 
-from tests.simulation import commit_mutants
+from tests.simulation import block_mutants, commit_mutants
 from tests.simulation.mutants import MUTANTS, Mutant, find, plans_for
 
 assert commit_mutants.__doc__, "importing it adds its mutants"
+assert block_mutants.__doc__, "and this one its own"
 
 ALL = os.environ.get("LEDGER_SIMULATION_MUTANTS") == "all"
 RUNS_MAX = 200

@@ -1,0 +1,198 @@
+"""Decisions on transfers between two shards, applied as arrays: the same as item by item.
+
+At the participant most of a block is undecided and plain, made by `leg_booking` and settled now:
+such records are recognised by their bytes and get their second state in place. Any other record is
+decoded. Whatever has another shape than a transfer's makes the block be done item by item
+(`leg_rules`). `tests/node/test_leg_blocks.py` holds every row against that.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger_core.accounts import Direction, EntryKind, TransactionStatus
+from ledger_core.commands import ApplyTransfers, DeliveredTransfers
+from ledger_core.ledgers import Currency
+from ledger_core.results import Done
+from ledger_core.transfer_legs import decision_of, origin_keys, origin_rows, u64_column
+from ledger_core.transfers import (
+    I64Array,
+    U64Array,
+    big_endian,
+    split_rows,
+)
+from ledger_node.books import Books, InvariantError
+from ledger_node.commit_rules import PARTICIPANT_MARK, apply_decision, learn_decision
+from ledger_node.entry_columns import (
+    BoolArray,
+    EntryColumns,
+    IndexArray,
+    book_columns,
+    found_slots,
+    read_balances,
+)
+from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
+from ledger_node.leg_rules import apply_each
+from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
+
+_TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
+_SUM_MAX: Final = 1 << 62
+# As `RequestRow` packs it.
+_REQUEST: Final = np.dtype(
+    [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("checksum", "<u4")]
+)
+assert _REQUEST.itemsize == REQUEST_ROW_BYTES + CHECKSUM_BYTES
+_OPEN: Final = (TransactionStatus.UNDECIDED, TransactionStatus.PENDING)
+
+
+def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
+    """At the participant: do what the homes decided, unless that is done, or overtaken."""
+    work = _read(books, block)
+    if work is None:
+        return apply_each(books, block)
+    ends = work.undecided
+    for item, record in work.decoded.items():
+        ended = learn_decision(books, int(work.numbers[item]), record, decision_of(block, item))
+        if ended != ends[item]:
+            raise InvariantError("a decision ends something else than was expected")
+    keys = number_keys(work.numbers[[*work.settled]].tolist())
+    books.tables.put_transactions(keys, work.settled.values())
+    if ends.any():
+        _book(books, block, work, ends.nonzero()[0])
+        books.tables.drop_decided(number_keys(work.numbers[ends].tolist()))
+    for item in (work.numbers == 0).nonzero()[0].tolist():
+        apply_decision(books, decision_of(block, item))
+    return Done()
+
+
+def delivered_transfers(books: Books, block: DeliveredTransfers) -> Done:
+    """At the home: the participants have these; nothing is left to tell."""
+    books.tables.drop_in_flight_if(number_keys(u64_column(block.numbers).tolist()), _TO_TELL)
+    return Done()
+
+
+class _Work:
+    """What is to be done with the items of a block; nothing of it is done yet.
+
+    ``numbers`` are those of the transactions here, 0 where there is none. ``settled`` has the new
+    rows of plain records, ``decoded`` the others as they are. Of items that are ``undecided``: what
+    they have booked here on the own and on the clearing account.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.numbers: I64Array = np.zeros(count, np.int64)
+        self.settled: dict[int, bytes] = {}
+        self.decoded: dict[int, TransactionRecord] = {}
+        self.undecided: BoolArray = np.zeros(count, bool)
+        self.accounts: U64Array = np.zeros((count, 2), np.uint64)
+        self.debits: BoolArray = np.zeros((count, 2), bool)
+        self.amounts: I64Array = np.zeros((count, 2), np.int64)
+
+
+def _read(books: Books, block: ApplyTransfers) -> _Work | None:
+    """Look at all that a block names; None where it is to be done item by item."""
+    keys = origin_keys(origin_rows(block.first_accounts, block.request_ids), PARTICIPANT_MARK)
+    if len({*keys}) < len(keys):
+        return None
+    books.write_rows()
+    work = _Work(len(keys))
+    found = books.tables.find_requests(keys)
+    packed = np.frombuffer(b"".join([sealed for _, sealed in found]), _REQUEST)
+    if len(found) == len(keys):
+        work.numbers[:] = packed["number"]
+    else:
+        place_of = {key: item for item, key in enumerate(keys)}
+        work.numbers[[place_of[key] for key, _ in found]] = packed["number"]
+    known = work.numbers.nonzero()[0]
+    records = books.tables.find_transactions(number_keys(work.numbers[known].tolist()))
+    if len(records) < len(known):
+        raise InvariantError("a transaction of a request is missing")
+    rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
+    _recognise(books, block, work, rows)
+    for item, row in rows.items():
+        if item in work.settled:
+            continue
+        record = work.decoded[item] = TransactionRecord.decoded(row[:-CHECKSUM_BYTES])
+        if record.status in _OPEN and not _take(work, item, record):
+            return None
+    if float(work.amounts.sum(dtype=np.float64)) >= _SUM_MAX:
+        return None
+    return work
+
+
+def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes]) -> None:
+    """Find the plain records that are to be settled, and settle them."""
+    by_size: dict[int, list[int]] = {}
+    settled = TransactionStatus.SETTLED
+    for item, row in rows.items():
+        if block.statuses[item] == settled:
+            by_size.setdefault(len(row), []).append(item)
+    for size, of_size in by_size.items():
+        left = np.array(of_size)
+        packed = b"".join([rows[item] for item in of_size])
+        matrix = np.frombuffer(packed, np.uint8).reshape(-1, size)[:, :-CHECKSUM_BYTES]
+        for number, book in enumerate(books.meta.books):
+            if book.ledger != block.ledger or not len(left):
+                continue
+            currency = Currency(book.currency, book.currency_exponent)
+            template = participant_template(number, currency)
+            found = find_undecided(template, matrix)
+            if found is None:
+                continue
+            items = left[found.places]
+            work.undecided[items] = True
+            work.accounts[items] = found.accounts
+            work.debits[items] = found.debits
+            work.amounts[items] = found.amounts
+            raw = np.frombuffer(block.request_ids, np.uint8).reshape(-1, 16)[items]
+            new = settled_rows(
+                template,
+                found.rows,
+                u64_column(block.numbers)[items],
+                uuid_texts(raw),
+                books.meta.time_us,
+            )
+            work.settled |= zip(items.tolist(), new, strict=True)
+            others = np.ones(len(left), bool)
+            others[found.places] = False
+            left, matrix = left[others], matrix[others]
+
+
+def _take(work: _Work, item: int, record: TransactionRecord) -> bool:
+    """Note what an undecided transfer has booked here; False if it is none."""
+    own = [entry for entry in record.entries if entry.shard_id is None]
+    if (
+        record.status is not TransactionStatus.UNDECIDED
+        or (len(own), len(record.clearing)) != (1, 1)
+        or record.settled_amount
+        or record.effective_time_us != record.states[0].time_us
+    ):
+        return False
+    work.undecided[item] = True
+    for place, entry in enumerate((own[0], record.clearing[0])):
+        work.accounts[item, place] = entry.account_id
+        work.debits[item, place] = entry.direction is Direction.DEBIT
+        work.amounts[item, place] = entry.amount
+    return True
+
+
+def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -> None:
+    """Turn what items have reserved into posted money, or release it."""
+    ids, account = np.unique(work.accounts[items].ravel(), return_inverse=True)
+    found = books.tables.find_slots(split_rows(big_endian(ids)))
+    if len(found) < len(ids):
+        raise InvariantError("an account of a transaction is missing")
+    statuses: NDArray[np.uint8] = np.frombuffer(block.statuses, np.uint8)[items]
+    settled = statuses == TransactionStatus.SETTLED
+    kinds = np.where(settled, np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED))
+    entries = EntryColumns(
+        account,
+        work.debits[items].ravel(),
+        work.amounts[items].ravel(),
+        kinds.repeat(2),
+        work.numbers[items].repeat(2),
+    )
+    book_columns(books, read_balances(books, found_slots(found)), entries)

@@ -1,0 +1,201 @@
+"""Which items of a block of transfers between shards their accounts on this shard refuse, and why.
+
+An account refuses an item for what it is (unknown, frozen, of another ledger), or for what it has.
+Only the latter depends on the items before: an account cannot refuse if it has enough for all that
+goes out of it in the whole block, whatever comes in.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ledger_core.accounts import AccountState
+from ledger_core.commands import Limits, Refused
+from ledger_core.errors import RefusalReason
+from ledger_core.ids import SYSTEM_ACCOUNTS_MAX, system_account_id
+from ledger_core.money import INT64_MAX
+from ledger_core.transfer_legs import LegBlock, i64_column, own_accounts, own_debits, peer_shards
+from ledger_core.transfers import I64Array, U64Array, big_endian, mixed_ids, split_rows
+from ledger_node.books import BOOK_BITS, Books, InvariantError
+from ledger_node.entry_columns import (
+    AccountColumns,
+    BoolArray,
+    IndexArray,
+    found_slots,
+    read_balances,
+)
+from ledger_node.records import FLOORED_BIT, LIMITED_BIT, STATE_BITS, BalanceRow
+from ledger_node.refusal_rules import limits_of
+
+
+@dataclass(slots=True)
+class LegSides:
+    """What every item books here: an entry on its own account, and one on a clearing account.
+
+    ``own`` and ``clearing`` are places in ``accounts``; ``own`` means nothing where the item's
+    account is not ``known``. ``takes``: the account is one that the item may have. ``debits``: the
+    own entry is a debit, the clearing entry a credit.
+    """
+
+    accounts: AccountColumns
+    own: IndexArray
+    known: BoolArray
+    takes: BoolArray
+    clearing: IndexArray
+    debits: BoolArray
+    amount: I64Array
+
+    @property
+    def comes_in(self) -> BoolArray:
+        """Whether an item brings money to its own account."""
+        found: BoolArray = self.debits != self.accounts.credit_normal[self.own]
+        return found
+
+    @property
+    def clearing_ids(self) -> U64Array:
+        """The clearing account of every item."""
+        ids: U64Array = self.accounts.rows["account_id"][self.clearing]
+        return ids
+
+    def could_overflow(self) -> bool:
+        """Whether a counter of an account may have no room for all of the block."""
+        rows = self.accounts.rows
+        highest = max(
+            int((rows["debits_posted"] + rows["debits_pending"]).max()),
+            int((rows["credits_posted"] + rows["credits_pending"]).max()),
+        )
+        return highest + int(self.amount.sum()) > INT64_MAX
+
+    def check_floors(self, taken: BoolArray) -> None:
+        """Assert, once they are booked, what the funds check promised of the items taken."""
+        rows = self.accounts.rows
+        paid = np.zeros(len(rows), bool)
+        paid[self.own[taken & ~self.comes_in]] = True
+        paid &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
+        if (paid & (self.accounts.available() < 0)).any():
+            raise InvariantError("a block of transfers overdraws an account")
+
+
+def find_book(books: Books, block: LegBlock) -> int | None:
+    """Return the book of a block, if there is one yet."""
+    for index, book in enumerate(books.meta.books):
+        if (book.ledger, book.currency) == (block.ledger, block.currency.code):
+            return index
+    return None
+
+
+def read_sides(books: Books, block: LegBlock, book: int) -> LegSides | None:
+    """Read the accounts of a block; None where a clearing account is missing, or one is named."""
+    ids, place = np.unique(own_accounts(block), return_inverse=True)
+    mixed = mixed_ids(ids) - np.uint64(books.meta.lower_bound << 32)
+    if (mixed < SYSTEM_ACCOUNTS_MAX).any():
+        return None
+    peers, peer = np.unique(peer_shards(block), return_inverse=True)
+    clearing = [_clearing_slot(books, book, shard_id) for shard_id in peers.tolist()]
+    if None in clearing:
+        return None
+    found = books.tables.find_slots(split_rows(big_endian(ids)))
+    own, known = place, np.ones(len(place), bool)
+    if len(found) < len(ids):
+        existing = {int.from_bytes(account_id) for account_id, _ in found}
+        exists = np.array([account_id in existing for account_id in ids.tolist()], bool)
+        own = np.maximum(exists.cumsum() - 1, 0)[place]
+        known = exists[place]
+    slots = found_slots(found)
+    accounts = read_balances(books, np.concatenate([slots, np.array(clearing, np.int64)]))
+    rows = accounts.rows
+    able = (rows["flags"] & STATE_BITS == AccountState.OPEN) & (rows["book"] == book)
+    return LegSides(
+        accounts,
+        own,
+        known,
+        known & able[own],
+        len(slots) + peer,
+        own_debits(block),
+        i64_column(block.amounts),
+    )
+
+
+def _clearing_slot(books: Books, book: int, peer_shard_id: int) -> int | None:
+    ordinal = (peer_shard_id + 1) << BOOK_BITS | book
+    return books.find_slot(system_account_id(books.meta.lower_bound, ordinal))
+
+
+@dataclass(slots=True)
+class _Watched:
+    """An account that could refuse, as it is before the next item."""
+
+    settled: int
+    reserved: int
+    pending_inflow: int
+    limits: Limits
+
+
+class LegJudge:
+    """Judges items one after the other, of those that are on an account which could refuse.
+
+    What is taken is posted, or with ``reserves`` only reserved. Refusals are by ``entry_index``.
+    """
+
+    def __init__(
+        self, books: Books, sides: LegSides, todo: BoolArray, entry_index: int, *, reserves: bool
+    ) -> None:
+        self._books = books
+        self._sides = sides
+        self._entry_index = entry_index
+        self._reserves = reserves
+        self._comes_in = sides.comes_in
+        self._watched: dict[int, _Watched] = {}
+        rows = sides.accounts.rows
+        out = np.zeros(len(rows), np.int64)
+        leaving = todo & ~self._comes_in
+        np.add.at(out, sides.own[leaving], sides.amount[leaving])
+        flags = rows["flags"]
+        could_refuse = (flags & LIMITED_BIT != 0) | (
+            (flags & FLOORED_BIT != 0) & (out > 0) & (sides.accounts.available() < out)
+        )
+        self.careful: BoolArray = todo & could_refuse[sides.own]
+        """Items on an account that could refuse."""
+
+    def refuses(self, item: int) -> Refused | None:
+        """Return why an item is refused, after those that were taken before it."""
+        state, amount = self._state(item), int(self._sides.amount[item])
+        if self._comes_in[item]:
+            maximum = state.limits.maximum
+            if maximum is None:
+                return None
+            room = maximum - state.settled - state.pending_inflow
+            if amount <= room:
+                return None
+            reason = RefusalReason.LIMIT_EXCEEDED
+            return Refused(self._entry_index, amount, room, state.pending_inflow, reason)
+        minimum, available = state.limits.minimum, state.settled - state.reserved
+        if minimum is None or available - amount >= minimum:
+            return None
+        return Refused(self._entry_index, amount, available - minimum, state.reserved)
+
+    def take(self, item: int) -> None:
+        """Count an item in. Items come in their order."""
+        state, amount = self._state(item), int(self._sides.amount[item])
+        comes_in = bool(self._comes_in[item])
+        if not self._reserves:
+            state.settled += amount if comes_in else -amount
+        elif comes_in:
+            state.pending_inflow += amount
+        else:
+            state.reserved += amount
+
+    def _state(self, item: int) -> _Watched:
+        account = int(self._sides.own[item])
+        state = self._watched.get(account)
+        if state is None:
+            accounts = self._sides.accounts
+            row = BalanceRow.unpack(accounts.rows[account].tobytes())
+            settled = row.settled_balance(row.type.normal_side)
+            state = self._watched[account] = _Watched(
+                settled,
+                settled - row.available_balance(row.type.normal_side),
+                row.pending_inflow(),
+                limits_of(self._books, int(accounts.slots[account]), row),
+            )
+        return state

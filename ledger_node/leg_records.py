@@ -1,0 +1,272 @@
+"""The rows of plain transfers between two shards: those that differ in numbers, and in who asked.
+
+Each has a head up to its first request id, then who asked, then a tail. Heads and tails are made,
+and recognised, by templates (`row_templates`).
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ledger_core.accounts import Direction, TransactionStatus
+from ledger_core.commands import (
+    NO_HASH,
+    CreateTransaction,
+    Entry,
+    Prepare,
+    Source,
+    TransferPart,
+)
+from ledger_core.ledgers import Currency
+from ledger_core.transfers import I64Array, U64Array, big_endian, split_rows
+from ledger_node.entry_columns import IndexArray
+from ledger_node.records import EntryRecord, ParticipantRecord, StateRecord, TransactionRecord
+from ledger_node.row_templates import U64_MARKS, Bytes, RowTemplate, places_of
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_who = msgspec.msgpack.Decoder(tuple[str, str, str]).decode
+
+_HOME, _OTHER, _CLEARING, _AMOUNT, _TIME, _NUMBER, _ROUTING = U64_MARKS[:7]
+_PEER = 0x7EE7
+_ORIGIN = b"origin-origin-origin-orig"
+_REQUEST_ID = "request-id-request-id-request-id-36-"
+_WHO = ("actor", "correlation", "peer")
+# The digits of a UUID, and where they go: between dashes.
+_DIGITS = ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24))
+_THREE = b"\x93"
+"""How msgpack begins a list of three."""
+_U64_COLUMNS = {
+    "home": _HOME,
+    "other": _OTHER,
+    "clearing": _CLEARING,
+    "amount": _AMOUNT,
+    "time": _TIME,
+    "number": _NUMBER,
+    "routing": _ROUTING,
+}
+
+
+# By the number of amounts in a part of a row.
+_SIDES = ((), ("clearing_side",), ("side", "other_side"))
+
+
+@dataclass(frozen=True, slots=True)
+class LegTemplate:
+    """Templates of the head and of the tail of rows. Their columns:
+
+    ``home``, ``other``, ``clearing`` accounts, ``amount``, ``time`` of recording, ``number`` and
+    ``routing`` of 8 bytes, big-endian; ``peer`` shard of 2; ``origin`` of 25; ``request_id`` of 36;
+    ``side`` of the first entry, ``other_side`` of the second one and ``clearing_side`` of 1.
+    """
+
+    head: RowTemplate
+    tail: RowTemplate
+
+
+def _template(encoded: bytes, who: bytes) -> LegTemplate:
+    at = encoded.index(who)
+    return LegTemplate(_part(encoded[:at]), _part(encoded[at + len(who) :]))
+
+
+def _part(encoded: bytes) -> RowTemplate:
+    columns = {name: places_of(encoded, mark.to_bytes(8)) for name, mark in _U64_COLUMNS.items()}
+    columns["peer"] = places_of(encoded, _PEER.to_bytes(2))
+    columns["origin"] = places_of(encoded, _ORIGIN)
+    columns["request_id"] = places_of(encoded, _REQUEST_ID.encode())
+    # Before an entry's amount are what tells its length, and the side.
+    _, amounts = columns["amount"]
+    for name, place in zip(_SIDES[len(amounts)], amounts, strict=True):
+        columns[name] = 1, [place - 2]
+    return RowTemplate(encoded, {name: found for name, found in columns.items() if found[1]})
+
+
+def _record(book: int, currency: Currency, status: TransactionStatus) -> TransactionRecord:
+    entries = [
+        EntryRecord(account, Direction.DEBIT, _AMOUNT, currency.code, currency.exponent)
+        for account in (_HOME, _OTHER, _CLEARING)
+    ]
+    return TransactionRecord(
+        account_id=_HOME,
+        amount=0,
+        description="",
+        settled=True,
+        book=book,
+        entries=entries[:2],
+        states=[StateRecord(status, _TIME, _REQUEST_ID, *_WHO)],
+        effective_time_us=_TIME,
+        clearing=entries[2:],
+        origin=_ORIGIN,
+    )
+
+
+@functools.lru_cache(maxsize=1_024)
+def home_template(book: int, currency: Currency) -> LegTemplate:
+    """Return the template of records of settled transfers at their home."""
+    record = _record(book, currency, TransactionStatus.SETTLED)
+    record.entries[1] = msgspec.structs.replace(record.entries[1], shard_id=_PEER)
+    record.participants = [ParticipantRecord(_PEER, _OTHER)]
+    return _template(record.encoded(), _encode(_WHO)[1:])
+
+
+@functools.lru_cache(maxsize=1_024)
+def participant_template(book: int, currency: Currency) -> LegTemplate:
+    """Return the template of records of undecided transfers at their participant."""
+    record = _record(book, currency, TransactionStatus.UNDECIDED)
+    record.entries[0] = msgspec.structs.replace(record.entries[0], shard_id=_PEER)
+    record.home_shard_id, record.home_number = _PEER, _NUMBER
+    return _template(record.encoded(), _encode(_WHO)[1:])
+
+
+@functools.lru_cache(maxsize=1_024)
+def prepare_template(ledger: str, currency: Currency, shard_id: int) -> LegTemplate:
+    """Return the template of what a participant keeps to ask the home: `Prepare`."""
+    source = Source(*_WHO[1:])
+    entries = [
+        Entry(_HOME, Direction.DEBIT, _AMOUNT, currency, _PEER),
+        Entry(_OTHER, Direction.DEBIT, _AMOUNT, currency, shard_id),
+    ]
+    transaction = CreateTransaction(
+        _HOME, 0, "", True, _REQUEST_ID, entries, ledger, actor=_WHO[0], source=source
+    )
+    prepared = Prepare(_ROUTING, _ORIGIN, NO_HASH, _PEER, transaction)
+    return _template(_encode(prepared), _encode((_WHO[0], source))[1:])
+
+
+# Records that are decided
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Undecided records of one length that are plain: their places among those looked at, and what
+    they have booked here, on the own and on the clearing account.
+    """
+
+    places: IndexArray
+    rows: Bytes
+    accounts: U64Array
+    debits: NDArray[np.bool_]
+    amounts: I64Array
+
+
+def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
+    """Recognise plain records of transfers at their participant, nothing else, by their bytes."""
+    head, tail = template.head, template.tail
+    if rows.shape[1] <= head.size + tail.size:
+        return None
+    heads, whos, tails = _cut(template, rows)
+    found = head.matches(heads) & tail.matches(tails)
+    # Its own effective time, or a number at home, would make it another kind of record.
+    found &= (head.column(heads, "time") == tail.column(tails, "time")).all(axis=1)
+    found &= (tail.column(tails, "number") == 0).all(axis=1)
+    own, clearing = head.column(heads, "other_side"), tail.column(tails, "clearing_side")
+    sides = np.concatenate([own, clearing, head.column(heads, "side")], axis=1)
+    found &= ((sides == Direction.DEBIT) | (sides == Direction.CREDIT)).all(axis=1)
+    whose = split_rows(whos)
+    known = {who: _is_who(who) for who in {*whose}}
+    if not all(known.values()):
+        found &= np.array([known[who] for who in whose], bool)
+    places = found.nonzero()[0]
+    if not len(places):
+        return None
+    accounts = (head.column(heads, "other"), tail.column(tails, "clearing"))
+    amounts = (head.column(heads, "amount", 1), tail.column(tails, "amount"))
+    return Undecided(
+        places,
+        rows[places],
+        np.stack([_numbers(column[places]) for column in accounts], axis=1),
+        sides[places, :2] == Direction.DEBIT,
+        np.stack([_numbers(column[places]) for column in amounts], axis=1).view(np.int64),
+    )
+
+
+def settled_rows(
+    template: LegTemplate, rows: Bytes, numbers: U64Array, request_ids: Bytes, time_us: int
+) -> list[bytes]:
+    """Return plain undecided records as they are once their homes have settled them.
+
+    ``numbers`` are those at the homes; ``request_ids`` are those of the decisions, as text.
+    """
+    count = len(rows)
+    heads, whos, tails = _cut(template, rows)
+    states = _settled_state().lay(
+        count, {"time": big_endian(np.array([time_us])), "request_id": request_ids}
+    )
+    settled = np.concatenate([heads, whos, states, tails], axis=1)
+    _, (time_at, *_) = template.head.place("time")
+    # Before the time come what tells its length, the status, and how long a state and the list are.
+    settled[:, time_at - 4] = _TWO_STATES
+    template.tail.put(settled[:, -tails.shape[1] :], "number", big_endian(numbers))
+    return split_rows(settled)
+
+
+_ONE_STATE, _TWO_STATES = 0x91, 0x92
+
+
+@functools.cache
+def _settled_state() -> RowTemplate:
+    return _part(_encode(StateRecord(TransactionStatus.SETTLED, _TIME, _REQUEST_ID)))
+
+
+def _cut(template: LegTemplate, rows: Bytes) -> tuple[Bytes, Bytes, Bytes]:
+    """Return heads, who asked, and tails."""
+    first, second = template.head.size, rows.shape[1] - template.tail.size
+    return rows[:, :first], rows[:, first:second], rows[:, second:]
+
+
+@functools.lru_cache(maxsize=1_024)
+def _is_who(encoded: bytes) -> bool:
+    """Whether bytes are three texts, as `record_who` has them."""
+    try:
+        _decode_who(_THREE + encoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _numbers(column: Bytes) -> U64Array:
+    return np.ascontiguousarray(column).view(">u8").ravel().astype(np.uint64)
+
+
+def uuid_texts(raw: Bytes) -> Bytes:
+    """Return UUIDs, 16 bytes each, as the codes of 36 characters."""
+    count = len(raw)
+    digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(count, 32)
+    texts = np.full((count, 36), ord("-"), np.uint8)
+    for start, end, at in _DIGITS:
+        texts[:, at : at + end - start] = digits[:, start:end]
+    return texts
+
+
+# Who asked
+
+
+def record_who(part: TransferPart) -> bytes:
+    """Return who asked, as a record has it."""
+    return _encode((part.actor, part.source.correlation_id, part.source.peer))[1:]
+
+
+def prepare_who(part: TransferPart) -> bytes:
+    """Return who asked, as a Prepare has it."""
+    return _encode((part.actor, part.source))[1:]
+
+
+def joined(heads: Bytes, middles: bytes | Sequence[bytes], tails: Bytes) -> list[bytes]:
+    """Return rows of heads, middles and tails; one middle is that of all."""
+    count = len(heads)
+    if not isinstance(middles, bytes):
+        return [
+            head + middle + tail
+            for head, middle, tail in zip(
+                split_rows(heads), middles, split_rows(tails), strict=True
+            )
+        ]
+    first, second = heads.shape[1], heads.shape[1] + len(middles)
+    rows = np.empty((count, second + tails.shape[1]), np.uint8)
+    rows[:, :first] = heads
+    rows[:, first:second] = np.frombuffer(middles, np.uint8)
+    rows[:, second:] = tails
+    return split_rows(rows)
