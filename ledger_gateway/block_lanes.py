@@ -354,6 +354,8 @@ class Round:
         self._open.clear()
 
     def _answered(self, piece: Piece, found: Answer) -> None:
+        if piece not in self._open:
+            return  # nobody waits for it any more
         _, answered = self._open.pop(piece)
         if isinstance(found, Exception) and not isinstance(found, LedgerError):
             self._fault = found

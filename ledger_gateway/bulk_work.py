@@ -27,8 +27,8 @@ COMMANDS_IN_WORK_MAX = 256
 """Of one call: how many commands are on their way at once."""
 
 ALONE_IN_WORK_MAX = 256
-"""Of all bulk calls of a gateway together: how many transfers that go alone, mostly those across
-shards. With thousands at once the shards would not vote on all of them in time, and refuse some."""
+"""Of all bulk calls of a gateway together: how many transactions that go alone. With thousands at
+once the shards would not vote in time on all that are across shards, and refuse some."""
 
 BYTES_IN_WORK_MAX = 64 << 20
 """Of all bulk calls of a gateway together."""

@@ -47,7 +47,7 @@ from ledger_core.results import (
     TransfersView,
     TransferVotesView,
 )
-from ledger_gateway import transfer_columns
+from ledger_gateway import transfer_columns, transfers_across
 from ledger_gateway.bulk_results import Result as ItemResult
 from ledger_gateway.bulk_work import BulkWork
 from ledger_gateway.shard_calls import Deadline, ShardCalls
@@ -434,6 +434,32 @@ async def test_without_time_left_nothing_is_committed(work: Work, shards: BulkSh
     assert "nothing was done" in found.message
     await work.work.end()
     assert work.sent(CommitTransfers) == []
+
+
+async def test_what_is_in_work_is_bounded_over_all_calls_and_others_wait_unprepared(
+    work: Work, shards: BulkShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers_across, "IN_WORK_ITEMS_MAX", 10)
+    work = Work(shards)
+    shards.gates = {1: asyncio.Event()}
+    many: list[Item] = [(DEBIT, A, C, 5)] * 8
+    first = asyncio.ensure_future(work.do(many, seed=1))
+    await until(lambda: len(shards.calls) == 1)
+    waiting = [asyncio.ensure_future(work.do(many[:3], seed=seed)) for seed in (2, 3)]
+    more = asyncio.ensure_future(work.do(many * 2, seed=4))  # more than there are places
+    (late,) = set((await work.do(many[:3], seconds=0.05, seed=5)).values())
+    assert isinstance(late, ShardUnavailableError)
+    assert "time was over; nothing was done" in late.message
+    assert len(shards.calls) == 1
+    waiting[0].cancel()
+    await asyncio.sleep(0.001)
+    shards.gates[1].set()
+    assert len(await first) == 8
+    assert len(await waiting[1]) == 3
+    assert len(await more) == 16
+    sizes = [len(command.forms) for _, command in work.sent(PrepareTransfers)]  # type: ignore[union-attr]
+    assert sizes == [8, 3, 16]
+    assert await work.do(many[:1], seed=6) == {0: (28, SETTLED)}
 
 
 # Real books
