@@ -262,23 +262,29 @@ async def test_what_comes_in_together_goes_together_at_once(shards: BulkShards) 
     assert lane.idle
 
 
-async def test_what_comes_in_while_blocks_are_on_their_way_shares_the_next_one(
+async def test_what_comes_in_while_a_block_is_on_its_way_shares_the_next_one(
     shards: BulkShards,
 ) -> None:
+    """A second block goes out beside it when that is worth its cost, and no third one."""
     lane, gate = lane_of(shards, in_flight_max=2), asyncio.Event()
     shards.gates = {0: gate}
-    calls = []
-    for first in (1, 2):
-        calls.append(Asked(lane).ask(piece(1, first)))
-        await until(lambda first=first: len(shards.calls) == first)  # type: ignore[misc]
-    for first in (3, 4, 5):
-        calls.append(Asked(lane).ask(piece(1, first)))
+    calls = [Asked(lane).ask(piece(1, 1))]
+    await until(lambda: len(shards.calls) == 1)
+    for first, count in ((100, 30), (200, 33)):
+        calls.append(Asked(lane).ask(piece(count, first)))
         await asyncio.sleep(0.002)
-    assert amounts(shards) == [[1], [2]]
+    assert len(shards.calls) == 1
+    calls.append(Asked(lane).ask(piece(1, 300)))
+    await until(lambda: len(shards.calls) == 2)
+    calls.append(Asked(lane).ask(piece(64, 400)))
+    await asyncio.sleep(0.002)
+    assert len(shards.calls) == 2
     gate.set()
     for call in calls:
         assert await call.wait()
-    assert amounts(shards) == [[1], [2], [3, 4, 5]]
+    found = amounts(shards)
+    assert [(block[0], len(block)) for block in found] == [(1, 1), (100, 64), (400, 64)]
+    assert found[1][30] == 200
     assert shards.at_work_most[0] == 2
 
 
