@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import grpc
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
@@ -84,10 +84,11 @@ class ShardClient:
             node_id: shard_pb2_grpc.ShardServiceStub(channel)
             for node_id, channel in self._channels.items()
         }
+        self._links = {node_id: NodeLink(stub) for node_id, stub in self._stubs.items()}
         leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
         self._leaders = leaders
         self._lanes = {
-            (shard.id, kind): _Lane(shard, kind, self._stubs, leaders)
+            (shard.id, kind): _Lane(shard, kind, self._links, leaders)
             for shard in config.shards
             for kind in _Kind
         }
@@ -143,22 +144,23 @@ class ShardClient:
         state = transaction.in_flight or 0
         if transaction.status is TransactionStatus.UNDECIDED:
             state = max(state, 1)
-        request = shard_pb2.AwaitTransactionRequest(
+        wanted = shard_pb2.AwaitTransactionRequest(
             shard_id=shard.id, number=transaction.number, state=state
         )
         backoff_s = _BACKOFF_S_MIN
         while (remaining_s := deadline - time.monotonic()) > 0:
             node_id = self._leaders[shard.id]
+            request = shard_pb2.ShardRequest(await_transaction=wanted)
             try:
-                response = await self._stubs[node_id].AwaitTransaction(request, timeout=remaining_s)
-            except aio.AioRpcError:
+                response = (await self._links[node_id].ask(request, remaining_s)).query
+            except (LinkError, NodeFaultError):
                 self._leaders[shard.id] = next_replica(shard, node_id)
             else:
                 if response.outcome == shard_pb2.OUTCOME_OK:
                     return decode_result(response.results[0])
                 hint = response.leader_node_id
                 self._leaders[shard.id] = (
-                    hint if hint in self._stubs else next_replica(shard, node_id)
+                    hint if hint in self._links else next_replica(shard, node_id)
                 )
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
@@ -202,6 +204,7 @@ class ShardClient:
     async def close(self) -> None:
         """Let the batches that are under way end, then close the connections."""
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(link.close() for link in self._links.values()))
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
 
@@ -212,12 +215,12 @@ class _Lane:
         self,
         shard: ShardConfig,
         kind: _Kind,
-        stubs: "dict[str, shard_pb2_grpc.ShardServiceAsyncStub]",
+        links: dict[str, NodeLink],
         leaders: dict[int, str],
     ) -> None:
         self._shard = shard
         self._kind = kind
-        self._stubs = stubs
+        self._links = links
         self._leaders = leaders
         self._waiting: list[_Call] = []
         self._waiting_bytes = 0
@@ -304,7 +307,7 @@ class _Lane:
                 return
             if outcome == shard_pb2.OUTCOME_OK:
                 continue
-            if leader_id in self._stubs and redirects < len(self._shard.replicas):
+            if leader_id in self._links and redirects < len(self._shard.replicas):
                 # Someone knows the leader: follow at once, but not in circles.
                 redirects += 1
                 node_id = self._leaders[self._shard.id] = leader_id
@@ -328,13 +331,11 @@ class _Lane:
         outcome, leader_id, message = shard_pb2.OUTCOME_UNKNOWN, "", ""
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)
-        except aio.AioRpcError as error:
-            if error.code() in _PROTOCOL_FAULTS:
-                # A node of another version, or a bug: trying again cannot help.
-                _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error.details()}"))
-                return shard_pb2.OUTCOME_OK, "", ""
-            failure = _in_words(error)
-            may_have_arrived = not _never_connected(error)
+        except NodeFaultError as error:
+            _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error}"))
+            return shard_pb2.OUTCOME_OK, "", ""
+        except LinkError as error:
+            failure, may_have_arrived = str(error), error.may_have_arrived
         else:
             outcome, leader_id = response.outcome, response.leader_node_id
             message = response.message
@@ -351,17 +352,14 @@ class _Lane:
     async def _send(
         self, node_id: str, data: Sequence[bytes], timeout_s: float
     ) -> shard_pb2.ExecuteResponse | shard_pb2.QueryResponse:
-        stub = self._stubs[node_id]
+        link, shard_id = self._links[node_id], self._shard.id
         if self._kind is _Kind.EXECUTE:
-            return await stub.Execute(
-                shard_pb2.ExecuteRequest(shard_id=self._shard.id, commands=data), timeout=timeout_s
-            )
-        return await stub.Query(
-            shard_pb2.QueryRequest(
-                shard_id=self._shard.id, queries=data, stale=self._kind is _Kind.STALE_QUERY
-            ),
-            timeout=timeout_s,
+            execute = shard_pb2.ExecuteRequest(shard_id=shard_id, commands=data)
+            return (await link.ask(shard_pb2.ShardRequest(execute=execute), timeout_s)).execute
+        query = shard_pb2.QueryRequest(
+            shard_id=shard_id, queries=data, stale=self._kind is _Kind.STALE_QUERY
         )
+        return (await link.ask(shard_pb2.ShardRequest(query=query), timeout_s)).query
 
     def _succeeded(
         self,
@@ -406,13 +404,6 @@ class _Lane:
         return ShardUnavailableError(f"{what}; nothing was done, try again")
 
 
-_PROTOCOL_FAULTS = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-)
-
 _OUTCOME_IN_WORDS: dict[int, str] = {
     shard_pb2.OUTCOME_NOT_LEADER: "not the leader",
     shard_pb2.OUTCOME_UNKNOWN: "lost its leadership while the write was under way",
@@ -432,14 +423,3 @@ def _fail(batch: list[_Call], error: LedgerError) -> None:
     for call in batch:
         if not call.reply.done():
             call.reply.set_exception(error)
-
-
-def _never_connected(error: aio.AioRpcError) -> bool:
-    """Whether the call cannot have left this process: gRPC says so only in words."""
-    return (error.details() or "").startswith("failed to connect to all addresses")
-
-
-def _in_words(error: aio.AioRpcError) -> str:
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "did not answer in time"
-    return "cannot be reached"

@@ -62,6 +62,7 @@ class NodeServer:
         self._calls: set[asyncio.Task[None]] = set()
         self._checker = Checker(store, self._led_shards, [shard.id for shard in config.shards])
         self._checking: asyncio.Task[None] | None = None
+        self._shard_service = ShardService(self._node, store, self._wake, self._checker)
 
     @classmethod
     def open(
@@ -92,9 +93,7 @@ class NodeServer:
     async def start(self) -> None:
         """Listen and take turns; OSError when the address cannot be bound."""
         address = self._config.node(self._node_id).address
-        shard_pb2_grpc.add_ShardServiceServicer_to_server(
-            ShardService(self._node, self._store, self._wake, self._checker), self._server
-        )
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(self._shard_service, self._server)
         peer_pb2_grpc.add_PeerServiceServicer_to_server(self._links, self._server)
         try:
             self._server.add_insecure_port(address)
@@ -119,6 +118,7 @@ class NodeServer:
             self._wake.set()
             await asyncio.sleep(0.02)
         drained = self._node.drained
+        self._shard_service.stop_exchanges()
         await self._server.stop(GRACE_S)
         await self._links.stop()
         if self._turns is not None:

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import grpc
 import msgspec
@@ -35,6 +35,7 @@ from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
 from ledger_node.in_transit import InTransit
 from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.shard_exchange import Exchange, ReplyDone
 from ledger_node.store import Store
 
 COMMANDS_PER_CALL_MAX = 2_000
@@ -45,7 +46,9 @@ STEPS_TO_THE_END = (
     *(ApplyTransfers, DeliveredTransfers),
 )
 
-_Reply = TypeVar("_Reply", ExecuteReply, QueryReply)
+# What the decoding and the check of a request raise, where its sender and this node do not speak
+# the same protocol.
+MALFORMED = (ValueError, msgspec.MsgspecError)
 
 
 class ShardService(shard_pb2_grpc.ShardServiceServicer):
@@ -57,72 +60,88 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._wake = wake
         self._checker = checker
         self._started = time.monotonic()
+        self._stopping = asyncio.Event()
         self._verifying = asyncio.Lock()
         self._verifications = 0
+
+    # The stub knows handlers that iterate and yield; this one reads and writes, so that one task
+    # can send while another receives.
+    async def Exchange(  # type: ignore[override]  # noqa: N802  (the name in the protocol)
+        self,
+        request_iterator: object,  # noqa: ARG002
+        context: aio.ServicerContext[shard_pb2.RequestFrame, shard_pb2.ReplyFrame],
+    ) -> None:
+        """Carry requests to the shards, and their replies, until the caller ends it."""
+        await Exchange(context, self._take, self._stopping).run()
 
     async def Execute(  # noqa: N802  (the name in the protocol)
         self,
         request: shard_pb2.ExecuteRequest,
         context: aio.ServicerContext[shard_pb2.ExecuteRequest, shard_pb2.ExecuteResponse],
     ) -> shard_pb2.ExecuteResponse:
+        """Run commands."""
+        reply: asyncio.Future[shard_pb2.ShardReply] = asyncio.get_running_loop().create_future()
+        try:
+            self._execute(request, _resolve(reply))
+        except MALFORMED as error:
+            await _refuse(context, error)
+        self._wake.set()
+        return (await reply).execute
+
+    def stop_exchanges(self) -> None:
+        """Take no more requests from streams; each ends once it has its replies."""
+        self._stopping.set()
+
+    def _take(self, request: shard_pb2.ShardRequest, done: ReplyDone) -> None:
+        """Hand a request to the node; ``done`` is called once, now or in a turn of the node."""
+        kind = request.WhichOneof("request")
+        try:
+            if kind == "execute":
+                self._execute(request.execute, done)
+            elif kind == "query":
+                self._query(request.query, done)
+            elif kind == "await_transaction":
+                wanted = request.await_transaction
+                self._node.await_transaction(
+                    wanted.shard_id, wanted.number, wanted.state, _query_done(done)
+                )
+            else:
+                raise ValueError("no request of a known kind")
+        except MALFORMED as error:
+            done(shard_pb2.ShardReply(fault=f"malformed request: {error}"))
+        self._wake.set()
+
+    def _execute(self, request: shard_pb2.ExecuteRequest, done: ReplyDone) -> None:
         """Run commands; they are checked before they may enter the log."""
         shard = self._node.shard_config(request.shard_id)
-        commands: list[Command] = []
-        if shard is not None:
-            try:
-                commands = _check_commands(shard, request.commands)
-            except (ValueError, msgspec.MsgspecError) as error:
-                await _refuse(context, error)
-        reply: asyncio.Future[ExecuteReply] = asyncio.get_running_loop().create_future()
+        commands = [] if shard is None else _check_commands(shard, request.commands)
         begins = [
             command
             for command in commands
             if isinstance(command, CreateTransaction) and is_across_shards(command)
         ]
+
+        def executed(reply: ExecuteReply) -> None:
+            response = shard_pb2.ExecuteResponse(
+                outcome=reply.outcome,
+                leader_node_id=reply.leader_id,
+                results=reply.results,
+                log_index=reply.log_index,
+                message=reply.message,
+            )
+            done(shard_pb2.ShardReply(execute=response))
+
         self._node.execute(
             request.shard_id,
             request.commands,
-            _resolve(reply),
+            executed,
             begins,
             urgent=all(isinstance(command, STEPS_TO_THE_END) for command in commands),
         )
-        self._wake.set()
-        result = await reply
-        return shard_pb2.ExecuteResponse(
-            outcome=result.outcome,
-            leader_node_id=result.leader_id,
-            results=result.results,
-            log_index=result.log_index,
-            message=result.message,
-        )
 
-    async def Query(  # noqa: N802  (the name in the protocol)
-        self,
-        request: shard_pb2.QueryRequest,
-        context: aio.ServicerContext[shard_pb2.QueryRequest, shard_pb2.QueryResponse],
-    ) -> shard_pb2.QueryResponse:
-        """Answer queries."""
-        try:
-            queries: Sequence[Query] = [decode_query(data) for data in request.queries]
-        except msgspec.MsgspecError as error:
-            await _refuse(context, error)
-        reply: asyncio.Future[QueryReply] = asyncio.get_running_loop().create_future()
-        self._node.query(request.shard_id, queries, _resolve(reply), stale=request.stale)
-        self._wake.set()
-        return _query_response(await reply)
-
-    async def AwaitTransaction(  # noqa: N802
-        self,
-        request: shard_pb2.AwaitTransactionRequest,
-        context: aio.ServicerContext[shard_pb2.AwaitTransactionRequest, shard_pb2.QueryResponse],  # noqa: ARG002
-    ) -> shard_pb2.QueryResponse:
-        """Answer with a transaction once all its shards have it."""
-        reply: asyncio.Future[QueryReply] = asyncio.get_running_loop().create_future()
-        self._node.await_transaction(
-            request.shard_id, request.number, request.state, _resolve(reply)
-        )
-        self._wake.set()
-        return _query_response(await reply)
+    def _query(self, request: shard_pb2.QueryRequest, done: ReplyDone) -> None:
+        queries: Sequence[Query] = [decode_query(data) for data in request.queries]
+        self._node.query(request.shard_id, queries, _query_done(done), stale=request.stale)
 
     async def GetNodeStatus(  # noqa: N802  (the name in the protocol)
         self,
@@ -284,15 +303,19 @@ def _verify_progress(audit: DeepAudit) -> shard_pb2.VerifyProgress:
     )
 
 
-def _query_response(reply: QueryReply) -> shard_pb2.QueryResponse:
-    return shard_pb2.QueryResponse(
-        outcome=reply.outcome,
-        leader_node_id=reply.leader_id,
-        results=reply.results,
-        applied_index=reply.applied_index,
-        age_ms=round(reply.age_s * 1000),
-        message=reply.message,
-    )
+def _query_done(done: ReplyDone) -> Callable[[QueryReply], None]:
+    def answered(reply: QueryReply) -> None:
+        response = shard_pb2.QueryResponse(
+            outcome=reply.outcome,
+            leader_node_id=reply.leader_id,
+            results=reply.results,
+            applied_index=reply.applied_index,
+            age_ms=round(reply.age_s * 1000),
+            message=reply.message,
+        )
+        done(shard_pb2.ShardReply(query=response))
+
+    return answered
 
 
 def _check_commands(shard: ShardConfig, commands: Sequence[bytes]) -> list[Command]:
@@ -319,10 +342,10 @@ async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception) -> N
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed request: {error}")
 
 
-def _resolve(future: "asyncio.Future[_Reply]") -> Callable[[_Reply], None]:
+def _resolve(future: "asyncio.Future[shard_pb2.ShardReply]") -> ReplyDone:
     """Return a callback that ends the future, unless its caller has gone."""
 
-    def resolve(reply: _Reply) -> None:
+    def resolve(reply: shard_pb2.ShardReply) -> None:
         if not future.done():
             future.set_result(reply)
 

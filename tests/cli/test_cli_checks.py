@@ -57,10 +57,7 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
     def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    def Query(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
-
-    def AwaitTransaction(self, request: Any, context: Any) -> Any:
+    def Exchange(self, request_iterator: Any, context: Any) -> Any:
         raise NotImplementedError
 
 
