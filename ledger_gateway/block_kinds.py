@@ -9,6 +9,7 @@ and `transfers_across`.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import TypeVar
 
@@ -57,16 +58,26 @@ DECIDED = np.dtype(
 """A transfer between two shards that has become something at its home, and its place in a call."""
 
 DELIVERED_LINGER_S = 0.05
+_TERMS_MAX = 1_024
 
 ValueT = TypeVar("ValueT")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockTerms:
-    """What all items of a block share."""
+    """What all items of a block share. The same ones are the same object: see `block_terms`."""
 
     ledger: str
     currency: Currency
+
+
+@lru_cache(_TERMS_MAX)
+def block_terms(ledger: str, currency: Currency) -> BlockTerms:
+    """Return the terms of blocks. One that was forgotten meanwhile is shared no more, that is all.
+
+    Looking them up once for a call is cheaper than comparing them for every piece of it.
+    """
+    return BlockTerms(ledger, currency)
 
 
 def _create(terms: BlockTerms, pieces: Sequence[Piece], rows: Rows) -> CreateTransfers:

@@ -30,7 +30,10 @@ from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
 from ledger_gateway.shard_calls import Deadline, ShardCalls, timeout_s
 
 BLOCKS_IN_FLIGHT_MAX = 2
-"""Of a lane. One more block is made while another one is written to disk."""
+"""Of a lane."""
+SECOND_BLOCK_ITEMS_MIN = 64
+"""While a block is on its way, another one is sent only if it has so many items: each block costs
+the shard's replicas as much as some fifty items do."""
 WAITING_ITEMS_MAX = 1 << 17
 """Of a lane."""
 # Of a block: room for all that it has but once.
@@ -190,7 +193,7 @@ class Lane:
 
     def _schedule(self) -> None:
         """Send at the end of this pass of the event loop: what comes in together goes together."""
-        if len(self._blocks) >= self._in_flight_max:
+        if not self._may_send():
             return
         loop, linger_s = asyncio.get_running_loop(), self._kind.linger_s
         if not linger_s or self._waiting_items >= TRANSFERS_PER_BLOCK_MAX:
@@ -202,9 +205,16 @@ class Lane:
         elif self._flushing is None:
             self._flushing = loop.call_later(linger_s, self._flush)
 
+    def _may_send(self) -> bool:
+        """Whether another block is worth its cost now, or has to wait for those on their way."""
+        if not self._blocks:
+            return True
+        in_flight, waiting = len(self._blocks), self._waiting_items
+        return in_flight < self._in_flight_max and waiting >= SECOND_BLOCK_ITEMS_MIN
+
     def _flush(self) -> None:
         self._flushing = None
-        while self._waiting and len(self._blocks) < self._in_flight_max:
+        while self._waiting and self._may_send():
             block = self._take()
             self._blocks.add(block)
             block.task = asyncio.create_task(self._carry(block))
@@ -344,6 +354,8 @@ class Round:
         self._open.clear()
 
     def _answered(self, piece: Piece, found: Answer) -> None:
+        if piece not in self._open:
+            return  # nobody waits for it any more
         _, answered = self._open.pop(piece)
         if isinstance(found, Exception) and not isinstance(found, LedgerError):
             self._fault = found

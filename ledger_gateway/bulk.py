@@ -7,23 +7,19 @@ than a transfer are put into columns too: then they go the same way. `bulk_work`
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
-import re
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from ledger.v1 import ledger_pb2
-from ledger_core.commands import Source, TransferText
+from ledger_core.commands import Source
 from ledger_core.errors import InvalidRequestError, LedgerError, ShardUnavailableError
-from ledger_core.ids import parse_account_id
-from ledger_core.ledgers import MAIN_NAME, USD, Currency
-from ledger_core.transfers import TransferForm
-from ledger_gateway import atomic, bulk_results, conversion, transfer_columns, validation
+from ledger_core.ledgers import MAIN_NAME
+from ledger_gateway import atomic, bulk_results, transfer_columns, validation
 from ledger_gateway.bulk_work import BulkWork, Job, in_place, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
+from ledger_gateway.plain_transfers import Currencies, Sorted, may_be_plain, sort_plain
 from ledger_gateway.shard_calls import Context, Deadline
 from ledger_gateway.source import require_valid
 from ledger_gateway.transactions import TransactionRpcs
@@ -36,14 +32,10 @@ STREAM_IN_WORK_MAX = 8
 STREAM_IDLE_S_MAX = 600.0
 """How long a stream may be without a request."""
 
-_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\Z")
-_NO_ACCOUNT = "0" * 16
-_NO_TEXT = TransferText()
 
 Request = ledger_pb2.CreateTransactionsRequest
 Response = ledger_pb2.CreateTransactionsResponse
 Results = dict[int, ledger_pb2.TransactionResult]
-Currencies = dict[tuple[str, str], Currency]
 
 
 class BulkRpcs(TransactionRpcs):
@@ -175,7 +167,7 @@ class BulkRpcs(TransactionRpcs):
         terms = Terms(ledger, currencies[path], asked.actor)
         return Transfers(transfer_columns.columns(asked), terms)
 
-    async def _sort(self, request: Request, results: Results, deadline: Deadline) -> "_Sorted":
+    async def _sort(self, request: Request, results: Results, deadline: Deadline) -> Sorted:
         """Tell general transactions apart: wrong ones get their result, the others their way."""
         plain, alone = [], []
         for index, one in enumerate(request.transactions):
@@ -183,13 +175,13 @@ class BulkRpcs(TransactionRpcs):
             if violations := validation.create_transaction(one):
                 error = to_call_error(InvalidRequestError(violations))
                 results[index] = ledger_pb2.TransactionResult(error=error)
-            elif _may_be_plain(one):
+            elif may_be_plain(one):
                 plain.append(index)
             else:
                 alone.append(index)
         items = [(index, request.transactions[index]) for index in plain]
         currencies = await self._currencies((one for _, one in items), deadline)
-        return _sort_plain(items, currencies, alone)
+        return sort_plain(items, currencies, alone)
 
     async def _currencies(
         self, plain: Iterable[ledger_pb2.CreateTransactionRequest], deadline: Deadline
@@ -224,15 +216,6 @@ class BulkRpcs(TransactionRpcs):
             results[index] = ledger_pb2.TransactionResult(error=to_call_error(error))
 
 
-@dataclass(slots=True)
-class _Sorted:
-    """General transactions by the way they go; ``indexes`` are those of each group's items."""
-
-    alone: list[int]
-    groups: list[Transfers] = field(default_factory=list)
-    indexes: list[list[int]] = field(default_factory=list)
-
-
 def _violations(request: Request) -> Violations:
     """Check what fails a call as a whole."""
     count = transfer_columns.count_of(request.transfers)
@@ -246,92 +229,3 @@ def _violations(request: Request) -> Violations:
     if not found and request.HasField("atomic"):
         return atomic.violations(request)
     return found
-
-
-def _may_be_plain(request: ledger_pb2.CreateTransactionRequest) -> bool:
-    """Whether columns can say all of a valid request, if its entries have the same currency."""
-    if not request.settled or request.dry_run or request.HasField("effective_time"):
-        return False
-    if request.request_id and not _CANONICAL_UUID.match(request.request_id):
-        return False
-    if not request.entries:
-        return request.account_id != _NO_ACCOUNT
-    if len(request.entries) != 2:
-        return False
-    first, second = request.entries
-    return (
-        first.amount == second.amount
-        and first.direction != second.direction
-        and first.account_id != second.account_id
-        and _NO_ACCOUNT not in (first.account_id, second.account_id)
-        and not any(
-            entry.HasField(name)
-            for entry in request.entries
-            for name in ("expected_version", "minimum_balance", "maximum_balance")
-        )
-    )
-
-
-def _sort_plain(
-    items: Iterable[tuple[int, ledger_pb2.CreateTransactionRequest]],
-    currencies: Currencies,
-    alone: list[int],
-) -> _Sorted:
-    """Put transfers into groups of the same terms, in their order; add the others to ``alone``."""
-    wanted: list[tuple[int, ledger_pb2.CreateTransactionRequest, Terms | None]] = []
-    first_of: dict[str, Terms] = {}
-    for index, one in items:
-        terms = None
-        if one.entries:
-            ledger = one.ledger or MAIN_NAME
-            known = {currencies.get((ledger, entry.currency)) for entry in one.entries}
-            currency = known.pop()
-            if known or currency is None:
-                alone.append(index)
-                continue
-            terms = Terms(ledger, currency, one.actor)
-            first_of.setdefault(one.actor, terms)
-        wanted.append((index, one, terms))
-    # The one-account form goes with whatever its actor does before it, or after: in their order.
-    latest = dict(first_of)
-    groups: dict[Terms, list[tuple[int, ledger_pb2.CreateTransactionRequest]]] = {}
-    for index, one, own in wanted:
-        terms = own or latest.get(one.actor) or Terms(MAIN_NAME, USD, one.actor)
-        latest[one.actor] = terms
-        groups.setdefault(terms, []).append((index, one))
-    found = _Sorted(alone)
-    for terms, members in groups.items():
-        found.groups.append(Transfers(_join([one for _, one in members]), terms))
-        found.indexes.append([index for index, _ in members])
-    return found
-
-
-def _join(requests: list[ledger_pb2.CreateTransactionRequest]) -> transfer_columns.Columns:
-    forms, first, second, amounts, request_ids = [], [], [], [], []
-    texts = {}
-    for place, one in enumerate(requests):
-        if one.entries:
-            home, other = one.entries
-            debits = home.direction == ledger_pb2.DIRECTION_DEBIT
-            forms.append(TransferForm.DEBIT if debits else TransferForm.CREDIT)
-            first.append(parse_account_id(home.account_id))
-            second.append(parse_account_id(other.account_id))
-            amounts.append(home.amount)
-        else:
-            forms.append(TransferForm.IN if one.amount > 0 else TransferForm.OUT)
-            first.append(parse_account_id(one.account_id))
-            second.append(0)
-            amounts.append(abs(one.amount))
-        request_ids.append(uuid.UUID(one.request_id).bytes if one.request_id else b"")
-        metadata = conversion.metadata(one.metadata)
-        text = TransferText(one.description, one.external_reference, metadata)
-        if text != _NO_TEXT:
-            texts[place] = text
-    return transfer_columns.join(
-        forms=forms,
-        first=first,
-        second=second,
-        amounts=amounts,
-        request_ids=request_ids,
-        texts=texts,
-    )

@@ -47,39 +47,30 @@ def result(found: Result) -> ledger_pb2.TransactionResult:
 async def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
     """Return what became of transfers as columns; `give_way` between those that have no columns."""
     size = len(transfers.columns)
-    numbers = np.zeros(size, np.uint64)
-    statuses = np.zeros(size, np.uint8)
-    times_us = np.zeros(size, np.int64)
-    book_indexes = np.zeros(size, np.int64)
-    directions = np.zeros(size, np.uint8)
-    books: dict[BookView, int] = {}
+    columns = _Columns(size)
     refusals: dict[int, ledger_pb2.Refusal] = {}
     others: dict[int, ledger_pb2.TransactionResult] = {}
+    taken: list[tuple[IndexArray, TransfersView]] = []
     for items, outcome in transfers.outcomes.blocks:
         if isinstance(outcome, LedgerError):
             others |= dict.fromkeys(items.tolist(), result(outcome))
             continue
-        of_block = np.frombuffer(outcome.statuses, np.uint8)
-        taken = items[of_block != 0]
-        statuses[items] = of_block
-        numbers[taken] = outcome.first_number + np.arange(len(taken), dtype=np.uint64)
-        times_us[taken] = outcome.time_us
-        indexes_of_block, directions_of_block = _booked(transfers, items, outcome, books)
-        book_indexes[taken] = indexes_of_block[of_block != 0]
-        directions[taken] = directions_of_block[of_block != 0]
+        taken.append((items, outcome))
         for count, (place, refusal) in enumerate(outcome.refusals.items()):
             await give_way(count)
             refusals[int(items[place])] = conversion.refusal(refusal)
         for count, (place, other) in enumerate(outcome.others.items()):
             await give_way(count)
             others[int(items[place])] = result(other)
+    if taken:
+        columns.fill(transfers, taken)
     for count, (item, single) in enumerate(transfers.outcomes.singles.items()):
         await give_way(count)
         others[item] = result(single)
     return ledger_pb2.TransferResults(
-        numbers=numbers.tolist(),
-        statuses=statuses.tobytes(),
-        create_times_us=times_us.tolist(),
+        numbers=columns.numbers.tolist(),
+        statuses=columns.statuses.tobytes(),
+        create_times_us=columns.times_us.tolist(),
         refusals=refusals,
         others=others,
         books=[
@@ -89,55 +80,98 @@ async def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
                 currency_exponent=book.currency_exponent,
                 external_account_id=book.external_account_id,
             )
-            for book in books
+            for book in columns.books
         ],
-        book_indexes=book_indexes.tolist(),
-        first_directions=directions.tobytes(),
+        book_indexes=columns.book_indexes.tolist(),
+        first_directions=columns.directions.tobytes(),
     )
 
 
-def _booked(
-    transfers: Transfers, items: IndexArray, outcome: TransfersView, books: dict[BookView, int]
-) -> tuple[IndexArray, NDArray[np.uint8]]:
-    """Return where the transfers of a block were booked, and the direction of their first entries.
+class _Columns:
+    """The columns of results: all 0 for items that were not taken."""
 
-    Where is the place in ``books``, to which new ones are added. Transfers that were not taken have
-    some value.
-    """
-    # With two accounts, the terms say it, and the form is the direction.
-    forms = transfers.columns.forms[items]
-    one = forms >= TransferForm.IN
-    indexes = np.zeros(len(items), np.intp)
-    if not one.all():
-        currency = transfers.terms.currency
-        own = BookView(transfers.terms.ledger, currency.code, currency.exponent, 0)
-        indexes[:] = books.setdefault(own, len(books))
-    if not outcome.books:
-        return indexes, forms
-    named = np.array([books.setdefault(book, len(books)) for book in outcome.books], np.intp)
-    indexes[one] = named[np.frombuffer(outcome.book_places, "<u2")[one]]
-    return indexes, np.where(one, np.frombuffer(outcome.sides, np.uint8), forms)
+    def __init__(self, size: int) -> None:
+        self.numbers = np.zeros(size, np.uint64)
+        self.statuses = np.zeros(size, np.uint8)
+        self.times_us = np.zeros(size, np.int64)
+        self.book_indexes = np.zeros(size, np.intp)
+        self.directions = np.zeros(size, np.uint8)
+        self.books: dict[BookView, int] = {}
+
+    def fill(self, transfers: Transfers, blocks: list[tuple[IndexArray, TransfersView]]) -> None:
+        """Enter what became of the items of all blocks at once: there may be many small ones."""
+        views = [view for _, view in blocks]
+        counts = [len(view.statuses) for view in views]
+        items = np.concatenate([items for items, _ in blocks])
+        statuses = np.frombuffer(b"".join([view.statuses for view in views]), np.uint8)
+        self.statuses[items] = statuses
+        # Within a block, those that were taken are numbered one after the other.
+        before = np.cumsum(statuses != 0) - (statuses != 0)
+        starts = np.cumsum(counts) - counts
+        offsets = np.array([view.first_number for view in views]) - before[starts]
+        numbers = before + np.repeat(offsets, counts)
+        times_us = np.repeat(np.array([view.time_us for view in views]), counts)
+        indexes, directions = self._booked(transfers, blocks, items)
+        taken = np.flatnonzero(statuses)
+        of_taken = items[taken]
+        self.numbers[of_taken] = numbers[taken]
+        self.times_us[of_taken] = times_us[taken]
+        self.book_indexes[of_taken] = indexes[taken]
+        self.directions[of_taken] = directions[taken]
+
+    def _booked(
+        self,
+        transfers: Transfers,
+        blocks: list[tuple[IndexArray, TransfersView]],
+        items: IndexArray,
+    ) -> tuple[IndexArray, NDArray[np.uint8]]:
+        """Return where transfers were booked, and the direction of their first entries.
+
+        Where is the place in ``books``. Transfers that were not taken have some value.
+        """
+        # With two accounts, the terms say it, and the form is the direction.
+        directions = transfers.columns.forms[items]
+        one = directions >= TransferForm.IN
+        indexes = np.zeros(len(items), np.intp)
+        if not one.all():
+            currency = transfers.terms.currency
+            own = BookView(transfers.terms.ledger, currency.code, currency.exponent, 0)
+            indexes[:] = self.books.setdefault(own, len(self.books))
+        start = 0
+        for of_block, view in blocks:
+            end = start + len(of_block)
+            if view.books:
+                places = start + np.flatnonzero(one[start:end])
+                named = [self.books.setdefault(book, len(self.books)) for book in view.books]
+                of_items = np.frombuffer(view.book_places, "<u2")[places - start]
+                indexes[places] = np.array(named, np.intp)[of_items]
+                directions[places] = np.frombuffer(view.sides, np.uint8)[places - start]
+            start = end
+        return indexes, directions
 
 
 def transaction_results(
     transfers: Transfers,
 ) -> Iterator[tuple[int, ledger_pb2.TransactionResult]]:
     """Return what became of each transfer, with its place, as a single call would say it."""
+    return ((item, result(found)) for item, found in results_of(transfers))
+
+
+def results_of(transfers: Transfers) -> Iterator[tuple[int, Result]]:
+    """Return what became of each transfer, with its place; the last one of a place counts."""
     for items, outcome in transfers.outcomes.blocks:
         if isinstance(outcome, LedgerError):
-            error = result(outcome)
             for item in items.tolist():
-                yield item, error
+                yield item, outcome
             continue
         number = outcome.first_number
         for place, item in enumerate(items.tolist()):
             if not outcome.statuses[place]:
-                yield item, result(outcome.others[place])
+                yield item, outcome.others[place]
                 continue
-            yield item, result(_view(transfers, item, outcome, place, number))
+            yield item, _view(transfers, item, outcome, place, number)
             number += 1
-    for item, single in transfers.outcomes.singles.items():
-        yield item, result(single)
+    yield from transfers.outcomes.singles.items()
 
 
 def _view(

@@ -8,6 +8,7 @@ shards do not wait for each other. Items between two shards go through the steps
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from ledger_core.commands import Source
 from ledger_core.errors import LedgerError, OverloadedError, ShardUnavailableError
 from ledger_core.results import TransfersView
 from ledger_gateway.block_kinds import CREATE
-from ledger_gateway.block_lanes import Answer, Lanes, Round
+from ledger_gateway.block_lanes import OVERTIME_S, Answer, Lanes, Round
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, IndexArray
 from ledger_gateway.transfer_pieces import PlacedTransfers, Transfers
@@ -26,8 +27,8 @@ COMMANDS_IN_WORK_MAX = 256
 """Of one call: how many commands are on their way at once."""
 
 ALONE_IN_WORK_MAX = 256
-"""Of all bulk calls of a gateway together: how many transfers that go alone, mostly those across
-shards. With thousands at once the shards would not vote on all of them in time, and refuse some."""
+"""Of all bulk calls of a gateway together: how many transactions that go alone. With thousands at
+once the shards would not vote in time on all that are across shards, and refuse some."""
 
 BYTES_IN_WORK_MAX = 64 << 20
 """Of all bulk calls of a gateway together."""
@@ -90,6 +91,9 @@ class Room:
 
 async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> None:
     """Run jobs, begun in their order, at most ``at_once_max`` of them at once."""
+    if len(jobs) == 1:
+        await jobs[0]()
+        return
     waiting = iter(jobs)
 
     async def work() -> None:
@@ -132,8 +136,10 @@ class BulkWork:
         await run(jobs)
 
     async def end(self) -> None:
-        """Wait until what was begun has ended."""
-        await self._across.end()
+        """Wait, within bounds, until what calls have left behind has ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OVERTIME_S):
+                await self._across.end()
 
     async def _send_blocks(
         self, placed: PlacedTransfers, items: IndexArray, deadline: Deadline

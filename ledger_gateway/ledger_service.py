@@ -56,5 +56,5 @@ class LedgerService(
         self._stopping.set()
 
     async def end(self) -> None:
-        """Wait until what calls have begun and left behind has ended; it ends within seconds."""
+        """Wait, a few seconds at most, until what calls have left behind has ended."""
         await self._work.end()

@@ -12,7 +12,7 @@ from ledger_core.commands import Refused, Source, TransferPart
 from ledger_core.errors import LedgerError
 from ledger_core.results import TransactionView, TransfersView
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
-from ledger_gateway.block_kinds import ASKED, BlockTerms
+from ledger_gateway.block_kinds import ASKED, block_terms
 from ledger_gateway.block_lanes import ONCE_BYTES, Piece, require_time
 from ledger_gateway.errors import unwrap
 from ledger_gateway.shard_calls import Deadline, ShardCalls
@@ -45,6 +45,18 @@ class Transfers:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
 
+def by_shard(shard_ids: NDArray[np.uint16]) -> Iterator[tuple[int, IndexArray]]:
+    """Return the places of each shard, in their order."""
+    if not len(shard_ids):
+        return
+    order = np.argsort(shard_ids, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(shard_ids[order])) + 1).tolist(), len(order)]
+    start = 0
+    for end in ends:
+        yield int(shard_ids[order[start]]), order[start:end]
+        start = end
+
+
 class PlacedTransfers:
     """Transfers, the shards of their accounts, and who asks for them.
 
@@ -57,7 +69,7 @@ class PlacedTransfers:
         self.outcomes = transfers.outcomes
         self.terms = terms
         self.source = source
-        self.block_terms = BlockTerms(terms.ledger, terms.currency)
+        self.block_terms = block_terms(terms.ledger, terms.currency)
         self.rows = rows = np.empty(len(columns), ASKED)
         rows["first"], rows["second"] = columns.first, columns.second
         rows["amount"], rows["form"] = columns.amounts, columns.forms
@@ -70,11 +82,8 @@ class PlacedTransfers:
         self, shard_ids: NDArray[np.uint16], items: IndexArray
     ) -> Iterator[tuple[int, list[IndexArray]]]:
         """Sort items by these shards, and cut those of each, in their order, for a block each."""
-        of_items = shard_ids[items]
-        items = items[np.argsort(of_items, kind="stable")]
-        ends = np.flatnonzero(np.diff(shard_ids[items])) + 1
-        for of_shard in np.split(items, ends) if len(items) else []:
-            yield int(shard_ids[of_shard[0]]), list(self._cut(of_shard))
+        for shard_id, places in by_shard(shard_ids[items]):
+            yield shard_id, list(self._cut(items[places]))
 
     def piece(self, items: IndexArray, refused: Mapping[int, Refused] | None = None) -> Piece:
         """Return a piece of some items, with the votes against them."""

@@ -16,6 +16,7 @@ ends, the shards' leaders bring all of it to an end.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterator
 from functools import partial
 
@@ -38,11 +39,15 @@ from ledger_gateway.block_kinds import (
 from ledger_gateway.block_lanes import Answer, Lanes, Piece, Round, Rows, join_rows
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import IndexArray
-from ledger_gateway.transfer_pieces import PlacedTransfers
+from ledger_gateway.transfer_pieces import PlacedTransfers, by_shard
 
 WAVE_S = 0.25
 """Items go on to their next step without those that have taken so much longer. Well below the time
 after which a participant asks the home."""
+
+IN_WORK_ITEMS_MAX = 16_384
+"""Of all calls together. With more at once, what is prepared would wait too long for its commit;
+so others wait before that, while nothing is held for them."""
 
 # What follows a vote, and has no part in what is asked: the bytes of an item, and of its refusal.
 _DECIDED_BYTES = 33 + 64
@@ -63,11 +68,16 @@ class TransfersAcross:
     def __init__(self, shards: ShardCalls, lanes: Lanes) -> None:
         self._shards = shards
         self._lanes = lanes
+        self._places = _Places(IN_WORK_ITEMS_MAX)
         self._going_on: set[asyncio.Task[None]] = set()
 
     async def run(self, placed: PlacedTransfers, items: IndexArray, deadline: Deadline) -> None:
         """Do these items of a call; their outcomes are filled in."""
-        await _Call(self, placed, deadline).prepare(items)
+        taken = await self._places.take(len(items), deadline)
+        try:
+            await _Call(self, placed, deadline).prepare(items)
+        finally:
+            self._places.give_back(taken)
 
     async def end(self) -> None:
         """Wait until what was committed has reached its participants, within bounds."""
@@ -91,6 +101,41 @@ class TransfersAcross:
         self._going_on.add(task)
         task.add_done_callback(self._going_on.discard)
         return task
+
+
+class _Places:
+    """Bounds how many items are in work: calls wait for places in the order in which they came."""
+
+    def __init__(self, places: int) -> None:
+        self._all = self._free = places
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, count: int, deadline: Deadline) -> int:
+        """Wait for so many places, or all there are; return how many were had: 0 out of time."""
+        count = min(count, self._all)
+        if not self._waiting and count <= self._free:
+            self._free -= count
+            return count
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((count, waiter))
+        try:
+            await asyncio.wait([waiter], timeout=max(deadline.time_remaining(), 0.0))
+        except asyncio.CancelledError:
+            if waiter.done():
+                self.give_back(count)
+            raise
+        finally:
+            waiter.cancel()
+        return 0 if waiter.cancelled() else count
+
+    def give_back(self, count: int) -> None:
+        """Let go of places, and let in who comes next."""
+        self._free += count
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._free):
+            wanted, waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._free -= wanted
+                waiter.set_result(None)
 
 
 class _Call:
@@ -247,9 +292,7 @@ class _Call:
 
 def _by_shard(rows: Rows, column: str) -> Iterator[tuple[int, Rows]]:
     """Cut decided transfers by the shards in a column, and into what fits into a block."""
-    rows = rows.take(np.argsort(rows[column], kind="stable"))
-    ends = np.flatnonzero(np.diff(rows[column])) + 1
-    for of_shard in np.split(rows, ends) if len(rows) else []:
-        shard_id = int(of_shard[column][0])
+    for shard_id, places in by_shard(rows[column]):
+        of_shard = rows.take(places)
         for start in range(0, len(of_shard), TRANSFERS_PER_BLOCK_MAX):
             yield shard_id, of_shard[start : start + TRANSFERS_PER_BLOCK_MAX]

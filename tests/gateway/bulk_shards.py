@@ -5,7 +5,7 @@ import itertools
 import random
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,8 @@ class BulkShards(FakeShards):
     """By shard; -1 counts all of them together."""
     gates: dict[int, asyncio.Event] = field(default_factory=dict)
     """By shard: its commands wait for it."""
+    before: Callable[[Call], Awaitable[None]] | None = None
+    """What a command waits for before it is answered."""
 
     def shard_id_of(self, account_id: int) -> int:
         return shard_key(account_id) * self.shard_count >> 32
@@ -120,6 +122,8 @@ class BulkShards(FakeShards):
                 await self.hold.wait()
             else:
                 await asyncio.sleep(0)
+            if self.before is not None:
+                await self.before(call)
         except asyncio.CancelledError:
             self.cancelled = True
             raise
