@@ -24,6 +24,7 @@ from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
 from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
 from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
+from ledger_node.leg_rules import first_refusal
 from ledger_node.records import TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
@@ -83,14 +84,14 @@ class LegBooking:
             own = refusal(reader, leg_command(self.block, item, self.books.shard_id))
             if own is None:
                 raise InvariantError(f"transfer {item} is refused for no reason")
-            refused[item] = _first(own, votes.get(item))
+            refused[item] = first_refusal(own, votes.get(item)) or own
         judge = LegJudge(self.books, sides, todo & sides.takes, entry_index, reserves=reserves)
         for item in judge.careful.nonzero()[0].tolist():
-            own, vote = judge.refuses(item), votes.get(item)
-            if own is None and vote is None:
+            why = first_refusal(judge.refuses(item), votes.get(item))
+            if why is None:
                 judge.take(item)
             else:
-                refused[item] = _first(own, vote)
+                refused[item] = why
         for item, vote in votes.items():
             if todo[item] and item not in refused:
                 refused[item] = vote
@@ -204,12 +205,3 @@ class LegBooking:
         if len({*encoded}) == 1:
             return encoded[0]
         return [encoded[place] for place in part_places(self.block)[items].tolist()]
-
-
-def _first(own: Refused | None, vote: Refused | None) -> Refused:
-    """Return the refusal of the lowest entry; the home's own entry is the first one."""
-    first = own or vote
-    assert first is not None, "one of them is a refusal"
-    if own is None or vote is None:
-        return first
-    return vote if vote.entry_index < own.entry_index else own
