@@ -6,27 +6,20 @@ import time
 from ledger.v1 import ledger_pb2
 from ledger_core import commands, queries
 from ledger_core.accounts import Direction
-from ledger_core.errors import FieldViolation, InvalidRequestError, LedgerError
+from ledger_core.errors import FieldViolation, InvalidRequestError
 from ledger_core.ids import new_request_id, parse_account_id, parse_transaction_id
 from ledger_core.ledgers import MAIN_NAME, Currency
 from ledger_core.money import format_amount
 from ledger_core.results import TransactionPage, TransactionView
 from ledger_gateway import conversion, fields, validation
-from ledger_gateway.bulk_results import results_of
-from ledger_gateway.bulk_work import BulkWork
 from ledger_gateway.dry_run import dry_run
 from ledger_gateway.errors import unwrap
 from ledger_gateway.heavy_work import HeavyWork
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledger_transactions import ledger_transactions
 from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor, fitting_page
-from ledger_gateway.plain_transfers import columns_of, may_be_plain
-from ledger_gateway.shard_calls import Context, Deadline, ShardCalls, Timed
+from ledger_gateway.shard_calls import Context, ShardCalls, Timed
 from ledger_gateway.source import require_valid
-from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, Terms
-from ledger_gateway.transfer_pieces import Transfers
-
-_TWO = 2
 
 
 class TransactionRpcs:
@@ -38,7 +31,6 @@ class TransactionRpcs:
     _shards: ShardCalls
     _directory: LedgerDirectory
     _heavy: HeavyWork
-    _work: BulkWork
 
     async def CreateTransaction(
         self, request: ledger_pb2.CreateTransactionRequest, context: Context
@@ -161,51 +153,12 @@ class TransactionRpcs:
         context: Timed,
     ) -> ledger_pb2.Transaction:
         """Run a request whose fields are right; raises LedgerError."""
-        if self._is_across(request) and (terms := await self._terms(request, context)):
-            return await self._transfer(request, terms, source, context)
         command = await self._new_transaction(request, source, context)
         if request.dry_run:
             return await dry_run(self._shards, command, context)
         async with self._heavy.place(command.entries, context):
             result = await self._shards.execute(command, context)
         return conversion.transaction(unwrap(result, TransactionView))
-
-    def _is_across(self, request: ledger_pb2.CreateTransactionRequest) -> bool:
-        """Whether this is no more than a transfer between two shards.
-
-        These share the steps of the commit with others. A transfer on one shard is cheaper as a
-        command of its own than in a block with a few others.
-        """
-        if len(request.entries) != _TWO or not may_be_plain(request):
-            return False
-        shard_ids = {
-            self._shards.shard_id_of(parse_account_id(entry.account_id))
-            for entry in request.entries
-        }
-        return len(shard_ids) == _TWO and request.entries[0].amount < BLOCK_AMOUNT_END
-
-    async def _terms(
-        self, request: ledger_pb2.CreateTransactionRequest, context: Timed
-    ) -> Terms | None:
-        """Return the terms of a transfer; None where its entries are not of one currency."""
-        ledger = request.ledger or MAIN_NAME
-        found = set((await self._currencies_of(ledger, request, context)).values())
-        return Terms(ledger, found.pop(), request.actor) if len(found) == 1 else None
-
-    async def _transfer(
-        self,
-        request: ledger_pb2.CreateTransactionRequest,
-        terms: Terms,
-        source: commands.Source,
-        context: Timed,
-    ) -> ledger_pb2.Transaction:
-        """Do a transfer between shards together with those of other calls."""
-        transfers = Transfers(columns_of([request]), terms)
-        await self._work.carry_out(transfers, source, Deadline(context))
-        found = dict(results_of(transfers))[0]
-        if isinstance(found, LedgerError):
-            raise found
-        return conversion.transaction(unwrap(found, TransactionView))
 
     async def _new_transaction(
         self,
@@ -242,7 +195,14 @@ class TransactionRpcs:
     ) -> list[commands.Entry]:
         if not request.entries:
             return []
-        currencies = await self._currencies_of(ledger, request, context)
+        currencies = await self._directory.currencies(
+            ledger,
+            {
+                f"entries[{index}].currency": entry.currency
+                for index, entry in enumerate(request.entries)
+            },
+            context,
+        )
         entries = [
             self._entry(entry, currency)
             for entry, currency in zip(request.entries, currencies.values(), strict=True)
@@ -256,16 +216,6 @@ class TransactionRpcs:
                 ]
             )
         return entries
-
-    async def _currencies_of(
-        self, ledger: str, request: ledger_pb2.CreateTransactionRequest, context: Timed
-    ) -> dict[str, Currency]:
-        """Return the currency of each entry."""
-        asked = {
-            f"entries[{index}].currency": entry.currency
-            for index, entry in enumerate(request.entries)
-        }
-        return await self._directory.currencies(ledger, asked, context)
 
     def _entry(self, entry: ledger_pb2.Entry, currency: Currency) -> commands.Entry:
         account_id = parse_account_id(entry.account_id)
