@@ -273,9 +273,12 @@ class Host:
         try:
             outbox = node.turn()
         except SimulatedCrash:
-            self.crash(
-                "crashed after a commit" if store.crash_after_commit else "crashed in a turn"
-            )
+            why = "crashed in a turn"
+            if store.crash_after_commit:
+                why = "crashed after a commit"
+            elif store.crash_after_checkpoint:
+                why = "crashed after a checkpoint"
+            self.crash(why)
             return
         except DiskError:
             # The server ends the process here: `fatal.die`.

@@ -128,6 +128,7 @@ class Bounds(msgspec.Struct, frozen=True):
     retry_s: float = 1.0
     early_s: float = 10.0
     early: int = 10_000
+    checkpoint_s: float = 0.15
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -198,7 +199,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shards=rng.choice((2, 2, 3, 4)),
         pre_vote=rng.random() < 1 / 3,
         timing=timing,
-        bounds=_draw_bounds(rng, timing),
+        bounds=_draw_checkpoints(seed, _draw_bounds(rng, timing), timing),
         network=_draw_network(rng, timing),
         turn_s=rng.choice((0.0002, 0.001, 0.004)),
         run_s=run_s,
@@ -243,6 +244,12 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         early_s=rng.choice((10.0, 0.5)),
         early=rng.choice((10_000, 1)),
     )
+
+
+def _draw_checkpoints(seed: int, bounds: Bounds, timing: Timing) -> Bounds:
+    rng = random.Random(f"checkpoints {seed}")
+    interval_s = rng.choice((0.0, 0.02, 0.15, 0.15, timing.election_max_s * 2))
+    return msgspec.structs.replace(bounds, checkpoint_s=interval_s)
 
 
 def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:

@@ -12,6 +12,7 @@ from unittest import mock
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
 from ledger_node import coordinator
 from ledger_node import node as node_module
+from ledger_node import store as store_module
 from ledger_node.books import InvariantError
 from ledger_node.raft import FatalRaftError, journal, progress, replica, snapshots
 from ledger_node.store import ShardTables, StoreCorruptError
@@ -110,6 +111,7 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (coordinator, "RETRY_S_MAX", bounds.retry_s),
             (coordinator, "EARLY_S_MAX", bounds.early_s),
             (coordinator, "EARLY_MAX", bounds.early),
+            (store_module, "CHECKPOINT_S", bounds.checkpoint_s),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
@@ -252,6 +254,9 @@ class Cluster:
         while not (self._idle() and self._converged()) and engine.now < idle_at:
             engine.run_until(engine.now + unit_s / 4)
         require(self._idle() and self._converged(), "the cluster does not come to rest")
+        # Readers beside the nodes see the last checkpoint: it has everything soon after.
+        engine.run_until(engine.now + bounds.checkpoint_s + unit_s, self._checkpointed)
+        require(self._checkpointed(), "a node at rest does not make its state durable")
         for request in history.requests:
             told = request.result is not None or not request.maybe_done
             require(told, f"a write got no answer after healing: {request.command}")
@@ -283,10 +288,19 @@ class Cluster:
                 host = self.hosts[name]
                 if host.store is None or not host.leads(shard.id):
                     continue
-                with host.store.read() as view:
+                with host.store.read_newest() as view:
                     if not across.is_idle(view.shard(shard.id)):
                         return False
         return True
+
+    def _checkpointed(self) -> bool:
+        """Whether all that was applied is on disk."""
+        return all(
+            self.hosts[name].group(shard.id).durable_index
+            == self.hosts[name].group(shard.id).applied_index
+            for shard in self.config.shards
+            for name in shard.node_ids
+        )
 
     def _converged(self) -> bool:
         if self.clients.calls_open or not all(host.alive for host in self.hosts.values()):
