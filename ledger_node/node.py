@@ -336,7 +336,7 @@ class Node:
             if hands_over and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
-        self._store.end_turn(now)
+        self._store.end_turn(self._clock)
         outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
         for replica in replicas:
             for peer_id, message in replica.group.take_messages():

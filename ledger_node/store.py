@@ -60,7 +60,7 @@ in which a snapshot from another replica is staged, and to which one row in one 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -113,9 +113,12 @@ __all__ = [
 DEFAULT_MAP_BYTES: Final = 64 << 30
 
 # A checkpoint is made so long after the first write since the last one, in seconds, or when so many
-# bytes of log entries have been applied. What a node applies again after a crash is no more.
+# bytes of log entries have been applied. What a node applies again after a crash is no more. Where
+# disks are slow, checkpoints wait for some times as long as the last one took, within a bound.
 CHECKPOINT_S: Final = 0.15
 CHECKPOINT_BYTES: Final = 2 << 20
+_PAUSE_TIMES: Final = 10
+_PAUSE_S_MAX: Final = 1.0
 
 # Beyond these, `Store.full` asks for new writes to be refused.
 _MAP_USE_MAX: Final = 0.9
@@ -152,6 +155,7 @@ class Store:
         self._tables: dict[int, ShardTables] = {}
         self._written_since: float | None = None
         self._written_bytes = 0
+        self._took_s = 0.0
         self._has_room = False
         self.checkpoints = 0
         """How many checkpoints were made since the store was opened."""
@@ -262,23 +266,26 @@ class Store:
         """Count what log entries or snapshots have brought to the state, in bytes."""
         self._written_bytes += size
 
-    def end_turn(self, now: float) -> None:
+    def end_turn(self, clock: Callable[[], float]) -> None:
         """Make what the turn wrote to the log durable; and the state, if a checkpoint is due.
 
-        ``now`` is a monotonic time in seconds. A failure here is fatal for the process: memory is
-        ahead of the disk, and an fsync that failed must not be tried again.
+        ``clock`` is monotonic, in seconds. A failure here is fatal for the process: memory is ahead
+        of the disk, and an fsync that failed must not be tried again.
         """
         self.commit_log()
         if not self._state.is_open:
             return
+        now = clock()
         if self._written_since is None:
             self._written_since = now
+        pause_s = max(CHECKPOINT_S, min(_PAUSE_TIMES * self._took_s, _PAUSE_S_MAX))
         if (
             not self._has_room
-            or now - self._written_since >= CHECKPOINT_S
+            or now - self._written_since >= pause_s
             or self._written_bytes >= CHECKPOINT_BYTES
         ):
             self.checkpoint()
+            self._took_s = clock() - now
 
     def commit_log(self) -> None:
         """Make what was written to the log durable."""

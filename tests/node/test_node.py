@@ -69,8 +69,7 @@ def test_a_failed_commit_releases_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(hosts.stores[leader], commit, fail)
         with pytest.raises(lmdb.DiskError):
-            hosts.turn_all()
-            hosts.turn_all()
+            hosts.run(0.02)
     assert replies == []
     assert reads == []
 

@@ -62,7 +62,7 @@ def begin_install(hosts: Hosts, node_id: str) -> None:
     raise AssertionError("no snapshot came")
 
 
-def fail(_now: float) -> None:
+def fail(_clock: object) -> None:
     raise OSError("the disk failed")
 
 

@@ -41,16 +41,16 @@ def test_a_turn_makes_the_log_durable_and_the_state_follows_after_a_while(tmp_pa
     log = StoredRaftLog(store, 0)
     log.append(1, 1, b"\1")
     log.save_applied(1, 1)
-    store.end_turn(10.0)
+    store.end_turn(lambda: 10.0)
     log.append(2, 1, b"\1")
     log.save_applied(2, 1)
-    store.end_turn(10.0 + store_module.CHECKPOINT_S - 0.01)
+    store.end_turn(lambda: 10.0 + store_module.CHECKPOINT_S - 0.01)
     assert log.durable_index() == 0
-    store.end_turn(10.0 + store_module.CHECKPOINT_S)
+    store.end_turn(lambda: 10.0 + store_module.CHECKPOINT_S)
     assert log.durable_index() == 2
     log.append(3, 1, b"\1")
     log.save_applied(3, 1)
-    store.end_turn(20.0)
+    store.end_turn(lambda: 20.0)
     assert (log.load_applied(), log.durable_index()) == ((3, 1), 2)
     store.close()  # as a crash
     store = open_store(tmp_path)
@@ -64,10 +64,10 @@ def test_much_that_was_applied_does_not_wait(tmp_path: Path) -> None:
     log = StoredRaftLog(store, 0)
     log.save_applied(1, 1)
     store.wrote(store_module.CHECKPOINT_BYTES - 1)
-    store.end_turn(10.0)
+    store.end_turn(lambda: 10.0)
     assert log.durable_index() == 0
     store.wrote(1)
-    store.end_turn(10.0)
+    store.end_turn(lambda: 10.0)
     assert log.durable_index() == 1
     store.close()
 
@@ -77,7 +77,7 @@ def test_nothing_waits_where_room_is_short(tmp_path: Path) -> None:
     store = open_store(tmp_path, map_bytes=64 << 20)
     log = StoredRaftLog(store, 0)
     log.save_applied(1, 1)
-    store.end_turn(10.0)
+    store.end_turn(lambda: 10.0)
     assert log.durable_index() == 1
     store.close()
 
@@ -89,10 +89,10 @@ def test_readers_beside_the_loop_see_the_last_checkpoint(tmp_path: Path) -> None
     meta = tables.meta()
     meta.applied_index = 5
     tables.save_meta(meta)
-    store.end_turn(10.0)
+    store.end_turn(lambda: 10.0)
     assert audit_of(store) == before
     assert newest(store).applied_index == 5
-    store.end_turn(11.0)
+    store.end_turn(lambda: 11.0)
     assert audit_of(store) == newest(store)
     store.close()
 
@@ -169,7 +169,7 @@ def crash_in_install(path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> 
     for part in parts(source.store):
         log.stage(part)
     source.close()
-    name, _, when = step.rpartition(" ")
+    name, when = step.split()
     real: Callable[[Store], None] = getattr(Store, name)
 
     def crash(store: Store) -> None:
@@ -181,9 +181,6 @@ def crash_in_install(path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> 
         patch.setattr(Store, name, crash)
         with pytest.raises(KeyboardInterrupt):
             log.finish_install(120, 7)
-            log.restart_at(120, 7, b"\1")
-            target.store.commit_log()
-            target.store.commit()
     target.close()
 
 
@@ -203,7 +200,7 @@ def test_a_crash_at_the_end_of_an_install_leaves_all_of_it_or_nothing(
     assert newest(store).applied_index == (120 if done else 27)
     assert (journal.first_index, journal.last_index) == ((120, 120) if done else (1, 27))
     assert (journal.term, journal.voted_for) == (9, "n2")
-    store.end_turn(1.0)
+    store.end_turn(lambda: 1.0)
     store.close()
     # Once more: what was repaired stays so.
     store = open_store(path)

@@ -113,6 +113,9 @@ class Host:
         self.life += 1
         self._engine.note(f"start {self.id}")
         self.store = self.disk.open()
+        for shard in self._config.shards_on(self.id):
+            if self.store.log(shard.id).installing() is not None:
+                self._engine.counts["starts at the last step of an install"] += 1
         self.node = Node(
             config=self._config,
             node_id=self.id,

@@ -138,8 +138,8 @@ def _persist_after_send() -> list[Patch]:
 
     def late(self: Any) -> Any:
         store = self._store
-        store.end_turn(self._clock())  # what the last turn wrote
-        store.end_turn = lambda _now: None
+        store.end_turn(self._clock)  # what the last turn wrote
+        store.end_turn = lambda _clock: None
         try:
             return turn(self)
         finally:
@@ -155,11 +155,11 @@ def _acknowledge_before_commit() -> list[Patch]:
     def early(self: Any) -> Any:
         store, end_turn = self._store, self._store.end_turn
 
-        def acknowledge(now: float) -> None:
+        def acknowledge(clock: Callable[[], float]) -> None:
             for replica in self._replicas.values():
                 for complete in replica.group.take_completions():
                     complete()
-            end_turn(now)
+            end_turn(clock)
 
         store.end_turn = acknowledge
         try:
@@ -209,13 +209,19 @@ def _apply_twice() -> list[Patch]:
 # The state behind the log.
 
 
-@mutant("a checkpoint does not tell how far the state is")
+@mutant("a checkpoint tells less than the state includes")
 def _forget_applied() -> list[Patch]:
-    def save(self: Any, index: int, _term: int) -> None:
+    save_meta = ShardTables.save_meta
+
+    def behind(self: ShardTables, meta: Any) -> None:
+        applied_index = max(0, meta.applied_index - 1)
+        save_meta(self, msgspec.structs.replace(meta, applied_index=applied_index))
+
+    def save_applied(self: Any, index: int, _term: int) -> None:
         self._durable = self.durable_index()
         self._applied, self._applied_at = index, self._store.checkpoints
 
-    return [(StoredRaftLog, "save_applied", save)]
+    return [(ShardTables, "save_meta", behind), (StoredRaftLog, "save_applied", save_applied)]
 
 
 @mutant("the log is cut where the state is not durable")
@@ -227,9 +233,9 @@ def _cut_early() -> list[Patch]:
 def _state_first() -> list[Patch]:
     end_turn = Store.end_turn
 
-    def hasty(self: Any, now: float) -> None:
+    def hasty(self: Any, clock: Callable[[], float]) -> None:
         self._state.commit()
-        end_turn(self, now)
+        end_turn(self, clock)
 
     return [(SimulatedStore, "end_turn", hasty)]
 

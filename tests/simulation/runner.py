@@ -254,9 +254,13 @@ class Cluster:
         while not (self._idle() and self._converged()) and engine.now < idle_at:
             engine.run_until(engine.now + unit_s / 4)
         require(self._idle() and self._converged(), "the cluster does not come to rest")
-        # Readers beside the nodes see the last checkpoint: it has everything soon after.
-        engine.run_until(engine.now + bounds.checkpoint_s + unit_s, self._checkpointed)
-        require(self._checkpointed(), "a node at rest does not make its state durable")
+        # Readers beside the nodes see the last checkpoint: it has everything soon after, though
+        # another election may come in between.
+        within_s = 3 * (bounds.checkpoint_s + unit_s)
+        durable = engine.run_until(
+            engine.now + within_s, lambda: self._checkpointed() and self._converged()
+        )
+        require(durable, "a node at rest does not make its state durable")
         for request in history.requests:
             told = request.result is not None or not request.maybe_done
             require(told, f"a write got no answer after healing: {request.command}")

@@ -31,7 +31,8 @@ def restore(node_dir: Path, aside: Path) -> None:
 def spoil(node_dir: Path, rng: random.Random, how: str = "") -> str:
     """Damage the store, ``how`` or as drawn; return what was done, in words."""
     how = how or rng.choice(sorted(WAYS))
-    folder = "log" if how in WAYS_OF_LOG or rng.random() < 0.5 and how in WAYS_OF_BOTH else "state"
+    of_log = how in WAYS_OF_LOG or (how in WAYS_OF_BOTH and rng.random() < 0.5)
+    folder = "log" if of_log else "state"
     done = WAYS[how](node_dir / "store" / folder / "data.mdb", rng)
     return f"{folder}: {done}"
 
