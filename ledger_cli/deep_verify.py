@@ -25,7 +25,7 @@ from ledger_cluster.config import ClusterConfig
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
 from ledger_node.store_check import refuse_damaged
-from ledger_node.store_files import StoreCorruptError, StoreError, lock_directory
+from ledger_node.store_files import StoreCorruptError, StoreError, lock_directory, state_file
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class StoreProof:
 
 def verify_store(path: Path) -> StoreProof:
     """Prove the store in a data directory whose node is stopped; CliError if that cannot be."""
-    file = path / "store" / "data.mdb"
+    file = state_file(path / "store")
     if not file.is_file():
         raise CliError(f"{path} is no data directory of a node: there is no {file}.")
     try:

@@ -38,7 +38,8 @@ from ledger_node.store_files import DAMAGE_ADVICE
     "--store-max-mib",
     default=DEFAULT_MAP_BYTES >> 20,
     type=click.IntRange(64),
-    help="Bound on the store's size. Address space, not disk: leave it large.",
+    help="Bound on the size of each of the store's two files. Address space, not disk: leave it "
+    "large.",
 )
 @click.option(
     "--log-keep-entries",

@@ -1,9 +1,10 @@
 """A node: one host of many replicas, driven in turns. Sans-I/O: no socket, clock or thread here.
 
 One *turn* takes what has arrived, feeds it to the Raft groups, lets the state machines apply what
-is committed, writes all of it in one store transaction with one fsync, and only then lets anything
-out: peer messages, replies, answers. **Persist before send**: whatever another process can learn
-from this one is on disk. A crash at any point leaves the store at the end of some turn.
+is committed, writes what the logs have gained with one fsync, and only then lets anything out: peer
+messages, replies, answers. **Persist before send**: whatever another process can learn from this
+one is on disk, in the logs. The state follows in the store's checkpoints. A crash at any point
+leaves the logs at the end of some turn, and a state that they lead on from.
 
 `Node.turn` raises where the process must not go on (a failed commit, a broken invariant); the
 caller ends the process and releases nothing.
@@ -156,7 +157,7 @@ class Node:
         self._full = False
         self._full_message: str | None = None
         self._view: ReadView | None = None
-        self._coordinator = Coordinator(self._propose_own, self._committed_tables)
+        self._coordinator = Coordinator(self._propose_own, self._applied_tables)
         self._coordination: list[Callable[[], None]] = []
         self._expiry_check_at = 0.0
         now = clock()
@@ -176,8 +177,8 @@ class Node:
             shard_id=shard.id,
             self_id=self.node_id,
             peer_ids=[node_id for node_id in shard.node_ids if node_id != self.node_id],
-            log=StoredRaftLog(tables),
-            apply=state_machine.apply,
+            log=StoredRaftLog(self._store, shard.id),
+            apply=partial(self._apply, state_machine),
             timing=timing,
             rng=rng,
             now=now,
@@ -187,6 +188,10 @@ class Node:
             pre_vote=self._pre_vote,
         )
         return _Replica(shard, group, state_machine, current_at=now)
+
+    def _apply(self, state_machine: StateMachine, index: int, payload: bytes) -> list[Result]:
+        self._store.wrote(len(payload))
+        return state_machine.apply(index, payload)
 
     # Inputs
 
@@ -336,7 +341,7 @@ class Node:
             if hands_over and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
-        self._store.commit()
+        self._store.end_turn(self._clock)
         outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
         for replica in replicas:
             for peer_id, message in replica.group.take_messages():
@@ -426,8 +431,8 @@ class Node:
     def _answer(
         self, replica: _Replica, reads: list[_Read], applied_index: int, age_s: float
     ) -> None:
-        """Answer from the committed state: this turn's commit is behind us."""
-        with self._store.read() as view:
+        """Answer from the state as applied: this turn's commit is behind us."""
+        with self._store.read_newest() as view:
             tables = view.shard(replica.config.id)
             for read in reads:
                 answers = (answer(tables, query, replica.config.id) for query in read.queries)
@@ -457,7 +462,7 @@ class Node:
         ticks = ticks and not self._coordinator.idle
         if not (open_ended or gained or self._coordination or ticks or checks_expiry):
             return
-        with self._store.read() as view:
+        with self._store.read_newest() as view:
             self._view = view
             for replica in gained:
                 self._coordinator.lead(replica.config.id, now)
@@ -481,7 +486,7 @@ class Node:
     def _begin(self, shard_id: int, command: CreateTransaction) -> None:
         self._coordinator.begin(shard_id, command, self._clock())
 
-    def _committed_tables(self, shard_id: int) -> ShardTables:
+    def _applied_tables(self, shard_id: int) -> ShardTables:
         assert self._view is not None, "the coordinator acts within a turn"
         return self._view.shard(shard_id)
 
@@ -500,7 +505,7 @@ class Node:
 
         Who asks was told of it, so another node leads the shard by now.
         """
-        tables = self._committed_tables(replica.config.id)
+        tables = self._applied_tables(replica.config.id)
         record = tables.find_transaction(number)
         if record is None or state >= len(record.states):
             return None
@@ -511,7 +516,7 @@ class Node:
         """Give the state machine a time at which pending transactions expire, if some are due."""
         if not replica.coordinated:
             return
-        tables = self._committed_tables(replica.config.id)
+        tables = self._applied_tables(replica.config.id)
         due = any(tables.expirations_until(self._wall_clock_us()))
         if due and not tables.meta().importing:
             replica.proposals.append(_Proposal([], lambda _reply: None))
@@ -537,6 +542,14 @@ class Node:
             )
             for shard_id, replica in self._replicas.items()
         ]
+
+    def led_shards(self) -> dict[int, int]:
+        """Return the shards that this node leads, and up to which index `Store.read` shows each."""
+        return {
+            shard_id: replica.group.durable_index
+            for shard_id, replica in self._replicas.items()
+            if replica.group.role is Role.LEADER and replica.group.serving and not self._draining
+        }
 
     def shard_config(self, shard_id: int) -> ShardConfig | None:
         """Return the configuration of a shard that has a replica here."""

@@ -45,27 +45,27 @@ def prove_indexes(proof: Proof) -> None:
 
 
 def _prove_log(proof: Proof) -> None:
-    """Check the Raft log: no gaps, checksums, terms that do not fall."""
-    tables = proof.tables
-    first, last = tables.log_bounds()
-    if proof.shard.log_count() != last - first + 1:
-        proof.fault("log", "", f"has {proof.shard.log_count()} entries from {first} to {last}")
-        return
-    if last and last < proof.meta.applied_index:
-        proof.fault(
-            "log", f"index {last + 1}", f"is missing: {proof.meta.applied_index} is applied"
-        )
-    newest_term = 0
-    for index in range(first, last + 1):
-        proof.advance()
-        try:
-            term, _payload = tables.log_entry(index)
-        except (*UNREADABLE, struct.error) as error:
-            proof.fault("log", f"index {index}", plain(error))
-            continue
-        if term < newest_term:
-            proof.fault("log", f"index {index}", f"is of term {term}, after {newest_term}")
-        newest_term = max(newest_term, term)
+    """Check the Raft log: no gaps, checksums, terms that do not fall, all that was applied."""
+    with proof.shard.log() as log:
+        first, last = log.bounds()
+        if log.count() != last - first + 1:
+            proof.fault("log", "", f"has {log.count()} entries from {first} to {last}")
+            return
+        applied = proof.meta.applied_index
+        # At the last step of an install the log is still the former one.
+        if last and last < applied and log.installing() is None:
+            proof.fault("log", f"index {last + 1}", f"is missing: {applied} is applied")
+        newest_term = 0
+        for index in range(first, last + 1):
+            proof.advance()
+            try:
+                term, _payload = log.entry(index)
+            except (*UNREADABLE, struct.error) as error:
+                proof.fault("log", f"index {index}", plain(error))
+                continue
+            if term < newest_term:
+                proof.fault("log", f"index {index}", f"is of term {term}, after {newest_term}")
+            newest_term = max(newest_term, term)
 
 
 def _prove_requests(proof: Proof) -> None:

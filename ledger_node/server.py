@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from grpc import aio
 
-from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2, shard_pb2_grpc
+from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import ClusterConfig
 from ledger_cluster.shard_client import ShardClient
@@ -60,7 +60,7 @@ class NodeServer:
         self._turns: asyncio.Task[None] | None = None
         self._shards = ShardClient(config)
         self._calls: set[asyncio.Task[None]] = set()
-        self._checker = Checker(store, self._led_shards, [shard.id for shard in config.shards])
+        self._checker = Checker(store, self._node.led_shards, [shard.id for shard in config.shards])
         self._checking: asyncio.Task[None] | None = None
         self._shard_service = ShardService(self._node, store, self._wake, self._checker)
 
@@ -132,21 +132,17 @@ class NodeServer:
             self._checker.stop()
             await asyncio.gather(self._checking, return_exceptions=True)
         await self._shards.close()
-        self._store.close()
+        try:
+            # So that the next start has nothing to apply again.
+            self._store.commit()
+        finally:
+            self._store.close()
         _log.info(
             "node stopped",
             node=self._node_id,
             leadership="handed away" if drained else "kept: no peer could take it",
             seconds=round(time.monotonic() - started, 2),
         )
-
-    def _led_shards(self) -> dict[int, int]:
-        """Return the shards that this node leads, and up to which index each is applied."""
-        return {
-            status.shard_id: status.applied_index
-            for status in self._node.replica_statuses()
-            if status.role == shard_pb2.REPLICA_ROLE_LEADER and status.serving
-        }
 
     async def _take_turns(self) -> None:
         """Take a turn whenever something arrived or a timer is due, after a rest."""

@@ -33,7 +33,16 @@ import msgspec
 from ledger_core.accounts import Counters, Direction, TransactionStatus
 from ledger_core.journal import FIRST_LINK
 from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES, EntryRow, TotalsRow
-from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
+from ledger_node.store_environments import read_only
+from ledger_node.store_files import (
+    DAMAGE_ADVICE,
+    LOG_FOLDER,
+    STATE_FOLDER,
+    StoreCorruptError,
+    log_file,
+    state_file,
+)
+from ledger_node.store_log import LogDatabases, LogTables
 from ledger_node.store_rows import unseal
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
 
@@ -41,7 +50,6 @@ BUDGET_S: Final = 0.6
 _SHOWN_MAX: Final = 3
 _LOG_ENTRIES_MAX: Final = 2_000
 _LOG_BYTES_MAX: Final = 8 << 20
-_NAMES_MAX: Final = 65_536
 _ACCOUNTS_PER_S: Final = 30_000
 _ROWS_PER_LOOK: Final = 100
 _SEALED_TABLES: Final = (
@@ -78,10 +86,12 @@ _U64 = struct.Struct(">Q")
 
 def refuse_damaged(path: Path) -> None:
     """Raise StoreCorruptError, with advice, if the store in a data directory is damaged."""
-    if not (path / "store" / "data.mdb").exists():
+    store = path / "store"
+    if not (state_file(store).exists() and log_file(store).exists()):
+        # One without the other is refused when they are opened.
         return
     done = subprocess.run(  # noqa: S603  (our own module)
-        [sys.executable, "-m", "ledger_node.store_check", str(path / "store")],
+        [sys.executable, "-m", "ledger_node.store_check", str(store)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -99,37 +109,63 @@ def refuse_damaged(path: Path) -> None:
 
 def check(store: Path, budget_s: float = BUDGET_S) -> Iterator[str]:
     """Yield what is wrong with the files of a store. Damage may also crash it."""
-    header = _read_header(store / "data.mdb")
-    if header.fault:
-        yield header.fault
+    log_header, header = _read_header(log_file(store)), _read_header(state_file(store))
+    for folder, one in ((LOG_FOLDER, log_header), (STATE_FOLDER, header)):
+        if one.fault:
+            yield f"{folder}: {one.fault}"
+    if log_header.fault or header.fault:
         return
-    env = lmdb.open(str(store), max_dbs=_NAMES_MAX, readonly=True)
-    try:
-        with env.begin() as txn:
-            names = [bytes(key) for key, _ in txn.cursor()]
-            if header.may_be_short:
-                # Its last pages may be of no use, or the file was cut: reading everything tells.
-                _read_everything(env, txn, names)
-            shard_names = [name.removesuffix(b".meta") for name in names if name.endswith(b".meta")]
-            if not shard_names and header.commits:
-                yield "it holds no shard"
-            shards = [
-                _ShardCheck(env, txn, name, has_spare=name + b".b.accounts" in names)
-                for name in shard_names
-            ]
-            for shard in shards:
-                yield from shard.log_faults()
-            accounts = sum(shard.accounts for shard in shards)
-            step = 1 + int(accounts / (budget_s * _ACCOUNTS_PER_S))
-            for shard in shards:
-                yield from shard.account_faults(step)
-            for part in (_ShardCheck.seal_faults, _ShardCheck.history_faults):
-                deadline = time.process_time() + budget_s
-                for place, shard in enumerate(shards):
-                    share_s = (deadline - time.process_time()) / (len(shards) - place)
-                    yield from part(shard, time.process_time() + share_s)
-    finally:
-        env.close()
+    with (
+        read_only(store, LOG_FOLDER) as log_env,
+        read_only(store, STATE_FOLDER) as env,
+        log_env.begin() as log_txn,
+        env.begin() as txn,
+    ):
+        names = _names(env, txn, header)
+        log_names = _names(log_env, log_txn, log_header)
+        shard_names = [name.removesuffix(b".meta") for name in names if name.endswith(b".meta")]
+        if not shard_names and header.commits:
+            yield "it holds no shard"
+        for name in shard_names:
+            if name + b".log" not in log_names:
+                yield f"shard {int(name)} has no log"
+                return
+        shards = [
+            _ShardCheck(
+                _open_log(log_env, log_txn, name),
+                env,
+                txn,
+                name,
+                has_spare=name + b".b.accounts" in names,
+            )
+            for name in shard_names
+        ]
+        for shard in shards:
+            yield from shard.log_faults()
+        accounts = sum(shard.accounts for shard in shards)
+        step = 1 + int(accounts / (budget_s * _ACCOUNTS_PER_S))
+        for shard in shards:
+            yield from shard.account_faults(step)
+        for part in (_ShardCheck.seal_faults, _ShardCheck.history_faults):
+            deadline = time.process_time() + budget_s
+            for place, shard in enumerate(shards):
+                share_s = (deadline - time.process_time()) / (len(shards) - place)
+                yield from part(shard, time.process_time() + share_s)
+
+
+def _names(env: lmdb.Environment, txn: lmdb.Transaction, header: "_Header") -> list[bytes]:
+    names = [bytes(key) for key, _ in txn.cursor()]
+    if header.may_be_short:
+        # Its last pages may be of no use, or the file was cut: reading everything tells.
+        _read_everything(env, txn, names)
+    return names
+
+
+def _open_log(env: lmdb.Environment, txn: lmdb.Transaction, name: bytes) -> LogTables:
+    raft, log = (
+        env.open_db(name + suffix, txn=txn, create=False) for suffix in (b".raft", b".log")
+    )
+    return LogTables(_View(txn), LogDatabases(raft, log))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +221,15 @@ class _ShardCheck:
     """One shard of the store, at its last commit."""
 
     def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, name: bytes, *, has_spare: bool
+        self,
+        log: LogTables,
+        env: lmdb.Environment,
+        txn: lmdb.Transaction,
+        name: bytes,
+        *,
+        has_spare: bool,
     ) -> None:
+        self._log = log
         self._txn = txn
         self._name = f"shard {int(name)}"
 
@@ -196,7 +239,6 @@ class _ShardCheck:
         self._databases = ShardDatabases(
             env,
             table(".meta"),
-            table(".log"),
             tuple(
                 {item: table(f"{generation}.{item}") for item in STATE_TABLES}
                 for generation in (("", ".b") if has_spare else ("",))
@@ -213,20 +255,21 @@ class _ShardCheck:
     def log_faults(self) -> Iterator[str]:
         """Check the newest entries of the log, and how many rows the tables have."""
         applied_index = self._meta.applied_index
-        first, last = self._tables.log_bounds()
-        count = self._txn.stat(self._databases.log)["entries"]
+        first, last = self._log.bounds()
+        count = self._log.count()
         if count != last - first + 1:
             yield f"{self._name}: its log has {count} entries from {first} to {last}"
             return
-        term_now, _vote = self._tables.hard_state()
-        if count and not applied_index <= last:
+        term_now, _vote = self._log.hard_state()
+        # At the last step of an install, the log is still the one before it.
+        if count and applied_index > last and self._log.installing() is None:
             yield f"{self._name}: its state is at {applied_index}, but its log ends at {last}"
         newer_term = term_now
         size = 0
         for index in range(last, max(first, last - _LOG_ENTRIES_MAX + 1) - 1, -1):
             if size > _LOG_BYTES_MAX:
                 break
-            term, payload = self._tables.log_entry(index)
+            term, payload = self._log.entry(index)
             size += len(payload)
             if term > newer_term:
                 yield f"{self._name}: log entry {index} is of term {term}, after {newer_term}"

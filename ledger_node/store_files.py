@@ -8,10 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
+
+# The folders of a store's two files, each named data.mdb.
+LOG_FOLDER: Final = "log"
+STATE_FOLDER: Final = "state"
 DAMAGE_ADVICE: Final = (
     "Move the data directory away and start the node empty: the other replicas hold the data."
 )
+
+
+def state_file(store: Path) -> Path:
+    """Return the file with the state, given the folder of a store."""
+    return store / STATE_FOLDER / "data.mdb"
+
+
+def log_file(store: Path) -> Path:
+    """Return the file with the log, given the folder of a store."""
+    return store / LOG_FOLDER / "data.mdb"
 
 
 class StoreError(Exception):

@@ -7,9 +7,18 @@ It is staged in the spare set of state tables, over many turns. The row "spare" 
 is there whenever the spare set may hold anything: of an install under way, of one that a crash cut
 short, or the former state after an install. A replica that starts knows no install under way, so
 what it finds there is cleared away.
+
+The last step of an install concerns two files, and a crash may come between any two writes:
+
+1. the log notes which snapshot it is, and is committed, with all that was written before;
+2. the state changes over to the snapshot, in a checkpoint;
+3. the log begins anew behind it, without the note, when the turn ends.
+
+A replica that finds the note looks at its state: before step 2 nothing has happened, the note is of
+no use; after it step 3 is done again. Nothing is confirmed before step 3 is durable.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 import lmdb
 import msgspec
@@ -17,7 +26,9 @@ import msgspec
 from ledger_node.raft import Standing
 from ledger_node.records import ShardMeta
 from ledger_node.store_files import StoreCorruptError
-from ledger_node.store_tables import STATE_TABLES, ShardTables, table_bytes
+from ledger_node.store_log import LogTables
+from ledger_node.store_rows import table_bytes
+from ledger_node.store_tables import STATE_TABLES, ShardTables
 
 # A table up to this size is emptied at once; of a larger one, so many rows are removed in a turn.
 _CLEAR_BYTES: Final = 8 << 20
@@ -41,23 +52,52 @@ _decode_standing = msgspec.msgpack.Decoder(tuple[int, bool, dict[str, int]]).dec
 _decode_meta = msgspec.msgpack.Decoder(ShardMeta).decode
 
 
+class CheckpointedStore(Protocol):
+    """What is needed of a store beside its tables."""
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints were made."""
+
+    def shard(self, shard_id: int) -> ShardTables:
+        """Return the state of a shard."""
+
+    def log(self, shard_id: int) -> LogTables:
+        """Return the log of a shard."""
+
+    def wrote(self, size: int) -> None:
+        """Count what is brought to the state."""
+
+    def commit_log(self) -> None:
+        """Make the log durable."""
+
+    def checkpoint(self) -> None:
+        """Make the state durable."""
+
+
 class StoredRaftLog:
     """A shard's Raft log and hard state, as `ledger_node.raft.RaftLog` wants them."""
 
-    def __init__(self, tables: ShardTables) -> None:
-        self._tables = tables
-        self._first, self._last = tables.log_bounds()
-        self._spare_holds_rows = tables.find_meta_row(_SPARE) is not None
+    def __init__(self, store: CheckpointedStore, shard_id: int) -> None:
+        self._store = store
+        self._tables = store.shard(shard_id)
+        self._log = store.log(shard_id)
+        self._first, self._last = self._log.bounds()
+        self._spare_holds_rows = self._tables.find_meta_row(_SPARE) is not None
         self._staging = False
         self._trailer: _Trailer | None = None
+        applied = self.load_applied()
+        # Applied up to here as of the last checkpoint; and now, as of which checkpoint's number.
+        self._durable = 0 if applied is None else applied[0]
+        self._applied, self._applied_at = self._durable, store.checkpoints
 
     def load_hard_state(self) -> tuple[int, str | None]:
         """Return (term, vote); (0, None) in a fresh store."""
-        return self._tables.hard_state()
+        return self._log.hard_state()
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         """Store (term, vote) with this turn."""
-        self._tables.save_hard_state(term, voted_for)
+        self._log.save_hard_state(term, voted_for)
 
     def applied_index(self) -> int:
         """Index of the last command that the stored state includes; 0 when there is none."""
@@ -69,18 +109,24 @@ class StoredRaftLog:
         return None if data is None else _decode_applied(data)
 
     def save_applied(self, index: int, term: int) -> None:
-        """Store index and term of the last entry applied, with this turn."""
+        """Store index and term of the last entry applied, with the state."""
+        self._durable = self.durable_index()
+        self._applied, self._applied_at = index, self._store.checkpoints
         self._tables.save_meta_row(_APPLIED, _encode((index, term)))
+
+    def durable_index(self) -> int:
+        """Index of the last entry that the state includes as of the last checkpoint."""
+        return self._applied if self._store.checkpoints > self._applied_at else self._durable
 
     def load_standing(self) -> Standing | None:
         """Return the replica's standing; None in a fresh store."""
-        data = self._tables.find_meta_row(_STANDING)
+        data = self._log.find_raft_row(_STANDING)
         return None if data is None else Standing(*_decode_standing(data))
 
     def save_standing(self, standing: Standing) -> None:
         """Store the replica's standing, with this turn."""
         row = (standing.incarnation, standing.proven, dict(standing.roster))
-        self._tables.save_meta_row(_STANDING, _encode(row))
+        self._log.save_raft_row(_STANDING, _encode(row))
 
     def first_index(self) -> int:
         """Index of the oldest entry kept."""
@@ -92,38 +138,49 @@ class StoredRaftLog:
 
     def size_bytes(self) -> int:
         """Space that the log takes."""
-        return self._tables.log_bytes()
+        return self._log.size_bytes()
 
     def read(self, index: int) -> tuple[int, bytes]:
         """Return (term, payload)."""
-        return self._tables.log_entry(index)
+        return self._log.entry(index)
 
     def append(self, index: int, term: int, payload: bytes) -> None:
         """Append with this turn."""
         assert index == self._last + 1, "the log has no gaps"
-        self._tables.append_log(index, term, payload)
+        self._log.append(index, term, payload)
         self._last = index
 
     def truncate_from(self, index: int) -> None:
         """Drop ``index`` and all after it, with this turn."""
-        self._tables.truncate_log(index)
+        self._log.truncate(index)
         self._last = index - 1
 
     def drop_before(self, index: int) -> None:
         """Drop all entries before ``index``, with this turn."""
-        self._tables.drop_log_before(index)
+        self._log.drop_before(index)
         self._first = index
 
     def restart_at(self, index: int, term: int, payload: bytes) -> None:
-        """Drop all entries and begin again with this one, with this turn."""
-        self._tables.clear_log()
-        self._tables.append_log(index, term, payload)
+        """Drop all entries and begin again with this one, with this turn: it ends an install."""
+        self._log.drop_installing()
+        self._log.clear()
+        self._log.append(index, term, payload)
         self._first = self._last = index
 
     # Snapshots
 
+    def unfinished_install(self) -> tuple[int, int] | None:
+        """Return index and term of a snapshot that is the state, and that the log lies before."""
+        installing = self._log.installing()
+        if installing is None:
+            return None
+        if installing == self.load_applied():
+            return installing
+        self._log.drop_installing()
+        return None
+
     def open_snapshot(self) -> "StateReader":
-        """Return the state as last committed."""
+        """Return the state as of the last checkpoint."""
         return StateReader(self._tables)
 
     def begin_install(self) -> bool:
@@ -142,6 +199,7 @@ class StoredRaftLog:
         assert self._staging, "an install was begun"
         txn = self._tables.txn
         spare = self._spare()
+        self._store.wrote(len(rows))
         for place, flat in _decode_part(rows):
             if place == _TRAILER:
                 self._trailer = _decode_trailer(flat[0])
@@ -157,7 +215,7 @@ class StoredRaftLog:
         self._staging = False
 
     def finish_install(self, index: int, term: int) -> None:
-        """Check what is staged, and change over to it with this turn."""
+        """Check what is staged, and change over to it, at once; `restart_at` has to follow."""
         assert self._staging, "an install was begun"
         if self._trailer is None:
             raise StoreCorruptError("a snapshot ended without its trailer")
@@ -171,9 +229,12 @@ class StoredRaftLog:
             raise StoreCorruptError("a snapshot holds another range of keys than this shard")
         if meta.applied_index > index:
             raise StoreCorruptError("a snapshot's state is newer than it says")
+        self._log.save_installing(index, term)
+        self._store.commit_log()
         self._tables.switch_generation()
         self._tables.save_meta(meta)
         self.save_applied(index, term)
+        self._store.checkpoint()
         self._staging = False
 
     def tidy(self) -> None:

@@ -63,3 +63,11 @@ def unseal(key: bytes | memoryview, sealed: bytes | memoryview) -> bytes:
             f"{DAMAGE_ADVICE}"
         )
     return row
+
+
+def table_bytes(txn: lmdb.Transaction, table: lmdb._Database) -> int:
+    """Return how much space a table takes."""
+    stat = txn.stat(table)
+    pages = stat["leaf_pages"] + stat["overflow_pages"] + stat["branch_pages"]
+    size: int = pages * stat["psize"]
+    return size

@@ -14,11 +14,11 @@ from typing import Final
 
 import lmdb
 
-from ledger_node.store_files import StoreCorruptError
+from ledger_node.store_environments import read_only
+from ledger_node.store_files import LOG_FOLDER, STATE_FOLDER, StoreCorruptError
+from ledger_node.store_log import LogDatabases, LogTables
 from ledger_node.store_rows import unseal
 from ledger_node.store_tables import STATE_TABLES, ShardDatabases, ShardTables
-
-_NAMES_MAX: Final = 65_536
 
 # What a key is made of, as people are told of a row; keys that are not numbers are shown in hex.
 _KEYS: Final = {
@@ -70,18 +70,26 @@ class _View:
 
 
 class ScannedShard:
-    """One shard of a store, in one state."""
+    """One shard of a store, in one state. ``log_env`` has its log."""
 
-    def __init__(self, env: lmdb.Environment, txn: lmdb.Transaction, name: str, both: bool) -> None:
+    def __init__(
+        self,
+        log_env: lmdb.Environment,
+        env: lmdb.Environment,
+        txn: lmdb.Transaction,
+        name: str,
+        both: bool,
+    ) -> None:
         def table(suffix: str) -> lmdb._Database:
             return env.open_db(f"{name}{suffix}".encode(), txn=txn, create=False)
 
         self.id = int(name)
+        self._name = name
         self._txn = txn
+        self._log_env = log_env
         databases = ShardDatabases(
             env,
             table(".meta"),
-            table(".log"),
             tuple(
                 {item: table(f"{generation}.{item}") for item in STATE_TABLES}
                 for generation in (("", ".b") if both else ("",))
@@ -89,7 +97,20 @@ class ScannedShard:
         )
         self.tables = ShardTables(_View(txn), databases)
         self._state = databases.state[self.tables.generation]
-        self._log = databases.log
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[LogTables]:
+        """Open the shard's log as it is now: it has whatever led to the state, or is after it.
+
+        Keep it short, as the node writes it all the time.
+        """
+        env = self._log_env
+        with env.begin() as txn:
+            raft, log = (
+                env.open_db(f"{self._name}{suffix}".encode(), txn=txn, create=False)
+                for suffix in (".raft", ".log")
+            )
+            yield LogTables(_View(txn), LogDatabases(raft, log))
 
     def count(self, table: str) -> int:
         """Return how many rows a table has."""
@@ -98,8 +119,8 @@ class ScannedShard:
 
     def log_count(self) -> int:
         """Return how many entries the Raft log has."""
-        entries: int = self._txn.stat(self._log)["entries"]
-        return entries
+        with self.log() as log:
+            return log.count()
 
     def has(self, table: str, key: bytes) -> bool:
         """Whether a table has a row."""
@@ -120,12 +141,15 @@ class ScannedShard:
 
 
 class ScannedStore:
-    """The shards of a store, all in one state: that of the last commit when it was opened.
+    """The shards of a store, all in one state: that of the last checkpoint when it was opened.
 
     While it is open, pages that a node has freed since are not used again: its file may grow.
     """
 
-    def __init__(self, env: lmdb.Environment, txn: lmdb.Transaction) -> None:
+    def __init__(
+        self, log_env: lmdb.Environment, env: lmdb.Environment, txn: lmdb.Transaction
+    ) -> None:
+        self._log_env = log_env
         self._env = env
         self._txn = txn
         self._names = {bytes(key).decode() for key, _ in txn.cursor()}
@@ -141,7 +165,8 @@ class ScannedStore:
         """Return a shard; StoreCorruptError if its tables are not all there."""
         name = f"{shard_id:05d}"
         try:
-            return ScannedShard(self._env, self._txn, name, f"{name}.b.accounts" in self._names)
+            both = f"{name}.b.accounts" in self._names
+            return ScannedShard(self._log_env, self._env, self._txn, name, both)
         except lmdb.Error as error:
             raise StoreCorruptError(
                 f"the tables of shard {shard_id} are damaged: {error}"
@@ -150,17 +175,17 @@ class ScannedStore:
 
 @contextlib.contextmanager
 def scanned_store(path: Path) -> Iterator[ScannedStore]:
-    """Open the store in ``path`` (the folder of data.mdb) for reading, beside a node or alone.
+    """Open the store in the folder ``path`` for reading, beside a node or alone.
 
     StoreCorruptError if it is none. Damaged pages can also crash the process that reads them.
     """
-    try:
-        # A map size of 0: that of the node, so that its file may grow meanwhile.
-        env = lmdb.open(str(path), max_dbs=_NAMES_MAX, readonly=True, create=False, map_size=0)
-    except lmdb.Error as error:
-        raise StoreCorruptError(f"the store in {path} cannot be opened: {error}") from error
-    try:
-        with env.begin() as txn:
-            yield ScannedStore(env, txn)
-    finally:
-        env.close()
+    with contextlib.ExitStack() as stack:
+        try:
+            log_env, env = (
+                stack.enter_context(read_only(path, name)) for name in (LOG_FOLDER, STATE_FOLDER)
+            )
+        except lmdb.Error as error:
+            raise StoreCorruptError(f"the store in {path} cannot be opened: {error}") from error
+        # Logs are opened later, so that they are no older than the state.
+        txn = stack.enter_context(env.begin())
+        yield ScannedStore(log_env, env, txn)

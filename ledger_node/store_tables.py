@@ -6,7 +6,6 @@ Keys are big-endian, so that LMDB sorts them by number.
 import contextlib
 import hashlib
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +28,7 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
-from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
+from ledger_node.store_files import StoreCorruptError
 from ledger_node.store_history import HistoryTables
 from ledger_node.store_leg_columns import LegTables
 from ledger_node.store_rows import TransactionSource, unseal
@@ -42,7 +41,7 @@ GROUP_SUBJECT: Final = 1 << 31
 # Effects by effective time are summed in buckets of these sizes: 2**shift microseconds.
 EFFECTIVE_SHIFTS: Final = (40, 30, 20, 10, 0)
 
-SHARED_TABLES = 2  # meta and log
+SHARED_TABLES = 1  # meta
 # What the state machine writes, without the row of `ShardMeta`. Their order is that of snapshots.
 STATE_TABLES = (
     "accounts",
@@ -77,7 +76,6 @@ _U32 = struct.Struct(">I")
 _EXPIRATION_KEY = struct.Struct(">QQ")
 _MARK_KEY = struct.Struct(">IQ")
 _MARK = struct.Struct("<Qq")
-_LOG_HEADER = struct.Struct("<IQ")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_meta = msgspec.msgpack.Decoder(ShardMeta).decode
@@ -87,7 +85,6 @@ _decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
 _decode_name = msgspec.msgpack.Decoder(NameRecord).decode
 _decode_in_flight = msgspec.msgpack.Decoder(InFlightRecord).decode
 _decode_prepare = msgspec.msgpack.Decoder(Prepare).decode
-_decode_hard_state = msgspec.msgpack.Decoder(tuple[int, str | None]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,6 @@ class ShardDatabases:
 
     env: lmdb.Environment
     meta: lmdb._Database
-    log: lmdb._Database
     state: tuple[dict[str, lmdb._Database], ...]
 
 
@@ -112,7 +108,6 @@ class ShardTables(HistoryTables, LegTables):
         self._source = source
         self.databases = databases
         self._meta = databases.meta
-        self._log = databases.log
         self._use_generation()
 
     # Generations
@@ -418,80 +413,8 @@ class ShardTables(HistoryTables, LegTables):
         """Note that a transaction does not expire any more."""
         self._source.txn.delete(_EXPIRATION_KEY.pack(time_us, number), db=self._expirations)
 
-    # Raft log
-
-    def hard_state(self) -> tuple[int, str | None]:
-        """Return the current term and the vote in it; (0, None) in a fresh store."""
-        data = self._get_row(self._meta, b"raft")
-        return (0, None) if data is None else _decode_hard_state(data)
-
-    def save_hard_state(self, term: int, voted_for: str | None) -> None:
-        """Store the current term and the vote in it."""
-        self._put_row(self._meta, b"raft", _encode((term, voted_for)))
-
-    def log_bounds(self) -> tuple[int, int]:
-        """Return the first and the last index of the log; (1, 0) when it is empty."""
-        with self._source.txn.cursor(self._log) as cursor:
-            if not cursor.first():
-                return 1, 0
-            first = _U64.unpack(cursor.key())[0]
-            cursor.last()
-            return first, _U64.unpack(cursor.key())[0]
-
-    def log_entry(self, index: int) -> tuple[int, bytes]:
-        """Return (term, payload) of a log entry, after checking its checksum."""
-        data = self._must(self._log, _U64.pack(index))
-        checksum, term = _LOG_HEADER.unpack_from(data)
-        payload = data[_LOG_HEADER.size :]
-        if checksum != _log_checksum(index, term, payload):
-            raise StoreCorruptError(
-                f"log entry {index} fails its checksum: the disk or memory changed it. "
-                f"{DAMAGE_ADVICE}"
-            )
-        return term, payload
-
-    def append_log(self, index: int, term: int, payload: bytes) -> None:
-        """Append a log entry."""
-        data = _LOG_HEADER.pack(_log_checksum(index, term, payload), term) + payload
-        self._source.txn.put(_U64.pack(index), data, db=self._log, append=True)
-
-    def truncate_log(self, index: int) -> None:
-        """Drop the log entry ``index`` and all after it."""
-        with self._source.txn.cursor(self._log) as cursor:
-            if cursor.set_range(_U64.pack(index)):
-                while cursor.delete():
-                    pass
-
-    def drop_log_before(self, index: int) -> None:
-        """Drop the log entries before ``index``."""
-        end = _U64.pack(index)
-        with self._source.txn.cursor(self._log) as cursor:
-            if cursor.first():
-                while bytes(cursor.key()) < end and cursor.delete():
-                    pass
-
-    def clear_log(self) -> None:
-        """Drop all log entries."""
-        self._source.txn.drop(self._log, delete=False)
-
-    def log_bytes(self) -> int:
-        """Return how much space the log takes."""
-        return table_bytes(self._source.txn, self._log)
-
-
-def table_bytes(txn: lmdb.Transaction, table: lmdb._Database) -> int:
-    """Return how much space a table takes."""
-    stat = txn.stat(table)
-    pages = stat["leaf_pages"] + stat["overflow_pages"] + stat["branch_pages"]
-    size: int = pages * stat["psize"]
-    return size
-
 
 def _name_row_key(ledger: str, name: str) -> bytes:
     # At most 64 characters and 128 of up to 4 bytes would pass LMDB's 511 bytes: hash what is long.
     key = ledger.encode() + b"\0" + name.encode()
     return key if len(key) <= 256 else hashlib.blake2b(key, digest_size=32).digest()
-
-
-def _log_checksum(index: int, term: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<QQ", index, term)))

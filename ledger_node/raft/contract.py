@@ -126,7 +126,9 @@ class RaftLog(Protocol):
     """Durable storage of one replica: log, term and vote, standing, and snapshots of its state.
 
     Every write goes into the transaction of the host's current turn and is durable once the
-    host commits that turn. Reads see the writes of the same turn. Indices start at 1.
+    host commits that turn. The state, with what `save_applied` stores, may become durable later: it
+    is made of entries that are in the log until then. Reads see what was written before. Indices
+    start at 1.
     """
 
     def load_hard_state(self) -> tuple[int, str | None]:
@@ -153,6 +155,9 @@ class RaftLog(Protocol):
     def save_applied(self, index: int, term: int) -> None:
         """Store index and term of the last entry applied, be it a command or not."""
 
+    def durable_index(self) -> int:
+        """Return the index of the last entry that the state includes as far as it is durable."""
+
     def first_index(self) -> int:
         """Return the index of the oldest entry kept; 1 if the log is empty."""
 
@@ -174,8 +179,14 @@ class RaftLog(Protocol):
     def drop_before(self, index: int) -> None:
         """Remove all entries before the one at `index`."""
 
+    def unfinished_install(self) -> tuple[int, int] | None:
+        """Return index and term of an install that a crash left before its `restart_at`, if any.
+
+        Asked once, when the replica starts.
+        """
+
     def open_snapshot(self) -> SnapshotReader:
-        """Return the state as last committed, to be read over many turns."""
+        """Return the state as it is durable, to be read over many turns."""
 
     def begin_install(self) -> bool:
         """Prepare to stage another state beside the present one.
@@ -190,9 +201,10 @@ class RaftLog(Protocol):
         """Give up the staged state."""
 
     def finish_install(self, index: int, term: int) -> None:
-        """Make the staged state, which is complete, the present one.
+        """Make the staged state, which is complete, the present one, durable at once.
 
-        It includes the entry at `index`, of `term`, which becomes the one applied last.
+        It includes the entry at `index`, of `term`, which becomes the one applied last. Then
+        `restart_at` follows in the same turn; see `unfinished_install`.
         """
 
     def restart_at(self, index: int, term: int, payload: bytes) -> None:

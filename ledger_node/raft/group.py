@@ -181,6 +181,11 @@ class RaftGroup(Generic[T]):
         return self._replica._SyncObj__raftLastApplied
 
     @property
+    def durable_index(self) -> int:
+        """Index of the last entry applied as far as that is on disk."""
+        return self._journal.durable_index
+
+    @property
     def first_index(self) -> int:
         """Index of the last entry that was dropped from the log, in all but name; 1 at first."""
         return self._journal.first_index

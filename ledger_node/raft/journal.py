@@ -31,6 +31,8 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         self._log = log
         self._tail: dict[int, Entry] = {}
         self._tail_bytes = 0
+        if (installed := log.unfinished_install()) is not None:
+            log.restart_at(*installed, _NO_OP)
         self.term, self.voted_for = log.load_hard_state()
         stored_index = log.applied_index()
         applied = log.load_applied()
@@ -97,9 +99,14 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
         self._last = self.entry(self.last_index)
 
     def save_applied(self, index: int, term: int) -> None:
-        """Note how far the state machine is; from here on entries up to `index` may be dropped."""
+        """Note how far the state machine is."""
         self.applied_index = index
         self._log.save_applied(index, term)
+
+    @property
+    def durable_index(self) -> int:
+        """How far the state machine is on disk: entries up to here may be dropped."""
+        return max(1, self._log.durable_index())
 
     def size_bytes(self) -> int:
         """Return about how much space the log takes."""
@@ -107,7 +114,7 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
 
     def drop_before(self, index: int) -> None:
         """Drop the entries before the one at `index`, which becomes the marker."""
-        require(self.first_index < index <= self.applied_index, "compaction outside the applied")
+        require(self.first_index < index <= self.durable_index, "compaction of what is needed")
         self._first = self.entry(index)
         self._log.drop_before(index)
         for dropped in range(self.first_index, index):
@@ -119,7 +126,7 @@ class GroupJournal(Journal):  # type: ignore[misc]  # pysyncobj is untyped
     # Snapshots.
 
     def open_snapshot(self) -> SnapshotReader:
-        """Return the state as last committed."""
+        """Return the state as it is on disk."""
         return self._log.open_snapshot()
 
     def begin_install(self) -> bool:

@@ -344,7 +344,7 @@ class Replica(Voter):
             return None
         reader = self._journal.open_snapshot()
         if reader.index < self._journal.first_index:
-            # This turn dropped entries up to where its own commit will be.
+            # Nothing that was applied is durable yet.
             reader.close()
             self._slots.give_back()
             self.unsent = True
@@ -500,7 +500,7 @@ class Replica(Voter):
         # Not one by one: neighbours share pages.
         if excess < min(COMPACT_ENTRIES_MAX, max(1, entries // 16)):
             return
-        target = min(first + min(excess, COMPACT_ENTRIES_MAX), self._SyncObj__raftLastApplied)
+        target = min(first + min(excess, COMPACT_ENTRIES_MAX), journal.durable_index)
         if (
             self._SyncObj__raftState == Role.LEADER
             and entries <= PINNED_MAX * limits.keep_entries

@@ -240,10 +240,10 @@ def data_dir(tmp_path: Path) -> Path:
     shard.one(CreateAccount(account, "main", "alice"))
     for number in range(20):
         shard.one(CreateTransaction(account, 10, "", True, f"t{number}"))
-    tables = shard.store.shard(0)
-    tables.save_hard_state(1, None)
+    log = shard.store.log(0)
+    log.save_hard_state(1, None)
     for index, payload in shard.log:
-        tables.append_log(index, 1, payload)
+        log.append(index, 1, payload)
     shard.store.commit()
     shard.close()
     return shard.path
@@ -263,7 +263,7 @@ def test_the_store_of_a_stopped_node_is_proven(run: Run, data_dir: Path) -> None
 
 
 def test_faults_name_file_table_and_row(run: Run, data_dir: Path) -> None:
-    env = lmdb.open(str(data_dir / "store"), max_dbs=100)
+    env = lmdb.open(str(data_dir / "store" / "state"), max_dbs=100)
     with env.begin(write=True) as txn:
         journal = env.open_db(b"00000.journal", txn=txn)
         key = (7).to_bytes(8)
@@ -272,8 +272,8 @@ def test_faults_name_file_table_and_row(run: Run, data_dir: Path) -> None:
     shown = run("verify", "--data-dir", str(data_dir))
     assert shown.exit_code == 1
     assert (
-        f"{data_dir / 'store' / 'data.mdb'}, shard 0: table journal, number 7: fails its checksum"
-        in shown.stderr
+        f"{data_dir / 'store' / 'state' / 'data.mdb'}, shard 0: table journal, number 7: "
+        "fails its checksum" in shown.stderr
     )
     assert "✗ the store is not what was written" in shown.stdout
 
@@ -295,7 +295,7 @@ def test_what_is_no_data_directory_is_a_clear_error(run: Run, tmp_path: Path) ->
 
 def test_a_cut_file_is_a_fault_and_no_crash(run: Run, data_dir: Path) -> None:
     shutil.copytree(data_dir, data_dir.with_name("cut"))
-    file = data_dir.with_name("cut") / "store" / "data.mdb"
+    file = data_dir.with_name("cut") / "store" / "state" / "data.mdb"
     with file.open("r+b") as stream:
         stream.truncate(3 * 4096)
     shown = run("verify", "--data-dir", str(data_dir.with_name("cut")))

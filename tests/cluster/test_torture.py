@@ -82,7 +82,7 @@ def test_a_full_store(small_cluster: LocalCluster) -> None:
         account = client.create_account()
         first = client.create_transaction(account.id, 7, settled=True, request_id=request_id)
         assert cluster.terminate("n1") == 0
-        _fill(cluster.data_dir / "n1" / "store")
+        _fill(cluster.data_dir / "n1" / "store" / "state")
         cluster.restart("n1")
         cluster.wait_until_serving()
 

@@ -46,6 +46,7 @@ from ledger_node.records import (
     pack_sums,
     unpack_sums,
 )
+from ledger_node.store_files import log_file, state_file
 from ledger_node.store_rows import seal, unseal
 from ledger_node.store_scan import scanned_store
 from ledger_node.store_tables import STATE_TABLES
@@ -114,9 +115,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fill(shard)
     tables = shard.store.shard(0)
     tables.save_name("main", "alice", NameRecord(ALICE, "alice"))
-    tables.save_hard_state(3, "n2")
+    log = shard.store.log(0)
+    log.save_hard_state(3, "n2")
     for index, payload in shard.log:
-        tables.append_log(index, 3, payload)
+        log.append(index, 3, payload)
     shard.store.commit()
     world.close()
     return shard.path
@@ -153,7 +155,8 @@ def audited(path: Path, shard_id: int = 0) -> DeepAudit:
 @contextmanager
 def changing(path: Path, table: str) -> Iterator[tuple[lmdb.Transaction, Any]]:
     """Write to a table behind the back of the store."""
-    env = lmdb.open(str(path / "store"), max_dbs=200)
+    file = log_file if table == "log" else state_file
+    env = lmdb.open(str(file(path / "store").parent), max_dbs=200)
     try:
         database = env.open_db(f"00000.{table}".encode(), create=False)
         with env.begin(write=True) as txn:
@@ -523,7 +526,7 @@ async def test_it_runs_in_a_process_beside_the_one_that_has_the_store(tmp_path: 
 
 
 async def test_a_process_that_crashes_is_a_fault_of_the_store(path: Path) -> None:
-    file = path / "store" / "data.mdb"
+    file = state_file(path / "store")
     with file.open("r+b") as stream:
         stream.truncate(3 * 4096)
     told = [audit async for audit in deep_audits(path / "store", 0)]

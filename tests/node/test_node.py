@@ -12,6 +12,7 @@ from ledger_core.ids import derive_account_id
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, TransactionView
 from ledger_node import node as node_module
+from ledger_node import store as store_module
 from ledger_node.store import Store
 from tests.node.hosts import Hosts, results
 
@@ -43,28 +44,32 @@ def test_a_write_is_answered_once_a_majority_has_it(hosts: Hosts) -> None:
 
 def test_commands_that_wait_at_the_start_of_a_turn_become_one_log_entry(hosts: Hosts) -> None:
     leader = hosts.leader()
-    before = hosts.stores[leader].shard(0).log_bounds()[1]
+    before = hosts.stores[leader].log(0).bounds()[1]
     replies = [hosts.execute(leader, OPEN), hosts.execute(leader, put(1, "a"), put(2, "b"))]
     first, second = (hosts.settle(item) for item in replies)
     assert first.log_index == second.log_index == before + 1
-    _, payload = hosts.stores[leader].shard(0).log_entry(before + 1)
+    _, payload = hosts.stores[leader].log(0).entry(before + 1)
     assert len(decode_batch(payload[1:]).commands) == 3
     assert [type(r) for r in results(second)] == [TransactionView, TransactionView]
 
 
-def test_a_failed_commit_releases_nothing(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("commit", ["commit_log", "checkpoint"])
+def test_a_failed_commit_releases_nothing(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, commit: str
+) -> None:
+    monkeypatch.setattr(store_module, "CHECKPOINT_S", 0.0)
     leader = hosts.leader()
     hosts.settle(hosts.execute(leader, OPEN))
     replies = hosts.execute(leader, put(1, "t"))
     reads = hosts.query(leader, GetAccount(ALICE))
 
-    def fail(store: Store) -> None:
+    def fail() -> None:
         raise lmdb.DiskError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit", fail)
+        patch.setattr(hosts.stores[leader], commit, fail)
         with pytest.raises(lmdb.DiskError):
-            hosts.turn(leader)
+            hosts.run(0.02)
     assert replies == []
     assert reads == []
 
@@ -72,18 +77,18 @@ def test_a_failed_commit_releases_nothing(hosts: Hosts, monkeypatch: pytest.Monk
 def test_no_message_leaves_before_its_turn_is_committed(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a message or a reply tells of is already in the committed state."""
+    """Whatever a message or a reply tells of is already in the committed log."""
     leader = hosts.leader()
-    commit = Store.commit
+    commit = Store.commit_log
     committed: list[int] = []
 
     def record(store: Store) -> None:
         commit(store)
         if store is hosts.stores[leader]:
-            with store.read() as view:
-                committed.append(view.shard(0).log_bounds()[1])
+            committed.append(store.log(0).bounds()[1])
+            store._log.abort()
 
-    monkeypatch.setattr(Store, "commit", record)
+    monkeypatch.setattr(Store, "commit_log", record)
     hosts.execute(leader, OPEN)
     outbox = hosts.turn(leader)
     sent = [entry for ms in outbox.values() for m in ms for entry in m.entries]
@@ -166,13 +171,13 @@ def test_what_is_not_committed_is_bounded_and_goes_on_when_followers_do(
     leader = hosts.leader()
     hosts.settle(hosts.execute(leader, OPEN))
     hosts.run(0.3)
-    before = hosts.stores[leader].shard(0).log_bounds()[1]
+    before = hosts.stores[leader].log(0).bounds()[1]
     hosts.cut = set(hosts.nodes) - {leader}
     waiting = []
     for number in range(10):
         waiting.append(hosts.execute(leader, put(1, f"t{number}")))
         hosts.turn_all(0.001)
-    assert hosts.stores[leader].shard(0).log_bounds()[1] == before + 3
+    assert hosts.stores[leader].log(0).bounds()[1] == before + 3
     # Blocked, not busy: the next turn is due at a tick, not at once.
     assert hosts.nodes[leader].next_turn_at() > 0.0
     hosts.cut = set()

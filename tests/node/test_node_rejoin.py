@@ -35,7 +35,7 @@ def fill(hosts: Hosts, writes: int = 40) -> None:
 def audits(hosts: Hosts) -> list[Audit]:
     found = []
     for store in hosts.stores.values():
-        with store.read() as view:
+        with store.read_newest() as view:
             found.append(audit(view.shard(0)))
     return found
 
@@ -62,7 +62,7 @@ def begin_install(hosts: Hosts, node_id: str) -> None:
     raise AssertionError("no snapshot came")
 
 
-def fail() -> None:
+def fail(_clock: object) -> None:
     raise OSError("the disk failed")
 
 
@@ -119,7 +119,7 @@ def test_it_may_die_in_any_turn_of_the_install(
         # Its next turn writes, but is not committed.
         before = audits(hosts)
         hosts.now += 0.05
-        monkeypatch.setattr(hosts.stores[node_id], "commit", fail)
+        monkeypatch.setattr(hosts.stores[node_id], "end_turn", fail)
         with pytest.raises(OSError, match="disk"):
             hosts.nodes[node_id].turn()
         longest = max(longest, hosts.nodes[node_id].replica_statuses()[0].installing_bytes)

@@ -25,6 +25,7 @@ from ledger_node.store import (
     StoreError,
     StoreIdentity,
 )
+from ledger_node.store_files import state_file
 from tests.node.shard import IDENTITY, SHARD, Shard, open_store
 
 ACCOUNT = derive_account_id("main", "alice")
@@ -38,7 +39,7 @@ def test_state_log_and_votes_of_a_turn_become_durable_together_or_not_at_all(
     tmp_path: Path,
 ) -> None:
     store = open_store(tmp_path)
-    log = StoredRaftLog(store.shard(0))
+    log = StoredRaftLog(store, 0)
     append(log, 1, 1)
     log.save_hard_state(1, "n1")
     store.commit()
@@ -50,7 +51,7 @@ def test_state_log_and_votes_of_a_turn_become_durable_together_or_not_at_all(
     store.close()  # as a crash before the commit
 
     store = open_store(tmp_path)
-    log = StoredRaftLog(store.shard(0))
+    log = StoredRaftLog(store, 0)
     assert (log.first_index(), log.last_index()) == (1, 1)
     assert log.load_hard_state() == (1, "n1")
     assert log.applied_index() == 0
@@ -98,14 +99,14 @@ def test_readers_see_only_committed_turns(tmp_path: Path) -> None:
 
 def test_the_log_is_cut_and_continued(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    log = StoredRaftLog(store.shard(0))
+    log = StoredRaftLog(store, 0)
     for index in range(1, 6):
         append(log, index, 1, b"\0%d" % index)
     log.truncate_from(3)
     assert log.last_index() == 2
     append(log, 3, 2, b"\0new")
     store.commit()
-    log = StoredRaftLog(store.shard(0))
+    log = StoredRaftLog(store, 0)
     assert [log.read(index) for index in (1, 2, 3)] == [(1, b"\0001"), (1, b"\0002"), (2, b"\0new")]
     assert log.last_index() == 3
     store.close()
@@ -114,10 +115,10 @@ def test_the_log_is_cut_and_continued(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0, 5, -1])
 def test_a_changed_log_entry_is_found_by_its_checksum(tmp_path: Path, place: int) -> None:
     store = open_store(tmp_path)
-    append(StoredRaftLog(store.shard(0)), 1, 7, b"\0money")
+    append(StoredRaftLog(store, 0), 1, 7, b"\0money")
     store.commit()
     store.close()
-    with lmdb.open(str(tmp_path / "store"), max_dbs=16) as env:
+    with lmdb.open(str(tmp_path / "store" / "log"), max_dbs=16) as env:
         log = env.open_db(b"00000.log")
         with env.begin(write=True) as txn:
             key = struct.pack(">Q", 1)
@@ -126,7 +127,7 @@ def test_a_changed_log_entry_is_found_by_its_checksum(tmp_path: Path, place: int
             txn.put(key, bytes(data), db=log)
     store = open_store(tmp_path)
     with pytest.raises(StoreCorruptError, match="fails its checksum"):
-        StoredRaftLog(store.shard(0)).read(1)
+        StoredRaftLog(store, 0).read(1)
     store.close()
 
 
@@ -136,7 +137,7 @@ def test_every_64th_entry_of_an_account_is_marked(tmp_path: Path) -> None:
     for number in range(2 * ENTRIES_PER_MARK + 1):
         shard.one(CreateTransaction(ACCOUNT, 1, "", True, f"t{number}"))
     shard.close()
-    with lmdb.open(str(tmp_path / "store"), max_dbs=16) as env:
+    with lmdb.open(str(tmp_path / "store" / "state"), max_dbs=16) as env:
         marks = env.open_db(b"00000.entry_marks")
         with env.begin() as txn, txn.cursor(marks) as cursor:
             found = [struct.unpack(">IQ", bytes(key)) for key in cursor.iternext(values=False)]
@@ -198,7 +199,7 @@ def test_changed_shard_ranges_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     open_store(tmp_path).close()
-    data = tmp_path / "store" / "data.mdb"
+    data = state_file(tmp_path / "store")
     data.write_bytes(b"x" * data.stat().st_size)
     with pytest.raises(StoreCorruptError, match="cannot be opened"):
         open_store(tmp_path)
@@ -215,12 +216,13 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> N
 def test_what_was_used_once_and_is_free_again_does_not_refuse_writes(tmp_path: Path) -> None:
     """A reader that stayed long (a snapshot on its way) lets the file grow; the pages come back."""
     store = open_store(tmp_path, map_bytes=4 << 20)
-    log = StoredRaftLog(store.shard(0))
-    for index in range(1, 60):
-        append(log, index, 1, bytes(64 << 10))
+    tables = store.shard(0)
+    for number in range(1, 60):
+        tables.save_meta_row(b"%d" % number, bytes(64 << 10))
     store.commit()
     assert store.full() is not None
-    log.truncate_from(2)
+    for number in range(1, 60):
+        tables.delete_meta_row(b"%d" % number)
     store.commit()
     assert store.used_bytes() > 3 << 20
     assert store.full() is None
@@ -236,9 +238,16 @@ def test_writes_are_refused_before_the_store_or_the_disk_is_full(
 ) -> None:
     store = open_store(tmp_path, map_bytes=4 << 20)
     assert store.full() is None
-    log = StoredRaftLog(store.shard(0))
+    log = StoredRaftLog(store, 0)
     for index in range(1, 60):
         append(log, index, 1, bytes(64 << 10))
+    store.commit()
+    assert "raise --store-max-mib" in (store.full() or "")
+    log.truncate_from(2)
+    store.commit()
+    assert store.full() is None
+    for number in range(1, 60):
+        store.shard(0).save_meta_row(b"%d" % number, bytes(64 << 10))
     store.commit()
     assert "raise --store-max-mib" in (store.full() or "")
     store.close()

@@ -40,10 +40,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         if not settled and number % 5:
             shard.one(SettleTransaction(account_id, made.number, f"s{number}"))
-    tables = shard.store.shard(0)
-    tables.save_hard_state(3, "n2")
+    log = shard.store.log(0)
+    log.save_hard_state(3, "n2")
     for index, payload in shard.log:
-        tables.append_log(index, 3, bytes([Kind.REGULAR]) + payload)
+        log.append(index, 3, bytes([Kind.REGULAR]) + payload)
         shard.store.commit()
     shard.close()
     return shard.path

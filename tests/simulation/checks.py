@@ -169,7 +169,7 @@ class Checks:
 
     def _applied(self, facts: ShardFacts, host: Host, shard_id: int, applied: int) -> None:
         assert host.store is not None
-        with host.store.read() as view:
+        with host.store.read_newest() as view:
             meta = view.shard(shard_id).meta()
         index = meta.applied_index
         require(index <= applied, "the state is ahead of what was applied")
@@ -194,7 +194,7 @@ class Checks:
     def audit(self, host: Host, shard_ids: Iterable[int]) -> None:
         """Sum the books of replicas, and hold every account against its floor."""
         assert host.store is not None
-        with host.store.read() as view:
+        with host.store.read_newest() as view:
             for shard_id in shard_ids:
                 tables = view.shard(shard_id)
                 faults = audit(tables).faults

@@ -12,7 +12,8 @@ from typing import Any
 import lmdb
 
 from ledger_cluster.config import ClusterConfig
-from ledger_node.store import ShardRange, ShardTables, Store, StoreIdentity
+from ledger_node.store import ShardRange, Store, StoreIdentity
+from ledger_node.store_log import LogTables
 from tests.simulation.engine import require
 
 MAP_BYTES = 1 << 30
@@ -114,27 +115,31 @@ class Disk:
         )
         assert isinstance(store, SimulatedStore)
         store.disk, store.shadows = self, self.shadows
-        with store.read() as view:
-            for shard_id, shadow in self.shadows.items():
-                tables = view.shard(shard_id)
-                last = tables.log_bounds()[1]
-                require(last == shadow.last, "the store lost or kept what it should not: log")
-                require(
-                    tables.hard_state() == shadow.hard_state,
-                    "the store lost or kept what it should not: term and vote",
-                )
+        for shard_id, shadow in self.shadows.items():
+            log = Store.log(store, shard_id)
+            last = log.bounds()[1]
+            require(last == shadow.last, "the store lost or kept what it should not: log")
+            require(
+                log.hard_state() == shadow.hard_state,
+                "the store lost or kept what it should not: term and vote",
+            )
         return store
 
 
 class SimulatedStore(Store):
-    """The real store, with a fuse: it can fail at any access of a turn, or at the commit."""
+    """The real store, with a fuse: it can fail at any access of a turn, or at a commit.
+
+    A commit is one of the log, or a checkpoint.
+    """
 
     disk: Disk
     shadows: dict[int, ShadowLog]
     fuse: int | None = None
-    """Crash at this many accesses to the write transaction from now."""
+    """Crash at this many accesses to the write transactions from now."""
     fail_next_commit = False
+    fail_next_checkpoint = False
     crash_after_commit = False
+    crash_after_checkpoint = False
     crash_at: tuple[int, bool] | None = None
     """Crash at this many commits from now, right after it (True) or right before."""
 
@@ -144,78 +149,109 @@ class SimulatedStore(Store):
 
     @property
     def uncommitted(self) -> bool:
-        """Whether something was written that is not committed."""
-        return self._write_txn is not None
+        """Whether something was written to the log that is not committed."""
+        return self._log.is_open
 
     @property
     def txn(self) -> lmdb.Transaction:
-        """Return the turn's write transaction, if the process lives to see it."""
+        """Return the write transaction of the state, if the process lives to see it."""
+        self._burn()
+        return super().txn
+
+    @property
+    def log_txn(self) -> lmdb.Transaction:
+        """Return the write transaction of the log, if the process lives to see it."""
+        self._burn()
+        return super().log_txn
+
+    def _burn(self) -> None:
         if self.fuse is not None:
             self.fuse -= 1
             if self.fuse < 0:
                 raise SimulatedCrash
-        return super().txn
 
-    def commit(self) -> None:
+    def commit_log(self) -> None:
         """Commit, unless the disk or the process fails first."""
-        if self._write_txn is None:
+        if not self._log.is_open:
             return
+        dies = self._commit_begins()
+        if self.fail_next_commit:
+            raise DiskError("simulated: no space left on device")
+        super().commit_log()
+        written, self._written = self._written, []
+        for method, *arguments in written:
+            method(*arguments)
+        if dies or self.crash_after_commit:
+            self.crash_after_commit = True
+            raise SimulatedCrash
+
+    def checkpoint(self) -> None:
+        """Commit, unless the disk or the process fails first."""
+        if not self._state.is_open:
+            super().checkpoint()
+            return
+        dies = self._commit_begins()
+        if self.fail_next_checkpoint:
+            raise DiskError("simulated: no space left on device")
+        super().checkpoint()
+        if dies or self.crash_after_checkpoint:
+            self.crash_after_checkpoint = True
+            raise SimulatedCrash
+
+    def _commit_begins(self) -> bool:
+        """Crash if that is to be; return whether to crash when the commit is done."""
+        dies = False
         if self.crash_at is not None:
             left, after = self.crash_at
             self.crash_at = (left - 1, after)
             if left == 1 and not after:
                 raise SimulatedCrash
-            self.crash_after_commit |= left == 1
+            dies = left == 1
         if self.fuse is not None:
             raise SimulatedCrash
-        if self.fail_next_commit:
-            raise DiskError("simulated: no space left on device")
-        super().commit()
-        written, self._written = self._written, []
-        for method, *arguments in written:
-            method(*arguments)
-        if self.crash_after_commit:
-            raise SimulatedCrash
+        return dies
 
     def full(self) -> str | None:
         """Say so where the plan wants it; the disk of this machine has no part in a run."""
         return "simulated: no room" if self.disk.is_full else None
+
+    def _room_bytes(self) -> int:
+        return MAP_BYTES
 
     def abort(self) -> None:
         """Drop what is not committed."""
         self._written = []
         super().abort()
 
-    def shard(self, shard_id: int) -> ShardTables:
-        """Return the tables of a shard; what is written to its log is noted for the shadow."""
-        return _Tables(self, shard_id)
+    def log(self, shard_id: int) -> LogTables:
+        """Return the log of a shard; what is written to it is noted for the shadow."""
+        return _Log(self, shard_id)
 
 
-class _Tables(ShardTables):
+class _Log(LogTables):
     def __init__(self, store: SimulatedStore, shard_id: int) -> None:
-        super().__init__(store, store._databases[shard_id])
-        self._simulated = store
+        real = Store.log(store, shard_id)
+        super().__init__(real._source, store._log_databases[shard_id])
+        self._store = store
         self._shard_id = shard_id
 
-    def append_log(self, index: int, term: int, payload: bytes) -> None:
-        super().append_log(index, term, payload)
-        shadow = self._simulated.shadows[self._shard_id]
-        self._simulated._written.append((shadow.append, index, term, payload))
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        super().append(index, term, payload)
+        shadow = self._store.shadows[self._shard_id]
+        self._store._written.append((shadow.append, index, term, payload))
 
-    def truncate_log(self, index: int) -> None:
-        super().truncate_log(index)
-        shadow = self._simulated.shadows[self._shard_id]
-        self._simulated._written.append((shadow.truncate, index))
+    def truncate(self, index: int) -> None:
+        super().truncate(index)
+        shadow = self._store.shadows[self._shard_id]
+        self._store._written.append((shadow.truncate, index))
 
-    def drop_log_before(self, index: int) -> None:
-        super().drop_log_before(index)
-        self._simulated._written.append(
-            (self._simulated.shadows[self._shard_id].drop_before, index)
-        )
+    def drop_before(self, index: int) -> None:
+        super().drop_before(index)
+        self._store._written.append((self._store.shadows[self._shard_id].drop_before, index))
 
-    def clear_log(self) -> None:
-        super().clear_log()
-        self._simulated._written.append((self._simulated.shadows[self._shard_id].clear,))
+    def clear(self) -> None:
+        super().clear()
+        self._store._written.append((self._store.shadows[self._shard_id].clear,))
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         super().save_hard_state(term, voted_for)

@@ -82,6 +82,7 @@ class Faults:
             if host.store is not None:
                 host.store.fuse = None
                 host.store.fail_next_commit = host.store.crash_after_commit = False
+                host.store.fail_next_checkpoint = host.store.crash_after_checkpoint = False
             host.start()
 
     def _inject(self, fault: Fault) -> None:
@@ -110,18 +111,25 @@ class Faults:
         if host.store is not None:
             host.store.fuse = round(amount**2 * 60)
 
-    def _crash_after_commit(self, host: Host, _amount: float) -> None:
-        """Crash once a turn is on disk, before anything of it is released."""
-        if host.store is not None:
+    def _crash_after_commit(self, host: Host, amount: float) -> None:
+        """Crash once a turn is on disk, before anything of it is released.
+
+        Or once the state is, too, at the next checkpoint.
+        """
+        if host.store is not None and amount < 0.6:
             host.store.crash_after_commit = True
+        elif host.store is not None:
+            host.store.crash_after_checkpoint = True
 
     def _crash_all(self, _host: Host, _amount: float) -> None:
         for host in self._hosts.values():
             host.crash("crashed")
 
-    def _fail_commit(self, host: Host, _amount: float) -> None:
-        if host.store is not None:
+    def _fail_commit(self, host: Host, amount: float) -> None:
+        if host.store is not None and amount < 0.5:
             host.store.fail_next_commit = True
+        elif host.store is not None:
+            host.store.fail_next_checkpoint = True
 
     def _drain(self, host: Host, _amount: float) -> None:
         host.drain()
@@ -257,8 +265,10 @@ class Faults:
     def _interrupt(self, receiver: Host, shard_id: int, amount: float) -> None:
         self._engine.counts["installs interrupted"] += 1
         leader_id = receiver.group(shard_id).leader_id
-        if amount < 0.5:
-            self._crash_in_turn(receiver, amount)
+        if amount < 0.2:
+            self._crash_in_turn(receiver, 2 * amount)
+        elif amount < 0.5:
+            self._crash_after_commit(receiver, amount + 0.25)
         elif amount < 0.75 and leader_id:
             self._hosts[leader_id].crash("crashed")
         elif leader_id:

@@ -113,6 +113,9 @@ class Host:
         self.life += 1
         self._engine.note(f"start {self.id}")
         self.store = self.disk.open()
+        for shard in self._config.shards_on(self.id):
+            if self.store.log(shard.id).installing() is not None:
+                self._engine.counts["starts at the last step of an install"] += 1
         self.node = Node(
             config=self._config,
             node_id=self.id,
@@ -273,9 +276,12 @@ class Host:
         try:
             outbox = node.turn()
         except SimulatedCrash:
-            self.crash(
-                "crashed after a commit" if store.crash_after_commit else "crashed in a turn"
-            )
+            why = "crashed in a turn"
+            if store.crash_after_commit:
+                why = "crashed after a commit"
+            elif store.crash_after_checkpoint:
+                why = "crashed after a checkpoint"
+            self.crash(why)
             return
         except DiskError:
             # The server ends the process here: `fatal.die`.

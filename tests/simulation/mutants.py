@@ -27,7 +27,8 @@ from ledger_node.raft.library import SyncObj
 from ledger_node.raft.progress import Progress
 from ledger_node.raft.replica import Replica
 from ledger_node.state_machine import StateMachine
-from ledger_node.store import ShardTables, StoredRaftLog
+from ledger_node.store import ShardTables, Store, StoredRaftLog
+from ledger_node.store_log import LogTables
 from tests.simulation.disk import DiskError, SimulatedStore
 from tests.simulation.plan import (
     LEADERS_FROM,
@@ -137,12 +138,12 @@ def _persist_after_send() -> list[Patch]:
 
     def late(self: Any) -> Any:
         store = self._store
-        store.commit()  # what the last turn wrote
-        store.commit = lambda: None
+        store.end_turn(self._clock)  # what the last turn wrote
+        store.end_turn = lambda _clock: None
         try:
             return turn(self)
         finally:
-            del store.commit
+            del store.end_turn
 
     return [(Node, "turn", late)]
 
@@ -152,35 +153,36 @@ def _acknowledge_before_commit() -> list[Patch]:
     turn = Node.turn
 
     def early(self: Any) -> Any:
-        store, commit = self._store, self._store.commit
+        store, end_turn = self._store, self._store.end_turn
 
-        def acknowledge() -> None:
+        def acknowledge(clock: Callable[[], float]) -> None:
             for replica in self._replicas.values():
                 for complete in replica.group.take_completions():
                     complete()
-            commit()
+            end_turn(clock)
 
-        store.commit = acknowledge
+        store.end_turn = acknowledge
         try:
             return turn(self)
         finally:
-            del store.commit
+            del store.end_turn
 
     return [(Node, "turn", early)]
 
 
 @mutant("a failed commit is ignored")
 def _ignore_failed_commit() -> list[Patch]:
-    commit = SimulatedStore.commit
+    commit = SimulatedStore.commit_log
 
     def forgiving(self: SimulatedStore) -> None:
         try:
             commit(self)
         except DiskError:
-            self.abort()
+            self._log.abort()
+            self._written.clear()
             self.fail_next_commit = False
 
-    return [(SimulatedStore, "commit", forgiving)]
+    return [(SimulatedStore, "commit_log", forgiving)]
 
 
 @mutant("an entry is applied again after a restart")
@@ -202,6 +204,60 @@ def _apply_twice() -> list[Patch]:
         (StoredRaftLog, "applied_index", behind),
         (StoredRaftLog, "load_applied", lambda _self: None),
     ]
+
+
+# The state behind the log.
+
+
+@mutant("a checkpoint tells less than the state includes")
+def _forget_applied() -> list[Patch]:
+    save_meta = ShardTables.save_meta
+
+    def behind(self: ShardTables, meta: Any) -> None:
+        applied_index = max(0, meta.applied_index - 1)
+        save_meta(self, msgspec.structs.replace(meta, applied_index=applied_index))
+
+    def save_applied(self: Any, index: int, _term: int) -> None:
+        self._durable = self.durable_index()
+        self._applied, self._applied_at = index, self._store.checkpoints
+
+    return [(ShardTables, "save_meta", behind), (StoredRaftLog, "save_applied", save_applied)]
+
+
+@mutant("the log is cut where the state is not durable")
+def _cut_early() -> list[Patch]:
+    return [(StoredRaftLog, "durable_index", lambda self: self._applied)]
+
+
+@mutant("the state is durable before the log that led to it")
+def _state_first() -> list[Patch]:
+    end_turn = Store.end_turn
+
+    def hasty(self: Any, clock: Callable[[], float]) -> None:
+        self._state.commit()
+        end_turn(self, clock)
+
+    return [(SimulatedStore, "end_turn", hasty)]
+
+
+@mutant("an install does not note its last step")
+def _install_without_note() -> list[Patch]:
+    return [(LogTables, "save_installing", lambda _self, _index, _term: None)]
+
+
+@mutant("an install ends with its log, and its state follows")
+def _log_first_at_install() -> list[Patch]:
+    finish = StoredRaftLog.finish_install
+
+    def lazy(self: Any, index: int, term: int) -> None:
+        store = self._store
+        store.checkpoint = store.commit_log = lambda: None
+        try:
+            finish(self, index, term)
+        finally:
+            del store.checkpoint, store.commit_log
+
+    return [(StoredRaftLog, "finish_install", lazy)]
 
 
 # The log.

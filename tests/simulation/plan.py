@@ -130,6 +130,7 @@ class Bounds(msgspec.Struct, frozen=True):
     early: int = 10_000
     gateway_s: float = 5.0
     taken_up: int = 500
+    checkpoint_s: float = 0.15
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -202,7 +203,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shards=rng.choice((2, 2, 3, 4)),
         pre_vote=rng.random() < 1 / 3,
         timing=timing,
-        bounds=_draw_bounds(rng, timing),
+        bounds=_draw_checkpoints(seed, _draw_bounds(rng, timing), timing),
         network=_draw_network(rng, timing),
         turn_s=rng.choice((0.0002, 0.001, 0.004)),
         run_s=run_s,
@@ -250,6 +251,12 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
         gateway_s=rng.choice((5.0, timing.election_max_s, timing.election_max_s * 0.2, 0.01)),
         taken_up=rng.choice((500, 2)),
     )
+
+
+def _draw_checkpoints(seed: int, bounds: Bounds, timing: Timing) -> Bounds:
+    rng = random.Random(f"checkpoints {seed}")
+    interval_s = rng.choice((0.0, 0.02, 0.15, 0.15, timing.election_max_s * 2))
+    return msgspec.structs.replace(bounds, checkpoint_s=interval_s)
 
 
 def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:

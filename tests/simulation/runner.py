@@ -12,6 +12,7 @@ from unittest import mock
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
 from ledger_node import coordinator
 from ledger_node import node as node_module
+from ledger_node import store as store_module
 from ledger_node.books import InvariantError
 from ledger_node.raft import FatalRaftError, journal, progress, replica, snapshots
 from ledger_node.store import ShardTables, StoreCorruptError
@@ -114,6 +115,7 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (coordinator, "EARLY_MAX", bounds.early),
             (coordinator, "GATEWAY_S_MAX", bounds.gateway_s),
             (coordinator, "TAKEN_UP_MAX", bounds.taken_up),
+            (store_module, "CHECKPOINT_S", bounds.checkpoint_s),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
             (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
@@ -258,6 +260,13 @@ class Cluster:
         while not (self._idle() and self._converged()) and engine.now < idle_at:
             engine.run_until(engine.now + unit_s / 4)
         require(self._idle() and self._converged(), "the cluster does not come to rest")
+        # Readers beside the nodes see the last checkpoint: it has everything soon after, though
+        # another election may come in between.
+        within_s = 3 * (bounds.checkpoint_s + unit_s)
+        durable = engine.run_until(
+            engine.now + within_s, lambda: self._checkpointed() and self._converged()
+        )
+        require(durable, "a node at rest does not make its state durable")
         for request in history.requests:
             told = request.result is not None or not request.maybe_done
             require(told, f"a write got no answer after healing: {request.command}")
@@ -289,10 +298,19 @@ class Cluster:
                 host = self.hosts[name]
                 if host.store is None or not host.leads(shard.id):
                     continue
-                with host.store.read() as view:
+                with host.store.read_newest() as view:
                     if not across.is_idle(view.shard(shard.id)):
                         return False
         return True
+
+    def _checkpointed(self) -> bool:
+        """Whether all that was applied is on disk."""
+        return all(
+            self.hosts[name].group(shard.id).durable_index
+            == self.hosts[name].group(shard.id).applied_index
+            for shard in self.config.shards
+            for name in shard.node_ids
+        )
 
     def _converged(self) -> bool:
         if self.clients.calls_open or not all(host.alive for host in self.hosts.values()):

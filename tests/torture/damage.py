@@ -30,9 +30,11 @@ def restore(node_dir: Path, aside: Path) -> None:
 
 def spoil(node_dir: Path, rng: random.Random, how: str = "") -> str:
     """Damage the store, ``how`` or as drawn; return what was done, in words."""
-    file = node_dir / "store" / "data.mdb"
     how = how or rng.choice(sorted(WAYS))
-    return WAYS[how](file, rng)
+    of_log = how in WAYS_OF_LOG or (how in WAYS_OF_BOTH and rng.random() < 0.5)
+    folder = "log" if of_log else "state"
+    done = WAYS[how](node_dir / "store" / folder / "data.mdb", rng)
+    return f"{folder}: {done}"
 
 
 def _truncate(file: Path, rng: random.Random) -> str:
@@ -115,3 +117,6 @@ WAYS: dict[str, Callable[[Path, random.Random], str]] = {
     "balance": _flip_row(".balances", "a balance", newest=False, bytes_max=60),
     "history": _flip_row(".entries", "an account's history", newest=False, bytes_max=82),
 }
+
+WAYS_OF_LOG = {"log entry", "newest log entry"}
+WAYS_OF_BOTH = {"truncated", "magic"}

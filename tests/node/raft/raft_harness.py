@@ -201,6 +201,12 @@ class MemoryStore:
     def save_applied(self, index: int, term: int) -> None:
         self._write(lambda image: image.save_applied(index, term))
 
+    def durable_index(self) -> int:
+        return 0 if self.view.raft_applied is None else self.view.raft_applied[0]
+
+    def unfinished_install(self) -> tuple[int, int] | None:
+        return None
+
     def first_index(self) -> int:
         return self.view.first if self.view.entries else 1
 
