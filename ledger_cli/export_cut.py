@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 import msgspec
-from ledger_core.transfer_legs import u16_column, u64_column
 
 from ledger.v1 import journal_pb2
 from ledger_cli.export_check import shard_key
@@ -26,6 +25,7 @@ from ledger_client.journal import JournalClient
 from ledger_core import commands
 from ledger_core.accounts import TransactionStatus
 from ledger_core.ids import request_key, transaction_request_key
+from ledger_core.transfer_legs import u16_column, u64_column
 
 # So many entries of each shard before the first look are looked at, too.
 LOOK_BACK = 200

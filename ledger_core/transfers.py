@@ -29,8 +29,7 @@ TRANSFERS_PER_BLOCK_MAX = 1_024
 U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 
-_AMOUNTS_SUM_MAX = 1 << 62
-_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
+AMOUNTS_SUM_MAX = 1 << 62
 
 
 class TransferForm(IntEnum):
@@ -88,23 +87,9 @@ def request_keys(block: CreateTransfers) -> NDArray[np.uint8]:
 
 def split_rows(rows: NDArray[np.uint8]) -> list[bytes]:
     """Return the rows of an array of bytes, each by itself."""
-    joined, size = rows.tobytes(), rows.shape[1]
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
-
-
-def byte_rows(values: NDArray[np.void]) -> NDArray[np.uint8]:
-    """Return structured values as the bytes they are packed as, a row each."""
-    return np.frombuffer(values.tobytes(), np.uint8).reshape(len(values), values.itemsize)
-
-
-def request_id_texts(request_ids: bytes) -> NDArray[np.uint8]:
-    """Return UUIDs as 36 characters each: one row of ASCII codes for each."""
-    raw = np.frombuffer(request_ids, np.uint8).reshape(-1, 16)
-    digits = _HEX[raw].reshape(len(raw), 32)
-    texts = np.full((len(raw), 36), ord("-"), np.uint8)
-    for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
-        texts[:, at : at + end - start] = digits[:, start:end]
-    return texts
+    # Void values become bytes, far faster than slices are cut.
+    split: list[bytes] = rows.view(f"V{rows.shape[1]}")[:, 0].tolist()
+    return split
 
 
 def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -131,7 +116,7 @@ def transfer_fault(block: CreateTransfers) -> str | None:
     if ((forms >= TransferForm.IN) & (second_accounts(block) != 0)).any():
         return "has a second account in the one-account form"
     values = amounts(block)
-    if (values <= 0).any() or float(values.astype(np.float64).sum()) >= _AMOUNTS_SUM_MAX:
+    if (values <= 0).any() or float(values.astype(np.float64).sum()) >= AMOUNTS_SUM_MAX:
         return "has an amount that is not above 0, or amounts that are too large together"
     if any(not 0 <= index < count for index in block.texts):
         return "has texts of no transfer"

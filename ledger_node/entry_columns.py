@@ -4,41 +4,21 @@ An entry says what its account's counters are after it. So the entries of each a
 one after the other, and running sums give all of them at once. Same as `Books.book_entries`.
 """
 
-import zlib
+import itertools
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledger_core.accounts import AccountType, Direction, EntryKind
-from ledger_core.transfers import I64Array, big_endian, split_rows
+from ledger_core.transfers import I64Array
 from ledger_node.books import Books, InvariantError
-from ledger_node.records import BALANCE_ROW_BYTES, ENTRY_EFFECT, ENTRY_ROW_BYTES
+from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES
 from ledger_node.store import ENTRIES_PER_MARK
+from ledger_node.store_columns import BalanceRows, set_checksums
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
-
-# As `BalanceRow` packs it.
-BALANCE: Final = np.dtype(
-    [
-        ("debits_posted", "<i8"),
-        ("credits_posted", "<i8"),
-        ("debits_pending", "<i8"),
-        ("credits_pending", "<i8"),
-        ("account_id", "<u8"),
-        ("sequence", "<i8"),
-        ("last_position", "<i8"),
-        ("pending_transactions", "<u4"),
-        ("group", "<u4"),
-        ("book", "<u2"),
-        ("type", "u1"),
-        ("flags", "u1"),
-    ]
-)
-assert BALANCE.itemsize == BALANCE_ROW_BYTES
-_SEALED_BALANCE: Final = np.dtype([("row", BALANCE), ("checksum", "<u4")])
 
 # An entry row as numbers of 8 bytes, as `EntryRow` packs it; the last one has direction, kind, and
 # the checksum.
@@ -58,7 +38,7 @@ class AccountColumns:
     """Accounts, each once: their slots, which rise, and their rows as they are now."""
 
     slots: I64Array
-    rows: NDArray[np.void]
+    rows: BalanceRows
 
     @property
     def credit_normal(self) -> BoolArray:
@@ -97,10 +77,7 @@ class EntryColumns:
 
 def read_balances(books: Books, slots: I64Array) -> AccountColumns:
     """Read accounts that exist, each once; their slots rise."""
-    keys = split_rows(big_endian(slots.astype(np.uint32)))
-    packed = b"".join([sealed for _, sealed in books.tables.find_balances(keys)])
-    rows = np.frombuffer(packed, _SEALED_BALANCE)["row"].copy()
-    return AccountColumns(slots, rows)
+    return AccountColumns(slots, books.tables.balance_rows(slots))
 
 
 def book_columns(books: Books, accounts: AccountColumns, entries: EntryColumns) -> None:
@@ -150,7 +127,7 @@ def book_columns(books: Books, accounts: AccountColumns, entries: EntryColumns) 
     rows["last_position"] = order[ends - 1] + first
     accounts.rows[touched] = rows
     _check_balance(rows["book"], moved)
-    _save_balances(books, accounts.slots[touched], rows)
+    books.tables.save_balance_rows(accounts.slots[touched], rows)
     _add_totals(books, rows["group"], moved)
     in_order = np.empty_like(table)
     in_order[order] = table
@@ -180,21 +157,15 @@ class _Effects:
 
 def _check_balance(books: NDArray[np.uint16], moved: I64Array) -> None:
     """Assert that debits equal credits in every book, posted and pending."""
-    for book in np.unique(books).tolist():
+    for book in {*books.tolist()}:
         sums = moved[:, books == book].sum(axis=1).tolist()
         if (sums[0], sums[2]) != (sums[1], sums[3]):
             raise InvariantError(f"a block of transfers leaves book {book} unbalanced: {sums}")
 
 
-def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> None:
-    keys = split_rows(big_endian(slots.astype(np.uint32)))
-    raw, size = rows.tobytes(), BALANCE_ROW_BYTES
-    books.tables.put_balances(keys, [raw[at : at + size] for at in range(0, len(raw), size)])
-
-
 def _add_totals(books: Books, groups: NDArray[np.uint32], moved: I64Array) -> None:
     """Add what accounts were moved by to the totals of their groups."""
-    for group in np.unique(groups).tolist():
+    for group in sorted({*groups.tolist()}):
         added = moved[:, groups == group].sum(axis=1).tolist()
         if not any(added):
             continue
@@ -215,8 +186,5 @@ def _add_marks(books: Books, slots: I64Array, sequences: I64Array) -> None:
 
 def _with_checksums(table: I64Array) -> bytes:
     """Return packed entry rows with their CRC-32: the end of the last number."""
-    raw, length, crc32 = table.tobytes(), ENTRY_ROW_BYTES - 4, zlib.crc32
-    starts = range(0, len(raw), ENTRY_ROW_BYTES)
-    checksums = [crc32(raw[at : at + length]) for at in starts]
-    table.view("<u4")[:, -1] = checksums
+    set_checksums(table.view(f"V{ENTRY_ROW_BYTES}")[:, 0], itertools.repeat(0))
     return table.tobytes()

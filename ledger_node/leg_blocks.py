@@ -71,12 +71,12 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
     if len(plain):
         template = prepare_template(block.ledger, block.currency, books.shard_id)
         books.tables.put_undecided(
-            number_keys(work.numbers[plain].tolist()), work.rows(template, plain, prepare_who)
+            number_keys(work.numbers[plain]), work.rows(template, plain, prepare_who)
         )
-    numbers = work.numbers[work.taken].tolist()
+    numbers = work.numbers[work.taken]
     books.tables.put_pending(number_keys(numbers))
     # Whoever sent the block finishes it, unless he is gone.
-    books.undecided_later += numbers
+    books.undecided_later += numbers.tolist()
     refused = work.refused
     for item in (~work.todo).nonzero()[0].tolist():
         vote = prepare(books, prepare_of(block, item, books.shard_id))
@@ -107,9 +107,9 @@ def commit_transfers(
         return committed_record(books, command, why, clearing)
 
     refusals = work.record(home_template(work.book_number, block.currency), record_of)
-    numbers = work.numbers[work.taken].tolist()
+    numbers = work.numbers[work.taken]
     books.tables.put_in_flight(number_keys(numbers), _TO_TELL)
-    books.in_flight_later += numbers
+    books.in_flight_later += numbers.tolist()
     statuses = np.where(work.taken, np.uint8(TransactionStatus.SETTLED), np.uint8(0))
     for item, why in work.refused.items():
         statuses[item] = refused_status(why)

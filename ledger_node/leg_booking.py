@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ledger_core.accounts import EntryKind
-from ledger_core.commands import NO_HASH, Refused, TransferPart
+from ledger_core.commands import Refused, TransferPart
 from ledger_core.results import RefusalView
 from ledger_core.transfer_legs import (
     LegBlock,
@@ -24,10 +24,11 @@ from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
 from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
 from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
+from ledger_node.leg_rules import first_refusal
 from ledger_node.records import TransactionRecord
 from ledger_node.refusal_rules import refusal
 from ledger_node.row_templates import Bytes
-from ledger_node.store_leg_columns import number_keys
+from ledger_node.store_leg_columns import KeptRows, number_keys
 from ledger_node.transaction_rules import add_references
 from ledger_node.views import refusal_view
 
@@ -83,14 +84,14 @@ class LegBooking:
             own = refusal(reader, leg_command(self.block, item, self.books.shard_id))
             if own is None:
                 raise InvariantError(f"transfer {item} is refused for no reason")
-            refused[item] = _first(own, votes.get(item))
+            refused[item] = first_refusal(own, votes.get(item)) or own
         judge = LegJudge(self.books, sides, todo & sides.takes, entry_index, reserves=reserves)
         for item in judge.careful.nonzero()[0].tolist():
-            own, vote = judge.refuses(item), votes.get(item)
-            if own is None and vote is None:
+            why = first_refusal(judge.refuses(item), votes.get(item))
+            if why is None:
                 judge.take(item)
             else:
-                refused[item] = _first(own, vote)
+                refused[item] = why
         for item, vote in votes.items():
             if todo[item] and item not in refused:
                 refused[item] = vote
@@ -130,16 +131,15 @@ class LegBooking:
         """
         books, tables = self.books, self.books.tables
         items = self.todo.nonzero()[0]
-        numbers = self.numbers[items].tolist()
-        # As `RequestRow.pack` does it, with `NO_HASH` and state 0.
-        tables.add_requests(
-            [self.keys[item] for item in items.tolist()],
-            [NO_HASH + number.to_bytes(8, "little") + bytes(8) for number in numbers],
-        )
+        keys = self.keys
+        if len(items) < len(keys):
+            keys = [keys[item] for item in items.tolist()]
+        tables.add_request_rows(keys, self.numbers[items])
         plain = self.plain_items()
         if len(plain):
-            rows = self.rows(template, plain, record_who)
-            tables.put_transactions(number_keys(self.numbers[plain].tolist()), rows)
+            tables.put_transactions(
+                number_keys(self.numbers[plain]), self.rows(template, plain, record_who)
+            )
         refusals: dict[int, RefusalView] = {}
         for item in self.special_items():
             number = int(self.numbers[item])
@@ -168,7 +168,7 @@ class LegBooking:
 
     def rows(
         self, template: LegTemplate, items: IndexArray, who: Callable[[TransferPart], bytes]
-    ) -> list[bytes]:
+    ) -> KeptRows:
         """Encode rows of plain items; ``who`` encodes who asked, as the rows have it."""
         count, columns = len(items), self._columns(items)
         heads, tails = template.head.lay(count, columns), template.tail.lay(count, columns)
@@ -205,12 +205,3 @@ class LegBooking:
         if len({*encoded}) == 1:
             return encoded[0]
         return [encoded[place] for place in part_places(self.block)[items].tolist()]
-
-
-def _first(own: Refused | None, vote: Refused | None) -> Refused:
-    """Return the refusal of the lowest entry; the home's own entry is the first one."""
-    first = own or vote
-    assert first is not None, "one of them is a refusal"
-    if own is None or vote is None:
-        return first
-    return vote if vote.entry_index < own.entry_index else own

@@ -33,6 +33,7 @@ from ledger_node.entry_columns import (
 from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
 from ledger_node.leg_rules import apply_each
 from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.row_templates import Bytes
 from ledger_node.store_columns import place_slots
 from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
 
@@ -56,11 +57,11 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
         ended = learn_decision(books, int(work.numbers[item]), record, decision_of(block, item))
         if ended != ends[item]:
             raise InvariantError("a decision ends something else than was expected")
-    keys = number_keys(work.numbers[[*work.settled]].tolist())
-    books.tables.put_transactions(keys, work.settled.values())
+    for items, rows in work.settled:
+        books.tables.put_transactions(number_keys(work.numbers[items]), rows)
     if ends.any():
         _book(books, block, work, ends.nonzero()[0])
-        books.tables.drop_decided(number_keys(work.numbers[ends].tolist()))
+        books.tables.drop_decided(number_keys(work.numbers[ends]))
     for item in (work.numbers == 0).nonzero()[0].tolist():
         apply_decision(books, decision_of(block, item))
     return Done()
@@ -68,21 +69,22 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
 
 def delivered_transfers(books: Books, block: DeliveredTransfers) -> Done:
     """At the home: the participants have these; nothing is left to tell."""
-    books.tables.drop_in_flight_if(number_keys(u64_column(block.numbers).tolist()), _TO_TELL)
+    books.tables.drop_in_flight_if(number_keys(u64_column(block.numbers)), _TO_TELL)
     return Done()
 
 
 class _Work:
     """What is to be done with the items of a block; nothing of it is done yet.
 
-    ``numbers`` are those of the transactions here, 0 where there is none. ``settled`` has the new
-    rows of plain records, ``decoded`` the others as they are. Of items that are ``undecided``: what
-    they have booked here on the own and on the clearing account.
+    ``numbers`` are those of the transactions here, 0 where there is none. ``settled`` has
+    items whose records are plain, with their new rows; ``decoded`` has the other records as they
+    are. Of items that are ``undecided``: what they have booked here on the own and on the clearing
+    account.
     """
 
     def __init__(self, count: int) -> None:
         self.numbers: I64Array = np.zeros(count, np.int64)
-        self.settled: dict[int, bytes] = {}
+        self.settled: list[tuple[IndexArray, Bytes]] = []
         self.decoded: dict[int, TransactionRecord] = {}
         self.undecided: BoolArray = np.zeros(count, bool)
         self.accounts: U64Array = np.zeros((count, 2), np.uint64)
@@ -105,14 +107,14 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
         place_of = {key: item for item, key in enumerate(keys)}
         work.numbers[[place_of[key] for key, _ in found]] = packed["number"]
     known = work.numbers.nonzero()[0]
-    records = books.tables.find_transactions(number_keys(work.numbers[known].tolist()))
+    records = books.tables.find_transactions(number_keys(work.numbers[known]))
     if len(records) < len(known):
         raise InvariantError("a transaction of a request is missing")
     rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
     _recognise(books, block, work, rows)
-    for item, row in rows.items() if len(work.settled) < len(rows) else ():
-        if item in work.settled:
-            continue
+    plain = {item for items, _ in work.settled for item in items.tolist()}
+    for item in sorted(rows.keys() - plain):
+        row = rows[item]
         record = work.decoded[item] = TransactionRecord.decoded(row[:-CHECKSUM_BYTES])
         if record.status in _OPEN and not _take(work, item, record):
             return None
@@ -124,10 +126,13 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
 def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes]) -> None:
     """Find the plain records that are to be settled, and settle them."""
     by_size: dict[int, list[int]] = {}
-    settled = TransactionStatus.SETTLED
-    for item, row in rows.items():
-        if block.statuses[item] == settled:
-            by_size.setdefault(len(row), []).append(item)
+    sizes = {*map(len, rows.values())}
+    if len(sizes) == 1 and block.statuses == bytes([TransactionStatus.SETTLED]) * len(rows):
+        by_size[sizes.pop()] = [*rows]
+    else:
+        for item, row in rows.items():
+            if block.statuses[item] == TransactionStatus.SETTLED:
+                by_size.setdefault(len(row), []).append(item)
     for size, of_size in by_size.items():
         left = np.array(of_size)
         packed = b"".join([rows[item] for item in of_size])
@@ -153,7 +158,7 @@ def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int,
                 uuid_texts(raw),
                 books.meta.time_us,
             )
-            work.settled |= zip(items.tolist(), new, strict=True)
+            work.settled.append((items, new))
             others = np.ones(len(left), bool)
             others[found.places] = False
             left, matrix = left[others], matrix[others]

@@ -24,7 +24,13 @@ from ledger_node.entry_columns import (
     IndexArray,
     read_balances,
 )
-from ledger_node.records import FLOORED_BIT, LIMITED_BIT, STATE_BITS, BalanceRow
+from ledger_node.records import (
+    BALANCE_ROW_BYTES,
+    FLOORED_BIT,
+    LIMITED_BIT,
+    STATE_BITS,
+    BalanceRow,
+)
 from ledger_node.refusal_rules import limits_of
 from ledger_node.store_columns import place_slots
 
@@ -190,7 +196,7 @@ class LegJudge:
         state = self._watched.get(account)
         if state is None:
             accounts = self._sides.accounts
-            row = BalanceRow.unpack(accounts.rows[account].tobytes())
+            row = BalanceRow.unpack(accounts.rows[account].tobytes()[:BALANCE_ROW_BYTES])
             settled = row.settled_balance(row.type.normal_side)
             state = self._watched[account] = _Watched(
                 settled,

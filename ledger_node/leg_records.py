@@ -26,6 +26,7 @@ from ledger_core.transfers import I64Array, U64Array, big_endian, split_rows
 from ledger_node.entry_columns import IndexArray
 from ledger_node.records import EntryRecord, ParticipantRecord, StateRecord, TransactionRecord
 from ledger_node.row_templates import U64_MARKS, Bytes, RowTemplate, places_of
+from ledger_node.store_leg_columns import CHECKSUM_BYTES, KeptRows
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_who = msgspec.msgpack.Decoder(tuple[str, str, str]).decode
@@ -165,10 +166,8 @@ def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
     own, clearing = head.column(heads, "other_side"), tail.column(tails, "clearing_side")
     sides = np.concatenate([own, clearing, head.column(heads, "side")], axis=1)
     found &= ((sides == Direction.DEBIT) | (sides == Direction.CREDIT)).all(axis=1)
-    whose = split_rows(whos)
-    known = {who: _is_who(who) for who in {*whose}}
-    if not all(known.values()):
-        found &= np.array([known[who] for who in whose], bool)
+    if not ((whos == whos[0]).all() and _is_who(whos[0].tobytes())):
+        found &= np.array([_is_who(who) for who in split_rows(whos)], bool)
     places = found.nonzero()[0]
     if not len(places):
         return None
@@ -185,22 +184,25 @@ def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
 
 def settled_rows(
     template: LegTemplate, rows: Bytes, numbers: U64Array, request_ids: Bytes, time_us: int
-) -> list[bytes]:
+) -> Bytes:
     """Return plain undecided records as they are once their homes have settled them.
 
     ``numbers`` are those at the homes; ``request_ids`` are those of the decisions, as text.
+    Each has room for its checksum at the end.
     """
     count = len(rows)
     heads, whos, tails = _cut(template, rows)
     states = _settled_state().lay(
         count, {"time": big_endian(np.array([time_us])), "request_id": request_ids}
     )
-    settled = np.concatenate([heads, whos, states, tails], axis=1)
+    room = np.zeros((count, CHECKSUM_BYTES), np.uint8)
+    settled = np.concatenate([heads, whos, states, tails, room], axis=1)
     _, (time_at, *_) = template.head.place("time")
     # Before the time come what tells its length, the status, and how long a state and the list are.
     settled[:, time_at - 4] = _TWO_STATES
-    template.tail.put(settled[:, -tails.shape[1] :], "number", big_endian(numbers))
-    return split_rows(settled)
+    tails = settled[:, -CHECKSUM_BYTES - template.tail.size : -CHECKSUM_BYTES]
+    template.tail.put(tails, "number", big_endian(numbers))
+    return settled
 
 
 _ONE_STATE, _TWO_STATES = 0x91, 0x92
@@ -254,19 +256,15 @@ def prepare_who(part: TransferPart) -> bytes:
     return _encode((part.actor, part.source))[1:]
 
 
-def joined(heads: Bytes, middles: bytes | Sequence[bytes], tails: Bytes) -> list[bytes]:
+def joined(heads: Bytes, middles: bytes | Sequence[bytes], tails: Bytes) -> KeptRows:
     """Return rows of heads, middles and tails; one middle is that of all."""
-    count = len(heads)
     if not isinstance(middles, bytes):
-        return [
-            head + middle + tail
-            for head, middle, tail in zip(
-                split_rows(heads), middles, split_rows(tails), strict=True
-            )
-        ]
+        parts = zip(split_rows(heads), middles, split_rows(tails), strict=True)
+        return [*map(b"".join, parts)]
     first, second = heads.shape[1], heads.shape[1] + len(middles)
-    rows = np.empty((count, second + tails.shape[1]), np.uint8)
+    end = second + tails.shape[1]
+    rows = np.empty((len(heads), end + CHECKSUM_BYTES), np.uint8)
     rows[:, :first] = heads
     rows[:, first:second] = np.frombuffer(middles, np.uint8)
-    rows[:, second:] = tails
-    return split_rows(rows)
+    rows[:, second:end] = tails
+    return rows

@@ -26,11 +26,10 @@ class RowTemplate:
         self.size = len(encoded)
         self._bytes = np.frombuffer(encoded, np.uint8)
         self._columns = columns
-        fixed = np.ones(self.size, bool)
+        self._fixed = np.ones(self.size, bool)
         for size, places in columns.values():
             for at in places:
-                fixed[at : at + size] = False
-        self._fixed = fixed.nonzero()[0]
+                self._fixed[at : at + size] = False
 
     def lay(self, count: int, columns: Mapping[str, Bytes]) -> Bytes:
         """Return so many rows, with all columns of the template."""
@@ -43,7 +42,9 @@ class RowTemplate:
 
     def matches(self, rows: Bytes) -> NDArray[np.bool_]:
         """Tell which rows of the template's length are of it, whatever their columns are."""
-        found: NDArray[np.bool_] = (rows[:, self._fixed] == self._bytes[self._fixed]).all(axis=1)
+        differs = rows != self._bytes
+        differs &= self._fixed
+        found: NDArray[np.bool_] = ~differs.any(axis=1)
         return found
 
     def place(self, name: str) -> tuple[int, list[int]]:

@@ -6,22 +6,62 @@ share the pages that are walked.
 
 import zlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final, cast
 
 import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_node.records import BalanceRow
-from ledger_node.store_rows import RowTables, seal, unseal
+from ledger_core.ids import is_system_account_id
+from ledger_core.transfers import I64Array, U64Array
+from ledger_node.records import BALANCE_ROW_BYTES, CRC, REQUEST_ROW_BYTES, ShardMeta
+from ledger_node.store_rows import RowTables, unseal
 
-I64Array = NDArray[np.int64]
-U64Array = NDArray[np.uint64]
+# Signed where it can be: numpy makes floats of what is signed and unsigned together.
+BALANCES: Final = np.dtype(
+    [
+        ("debits_posted", "<i8"),
+        ("credits_posted", "<i8"),
+        ("debits_pending", "<i8"),
+        ("credits_pending", "<i8"),
+        ("account_id", "<u8"),
+        ("sequence", "<i8"),
+        ("last_position", "<i8"),
+        ("pending_transactions", "<u4"),
+        ("group", "<u4"),
+        ("book", "<u2"),
+        ("type", "u1"),
+        ("flags", "u1"),
+        ("crc", "<u4"),
+    ]
+)
+"""A `BalanceRow` with its checksum."""
+assert BALANCES.itemsize == BALANCE_ROW_BYTES + CRC.size
 
-# CRC-32 of anything followed by its own CRC-32.
+# As numbers of 8 bytes each: their places in a row.
+ROW_COUNTERS: Final = slice(4)
+ROW_ACCOUNT: Final = 4
+ROW_SEQUENCE: Final = 5
+
+BalanceRows = NDArray[np.void]
+"""Rows of `BALANCES`."""
+
+_SLOT_BYTES: Final = 4
+_KEYED_BALANCES: Final = np.dtype([("slot", f"V{_SLOT_BYTES}"), ("row", BALANCES)])
+# A `RequestRow` with its checksum.
+_REQUESTS: Final = np.dtype(
+    [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("crc", "<u4")]
+)
+assert _REQUESTS.itemsize == REQUEST_ROW_BYTES + CRC.size
+# CRC-32 of anything that is followed by its CRC-32.
 _RESIDUE: Final = 0x2144DF1C
+# How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
+_LAST_CELL: Final = np.uint64(_CELLS - 1)
+# A place, from its lowest bits on: slot + 1, book, and whether it is the shard's own.
 _SLOT_BITS: Final = 32
+_BOOK_BITS: Final = 16
 
 
 class ColumnTables(RowTables):
@@ -33,51 +73,62 @@ class ColumnTables(RowTables):
     _transactions: lmdb._Database
     _known_places: "_KnownPlaces | None"
 
+    def meta(self) -> ShardMeta:
+        """Return the shard's running numbers."""
+        raise NotImplementedError
+
     def places(self, account_ids: U64Array) -> I64Array:
-        """Return where accounts are: `place` of slot and book, which never change. 0: nowhere."""
+        """Return where accounts are: `place`, which never changes. 0: they do not exist."""
         if self._known_places is None:
             self._known_places = _KnownPlaces()
-        known = self._known_places
-        places = known.find(account_ids)
+        places = self._known_places.find(account_ids)
         missing = (places == 0).nonzero()[0]
         if len(missing):
             ids = account_ids[missing]
             found = self._find_places(ids.tolist())
             places[missing] = [found.get(account_id, 0) for account_id in ids.tolist()]
-            known.add(ids, places[missing])
+            self._known_places.add(ids, places[missing])
         return places
 
     def _find_places(self, account_ids: Iterable[int]) -> dict[int, int]:
         keys = [account_id.to_bytes(8) for account_id in sorted(set(account_ids))]
-        slots = dict(self._find_rows(self._accounts, keys))
-        rows = dict(self._find_rows(self._balances, sorted(slot[:4] for slot in slots.values())))
-        return {
-            int.from_bytes(key): place(
-                int.from_bytes(slot[:4]), BalanceRow.unpack(rows[slot[:4]][:-4]).book
-            )
-            for key, slot in slots.items()
-        }
+        found = self._find_rows(self._accounts, keys)
+        slots = np.sort(np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64))
+        rows = self.balance_rows(slots)
+        lower_bound = self.meta().lower_bound
+        ids = rows["account_id"].tolist()
+        own = np.array([is_system_account_id(lower_bound, account_id) for account_id in ids], bool)
+        places = place(slots, rows["book"].astype(np.int64), own=own)
+        return dict(zip(ids, places.tolist(), strict=True))
 
-    def sealed_balance_rows(self, keys: Sequence[bytes]) -> bytearray:
-        """Return the packed `BalanceRow`s of slots that exist, each with its checksum, joined.
+    def balance_rows(self, slots: I64Array) -> BalanceRows:
+        """Return the rows of slots, all of which exist. Reading is fastest where they rise."""
+        keys = _slot_keys(slots)
+        found = self._get_many(self._balances, keys)
+        joined = b"".join(chain.from_iterable(found))
+        if len(found) < len(keys) or zlib.crc32(joined) != _residue_of(len(keys)):
+            for key in keys:
+                self._must_row(self._balances, key)  # Raises, and says what to do.
+            raise AssertionError("rows that are sound one by one are so together")
+        rows: BalanceRows = np.frombuffer(joined, _KEYED_BALANCES)["row"].copy()
+        return rows
 
-        Keys are slots, 4 bytes each, big-endian.
-        """
-        found = self._find_rows(self._balances, keys)
-        assert len(found) == len(keys), "a slot has a balance"
-        return bytearray().join([row for _, row in found])
-
-    def save_balance_rows(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
-        """Store the packed `BalanceRow`s of slots."""
-        self._put_rows(self._balances, keys, rows)
+    def save_balance_rows(self, slots: I64Array, rows: BalanceRows) -> None:
+        """Store the rows of slots; their checksums are made anew."""
+        self._put_sealed(self._balances, _slot_keys(slots), rows)
 
     def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys of requests that are known."""
         return {key for key, _ in self._find_rows(self._requests, keys)}
 
-    def add_request_rows(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
-        """Store the packed `RequestRow`s of requests that were not known."""
-        self._put_rows(self._requests, keys, rows)
+    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
+        """Store which transactions requests that were not known have led to: their first states.
+
+        No hashes of their bodies are stored: the transactions tell those.
+        """
+        rows = np.zeros(len(keys), _REQUESTS)
+        rows["number"] = numbers
+        self._put_sealed(self._requests, keys, rows)
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the encoded `TransactionRecord`s of new transactions."""
@@ -85,26 +136,74 @@ class ColumnTables(RowTables):
 
     def _find_rows(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, row with its checksum) of those that exist, in order."""
-        with self._source.txn.cursor(table) as cursor:
-            # bytes: the environment is not opened for memoryviews (buffers=True).
-            found = cast("list[tuple[bytes, bytes]]", cursor.getmulti(keys))
+        found = self._get_many(table, keys)
         crc32 = zlib.crc32
         for key, sealed in found:
             if crc32(sealed, crc32(key)) != _RESIDUE:
                 unseal(key, sealed)  # Raises, and says what to do.
         return found
 
+    def _get_many(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        with self._source.txn.cursor(table) as cursor:
+            # bytes: the environment is not opened for memoryviews (buffers=True).
+            return cast("list[tuple[bytes, bytes]]", cursor.getmulti(keys))
+
     def _put_rows(
         self, table: lmdb._Database, keys: Sequence[bytes], rows: Sequence[bytes]
     ) -> None:
-        items = [(key, seal(key, row)) for key, row in zip(keys, rows, strict=True)]
+        pack, crc32 = CRC.pack, zlib.crc32
+        # As `seal` does it.
+        items = [
+            (key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)
+        ]
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(items)
 
+    def _put_sealed(
+        self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
+    ) -> None:
+        """Store rows of one length whose last four bytes are for their checksum."""
+        set_checksums(rows, map(zlib.crc32, keys))
+        with self._source.txn.cursor(table) as cursor:
+            cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
 
-def place(slot: int, book: int) -> int:
-    """Return the place of an account: above 0."""
-    return book << _SLOT_BITS | slot + 1
+
+def set_checksums(rows: NDArray[np.void], before: Iterable[int]) -> None:
+    """Make the last four bytes of rows the CRC-32 of all others, going on from one each."""
+    body = rows.dtype.itemsize - CRC.size
+    parts = rows.view([("row", f"V{body}"), ("checksum", "<u4")])
+    parts["checksum"] = list(map(zlib.crc32, parts["row"].tolist(), before))
+
+
+def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:
+    # Void values become bytes, far faster than slices are cut.
+    split: list[bytes] = rows.view(f"V{rows.dtype.itemsize}").tolist()
+    return split
+
+
+def _slot_keys(slots: I64Array) -> list[bytes]:
+    keys: list[bytes] = slots.astype(">u4").view(f"V{_SLOT_BYTES}").tolist()
+    return keys
+
+
+_residues = [0]
+
+
+def _residue_of(count: int) -> int:
+    """Return the CRC-32 of so many sound rows of balances, each with its key before it, joined.
+
+    What CRC-32 is after a sound row depends on what it was before and on the row's length alone:
+    so one pass over many rows finds a damaged one as surely as a pass over each.
+    """
+    zeros = bytes(_KEYED_BALANCES.itemsize)
+    while len(_residues) <= count:
+        _residues.append(_RESIDUE ^ zlib.crc32(zeros, _residues[-1]) ^ zlib.crc32(zeros))
+    return _residues[count]
+
+
+def place(slots: I64Array, books: I64Array, *, own: NDArray[np.bool_] | bool) -> I64Array:
+    """Return the places of accounts, above 0; ``own``: whether they are the shard's own."""
+    return (np.asarray(own, np.int64) << _BOOK_BITS | books) << _SLOT_BITS | slots + 1
 
 
 def place_slots(places: I64Array) -> I64Array:
@@ -114,7 +213,20 @@ def place_slots(places: I64Array) -> I64Array:
 
 def place_books(places: I64Array) -> I64Array:
     """Return the books of places."""
-    return places >> _SLOT_BITS
+    return places >> _SLOT_BITS & (1 << _BOOK_BITS) - 1
+
+
+def are_own(places: I64Array) -> NDArray[np.bool_]:
+    """Whether places are those of the shard's own accounts."""
+    own: NDArray[np.bool_] = places >= 1 << _SLOT_BITS + _BOOK_BITS
+    return own
+
+
+def are_customers_of(book: int, places: I64Array) -> bool:
+    """Whether places, which rise, are all those of accounts of customers in a book."""
+    first, last = int(places[0]), int(places[-1])
+    # What is no place has no slot; the shard's own ones are behind those of any book.
+    return first != 0 and first >> _SLOT_BITS == last >> _SLOT_BITS == book
 
 
 class _KnownPlaces:
@@ -135,14 +247,13 @@ class _KnownPlaces:
         return places
 
     def add(self, account_ids: U64Array, places: I64Array) -> None:
-        """Remember places; 0, which is none, is never found."""
-        # One by one where ids share a cell: an id must not get the place of another one.
-        for cell, account_id, where in zip(
-            self._cells(account_ids).tolist(), account_ids.tolist(), places.tolist(), strict=True
-        ):
-            if where:
-                self._ids[cell], self._places[cell] = account_id, where
+        """Remember places; 0 is none."""
+        exist = places != 0
+        cells = self._cells(account_ids[exist])
+        # Where several share a cell, the last one has it: in both arrays.
+        self._ids[cells] = account_ids[exist]
+        self._places[cells] = places[exist]
 
     @staticmethod
     def _cells(account_ids: U64Array) -> I64Array:
-        return (account_ids & np.uint64(_CELLS - 1)).astype(np.int64)
+        return (account_ids & _LAST_CELL).view(np.int64)

@@ -4,24 +4,22 @@ LMDB's own loops (`getmulti`, `putmulti`) find and store them. Keys are best sor
 neighbours share the pages that are walked.
 """
 
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
-from typing import Final, cast
+from typing import Final
 
 import lmdb
+import numpy as np
+from numpy.typing import NDArray
 
 from ledger_node.store_columns import ColumnTables
-from ledger_node.store_rows import unseal
-
-_CRC = struct.Struct("<I")
-# The CRC-32 of anything that ends with its own CRC-32.
-_RESIDUE: Final = 0x2144DF1C
 
 Rows = list[tuple[bytes, bytes]]
 """Keys with their rows; these end with their checksums, of `CHECKSUM_BYTES`."""
 
-CHECKSUM_BYTES: Final = _CRC.size
+CHECKSUM_BYTES: Final = 4
+
+KeptRows = NDArray[np.uint8] | Sequence[bytes]
+"""Rows to be stored: as one array, with room for the checksums at the end, or one by one."""
 
 
 class LegTables(ColumnTables):
@@ -31,38 +29,25 @@ class LegTables(ColumnTables):
     _undecided: lmdb._Database
     _pending: lmdb._Database
 
-    def find_balances(self, slots: Sequence[bytes]) -> Rows:
-        """Return the sealed `BalanceRow`s of slots."""
-        return self._found(self._balances, slots)
-
-    def put_balances(self, slots: Iterable[bytes], rows: Iterable[bytes]) -> None:
-        """Store the packed `BalanceRow`s of slots."""
-        self._store(self._balances, slots, rows)
-
     def find_requests(self, keys: Sequence[bytes]) -> Rows:
         """Return the sealed `RequestRow`s of the requests that are known."""
         return self._found(self._requests, keys)
-
-    def add_requests(self, keys: Iterable[bytes], rows: Iterable[bytes]) -> None:
-        """Store the packed `RequestRow`s of requests that were not known."""
-        self._store(self._requests, keys, rows)
 
     def find_transactions(self, numbers: Sequence[bytes]) -> Rows:
         """Return the sealed, encoded `TransactionRecord`s of transactions."""
         return self._found(self._transactions, numbers)
 
-    def put_transactions(self, numbers: Iterable[bytes], rows: Iterable[bytes]) -> None:
+    def put_transactions(self, numbers: Sequence[bytes], rows: KeptRows) -> None:
         """Store the encoded `TransactionRecord`s of transactions, new or changed."""
         self._store(self._transactions, numbers, rows)
 
-    def put_undecided(self, numbers: Iterable[bytes], rows: Iterable[bytes]) -> None:
+    def put_undecided(self, numbers: Sequence[bytes], rows: KeptRows) -> None:
         """Note that this shard waits for decisions: the encoded `Prepare`s."""
         self._store(self._undecided, numbers, rows)
 
-    def put_in_flight(self, numbers: Iterable[bytes], row: bytes) -> None:
+    def put_in_flight(self, numbers: Sequence[bytes], row: bytes) -> None:
         """Note that participants have to be told: one `InFlightRecord` for all."""
-        keys = list(numbers)
-        self._store(self._in_flight, keys, [row] * len(keys))
+        self._store(self._in_flight, numbers, [row] * len(numbers))
 
     def put_pending(self, numbers: Iterable[bytes]) -> None:
         """Note that transactions have reserved money here."""
@@ -88,25 +73,17 @@ class LegTables(ColumnTables):
                     delete()
 
     def _found(self, table: lmdb._Database, keys: Sequence[bytes]) -> Rows:
-        with self._source.txn.cursor(table) as cursor:
-            # bytes: the environment is not opened for memoryviews (buffers=True).
-            found = cast("Rows", cursor.getmulti(keys))
-        crc32 = zlib.crc32
-        for key, sealed in found:
-            if crc32(sealed, crc32(key)) != _RESIDUE:
-                unseal(key, sealed)  # Raises, and says what to do.
-        return found
+        return self._find_rows(table, keys)
 
-    def _store(self, table: lmdb._Database, keys: Iterable[bytes], rows: Iterable[bytes]) -> None:
-        """Store rows, each as `store_rows.seal` makes it."""
-        crc32, pack = zlib.crc32, _CRC.pack
-        items = [
-            (key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)
-        ]
-        with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(items)
+    def _store(self, table: lmdb._Database, keys: Sequence[bytes], rows: KeptRows) -> None:
+        """Store rows, each with its checksum."""
+        if isinstance(rows, np.ndarray):
+            self._put_sealed(table, keys, rows.view(f"V{rows.shape[1]}")[:, 0])
+        else:
+            self._put_rows(table, keys, rows)
 
 
-def number_keys(numbers: Iterable[int]) -> list[bytes]:
+def number_keys(numbers: NDArray[np.integer]) -> list[bytes]:
     """Return the keys of transactions."""
-    return [number.to_bytes(8) for number in numbers]
+    keys: list[bytes] = numbers.astype(">u8").view("V8").tolist()
+    return keys

@@ -24,18 +24,14 @@ from numpy.typing import NDArray
 from ledger_core.accounts import AccountState, AccountType, Direction
 from ledger_core.commands import CreateTransfers, Limits, Refused
 from ledger_core.errors import RefusalReason
-from ledger_core.ids import SYSTEM_ACCOUNTS_MAX
 from ledger_core.money import INT64_MAX
 from ledger_core.transfers import (
+    AMOUNTS_SUM_MAX,
+    TRANSFERS_PER_BLOCK_MAX,
     I64Array,
     TransferForm,
     amounts,
-    big_endian,
-    first_accounts,
     form_column,
-    mixed_ids,
-    second_accounts,
-    split_rows,
 )
 from ledger_node.books import Books
 from ledger_node.records import (
@@ -46,58 +42,53 @@ from ledger_node.records import (
     BalanceRow,
 )
 from ledger_node.refusal_rules import limits_of
-from ledger_node.store_columns import place, place_books, place_slots
-
-# Signed where it can be: numpy makes floats of what is signed and unsigned together.
-BALANCES = np.dtype(
-    [
-        ("debits_posted", "<i8"),
-        ("credits_posted", "<i8"),
-        ("debits_pending", "<i8"),
-        ("credits_pending", "<i8"),
-        ("account_id", "<u8"),
-        ("sequence", "<i8"),
-        ("last_position", "<i8"),
-        ("pending_transactions", "<u4"),
-        ("group", "<u4"),
-        ("book", "<u2"),
-        ("type", "u1"),
-        ("flags", "u1"),
-        ("crc", "<u4"),
-    ]
+from ledger_node.store_columns import (
+    BALANCES,
+    ROW_COUNTERS,
+    BalanceRows,
+    are_customers_of,
+    are_own,
+    place,
+    place_books,
+    place_slots,
 )
-"""A `BalanceRow` with its checksum."""
-assert BALANCES.itemsize == BALANCE_ROW_BYTES + 4
 
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
 )
+_TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
 # Two sides of 1,024 transfers are told apart by so many bits.
 _SIDE_BITS = 11
+_SIDES = np.arange(1 << _SIDE_BITS)
+_ITEMS = _SIDES >> 1
+_DEBITING_FORMS = np.array([TransferForm.DEBIT, TransferForm.CREDIT], np.uint8)[_SIDES & 1]
+"""The form in which a side, first or second, debits its account."""
+assert len(_SIDES) >= TRANSFERS_PER_BLOCK_MAX << 1
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
 
 
 class Groups:
-    """Numbers by their values, not above 2**52: equal ones are a group.
+    """Numbers below 2**52 by their values: equal ones are a group.
 
-    ``order`` has the places of all by value, those of a group in their order; ``group`` is the
-    group of each of them then, and groups go from ``starts`` to before ``ends`` there.
+    ``order`` has the places of all by value, those of a group in their order; ``group`` says which
+    group each is in then, and group g is from ``bounds[g]`` to before ``bounds[g + 1]``.
     """
 
     def __init__(self, values: I64Array) -> None:
         # Sorting numbers is several times as fast as `argsort`, which can keep the order, too.
-        keys = values << _SIDE_BITS | np.arange(len(values))
+        count = len(values)
+        keys = values << _SIDE_BITS
+        keys |= _SIDES[:count]
         keys.sort()
         self.order: I64Array = keys & (1 << _SIDE_BITS) - 1
         keys >>= _SIDE_BITS
-        is_first = np.ones(len(keys), bool)
-        np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-        self.starts: IndexArray = is_first.nonzero()[0]
-        self.ends: IndexArray = np.append(self.starts[1:], len(keys))
-        self.group: I64Array = is_first.cumsum() - 1
-        self.values: I64Array = keys[self.starts]
+        is_bound = np.ones(count + 1, bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_bound[1:-1])
+        self.bounds: I64Array = is_bound.nonzero()[0]
+        self.group: I64Array = is_bound[:-1].cumsum() - 1
+        self.values: I64Array = keys[self.bounds[:-1]]
 
 
 class Accounts:
@@ -107,18 +98,22 @@ class Accounts:
     """
 
     def __init__(self, books: Books, places: I64Array) -> None:
-        self.known: BoolArray = places != 0
+        self.places = places
         self.slots: I64Array = place_slots(places)
-        known = self.slots if self.known[0] else self.slots[1:]
-        rows = books.tables.sealed_balance_rows(split_rows(big_endian(known.astype(np.uint32))))
-        if len(known) < len(places):
-            rows[:0] = bytes(BALANCES.itemsize)
-        self.rows = np.frombuffer(rows, BALANCES)
-        mixed = mixed_ids(self.rows["account_id"]) - np.uint64(books.meta.lower_bound << 32)
-        self.system: BoolArray = mixed < SYSTEM_ACCOUNTS_MAX
-        """Whether they are the shard's own."""
+        self.all_known = bool(places[0])
+        if self.all_known:
+            self.rows = books.tables.balance_rows(self.slots)
+        else:
+            self.rows = np.zeros(len(places), BALANCES)
+            self.rows[1:] = books.tables.balance_rows(self.slots[1:])
         self.credit_normal: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
         """Whether credits make the balance grow."""
+
+    @property
+    def known(self) -> BoolArray:
+        """Whether they exist."""
+        known: BoolArray = self.places != 0
+        return known
 
 
 @dataclass(slots=True)
@@ -147,73 +142,88 @@ class Sides:
 class Moved:
     """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
 
-    ``debits`` and ``credits`` are sums so far, in the order of `Sides.by_account`, beginning with
-    0; ``debited`` and ``credited`` are those of whole groups.
+    Of two rows each, debits and credits: ``sums`` of each group of `Sides.by_account`, and
+    ``so_far``, the sums of an account up to and with each side, in that order.
     """
 
     def __init__(self, sides: Sides, effects: I64Array) -> None:
-        groups = sides.by_account
+        groups, count = sides.by_account, len(effects)
         self.effects = effects
-        self.debits, self.credits = np.zeros((2, len(effects) + 1), np.int64)
-        debits = np.where(sides.debits, effects, 0)
-        debits[groups.order].cumsum(out=self.debits[1:])
-        (effects - debits)[groups.order].cumsum(out=self.credits[1:])
-        self.debited: I64Array = self.debits[groups.ends] - self.debits[groups.starts]
-        self.credited: I64Array = self.credits[groups.ends] - self.credits[groups.starts]
+        both = np.empty((2, count), np.int64)
+        np.multiply(effects, sides.debits, out=both[0])
+        np.subtract(effects, both[0], out=both[1])
+        running = np.zeros((2, count + 1), np.int64)
+        both.take(groups.order, 1).cumsum(1, out=running[:, 1:])
+        at_bounds = running.take(groups.bounds, 1)
+        self.sums: I64Array = at_bounds[:, 1:] - at_bounds[:, :-1]
+        self.so_far: I64Array = running[:, 1:] - at_bounds.take(groups.group, 1)
 
 
 def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:
     """Read the accounts of a block, the external ones included, and what the block does to them."""
     forms, count = form_column(block), len(block.forms)
-    ids = np.empty((count, 2), np.uint64)
-    ids[:, 0], ids[:, 1] = first_accounts(block), second_accounts(block)
-    places = books.tables.places(ids.ravel())
-    one = forms >= TransferForm.IN
-    has_one = bool(one.any())
-    if has_one:
-        homes = places[::2]
-        external = np.array(
-            [place(book.external_slot, i) for i, book in enumerate(books.meta.books)]
-        )
-        places[1::2] = np.where(one, np.where(homes, external[place_books(homes)], 0), places[1::2])
+    columns = np.frombuffer(block.first_accounts + block.second_accounts, "<u8")
+    places = books.tables.places(columns.reshape(2, count).T.reshape(-1))
+    has_one = has_one_account_form(block)
+    if has_one and places.any():
+        slots = np.array([book.external_slot for book in books.meta.books])
+        external, homes = place(slots, np.arange(len(slots)), own=True), places[::2]
+        other = np.where(homes, external[place_books(homes)], 0)
+        places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
     accounts = Accounts(books, groups.values)
     account = np.empty(2 * count, np.int64)
     account[groups.order] = groups.group
-    first_debits = forms == TransferForm.DEBIT
+    debits: BoolArray = forms.repeat(2) == _DEBITING_FORMS[: 2 * count]
     if has_one:
         # In the one-account form money comes in on the account's normal side.
-        in_out = (forms == TransferForm.OUT) == accounts.credit_normal[account[::2]]
-        first_debits = np.where(one, in_out, first_debits)
-    debits = np.empty((count, 2), bool)
-    debits[:, 0], debits[:, 1] = first_debits, ~first_debits
+        in_debits = accounts.credit_normal[account[::2]] != (forms == TransferForm.IN)
+        first, second = debits[::2], debits[1::2]
+        first[:] = np.where(forms >= TransferForm.IN, in_debits, first)
+        second[:] = ~first
     return accounts, Sides(
-        np.arange(2 * count) >> 1,
+        _ITEMS[: 2 * count],
         account,
-        debits.ravel(),
+        debits,
         amounts(block).repeat(2),
         groups,
-        np.arange(len(groups.values)),
+        _SIDES[: len(groups.values)],
     )
 
 
-def available(rows: NDArray[np.void], credit_normal: BoolArray) -> I64Array:
+def has_one_account_form(block: CreateTransfers) -> bool:
+    """Whether items are in the one-account form."""
+    # Nothing is left when nothing else is there.
+    return block.forms.strip(_TWO_ACCOUNT_FORMS) != b""
+
+
+def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
     """Return the settled balances of accounts without what is reserved for outflow."""
-    net = rows["credits_posted"] - rows["debits_posted"]
-    return np.where(credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"])
+    net: I64Array = rows["credits_posted"] - rows["debits_posted"]
+    left: I64Array = np.where(
+        credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"]
+    )
+    return left
+
+
+def outflow(moved: Moved, credit_normal: BoolArray) -> I64Array:
+    """Return what goes out of accounts."""
+    out: I64Array = np.where(credit_normal, moved.sums[0], moved.sums[1])
+    return out
 
 
 def static_refusals(
     block: CreateTransfers, accounts: Accounts, sides: Sides, book: int
 ) -> BoolArray:
     """Tell which items are refused, or fail, whatever the balances are."""
-    rows = accounts.rows
-    able = (rows["flags"] & STATE_BITS) == AccountState.OPEN
-    able &= accounts.known
-    able &= ~accounts.system
-    in_book = (able & (rows["book"] == book))[sides.account]
-    taken = in_book[::2] & in_book[1::2]
-    if not taken.all():
+    able: BoolArray = (accounts.rows["flags"] & STATE_BITS) == AccountState.OPEN
+    in_book = able
+    if not are_customers_of(book, accounts.places):
+        able &= accounts.known & ~are_own(accounts.places)
+        in_book = able & (place_books(accounts.places) == book)
+    of_sides = in_book[sides.account]
+    taken: BoolArray = of_sides[::2] & of_sides[1::2]
+    if has_one_account_form(block):
         one = form_column(block) >= TransferForm.IN
         taken = np.where(one, able[sides.account[::2]], taken)
     return ~taken
@@ -230,22 +240,22 @@ class Judge:
         self._accounts = accounts
         self._sides = sides
         rows, flags = accounts.rows, accounts.rows["flags"]
-        highest = max(
-            (rows["debits_posted"] + rows["debits_pending"]).max(),
-            (rows["credits_posted"] + rows["credits_pending"]).max(),
-        )
-        self.could_overflow = int(highest) + int(moved.debits[-1]) > INT64_MAX
+        highest = rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max()
+        # Posted and pending money count together.
+        self.could_overflow = 2 * int(highest) + AMOUNTS_SUM_MAX > INT64_MAX
         """Whether a counter of an account may have no room: then nothing can be judged here."""
-        out = np.where(accounts.credit_normal, moved.debited, moved.credited)
-        self._could_refuse: BoolArray = (flags & FLOORED_BIT != 0) & (out > 0)
-        self._could_refuse &= available(rows, accounts.credit_normal) < out
+        out = outflow(moved, accounts.credit_normal)
+        self._could_refuse: BoolArray = available(rows, accounts.credit_normal) < out
+        self._could_refuse &= (flags & FLOORED_BIT != 0) & (out > 0)
         self._could_refuse |= flags & LIMITED_BIT != 0
         self._states: dict[int, _Watched] = {}
 
-    def careful(self) -> BoolArray:
-        """Tell which items touch an account that could refuse."""
+    def careful(self) -> list[int]:
+        """Return the items that touch an account that could refuse."""
+        if not self._could_refuse.any():
+            return []
         touched = self._could_refuse[self._sides.account]
-        found: BoolArray = touched[::2] | touched[1::2]
+        found: list[int] = (touched[::2] | touched[1::2]).nonzero()[0].tolist()
         return found
 
     def judge(self, index: int) -> Refused | None:

@@ -5,7 +5,6 @@ after the other (`Sides.by_account`), and sums so far (`Moved`) give all of them
 """
 
 import itertools
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,49 +12,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
-from ledger_core.commands import NO_HASH, CreateTransfers, Refused
+from ledger_core.commands import CreateTransfers, Refused
 from ledger_core.results import Failure, RefusalView
 from ledger_core.transfers import (
     I64Array,
     TransferForm,
     amounts,
-    big_endian,
     block_parts,
     first_accounts,
     form_column,
-    split_rows,
+    second_accounts,
     transfer_command,
 )
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.records import (
-    BALANCE_ROW_BYTES,
-    CRC,
     ENTRY_ROW_BYTES,
     FLOORED_BIT,
     LIMITED_BIT,
 )
 from ledger_node.store import ENTRIES_PER_MARK
+from ledger_node.store_columns import (
+    ROW_ACCOUNT,
+    ROW_COUNTERS,
+    ROW_SEQUENCE,
+    BalanceRows,
+    set_checksums,
+)
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
-    BALANCES,
     Accounts,
     BoolArray,
-    IndexArray,
     Moved,
     Sides,
     available,
+    has_one_account_form,
+    outflow,
 )
 from ledger_node.transfer_records import PlainTransfers, ends_of, plain_rows
 from ledger_node.views import refusal_view
 
 SETTLED: Final = int(TransactionStatus.SETTLED)
 
-# An entry row as numbers of 8 bytes each, as `EntryRow` has them: its columns. The last one has
-# direction, kind and checksum.
+# An `EntryRow` as numbers of 8 bytes each: their places. The last one has direction, kind and
+# checksum.
 _ENTRY_NUMBERS = ENTRY_ROW_BYTES // 8
 _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
-_DEBITS, _CREDITS, _DEBITS_PENDING, _CREDITS_PENDING, _LAST = range(6, _ENTRY_NUMBERS)
+_POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
 
 
 @dataclass(slots=True)
@@ -96,54 +99,43 @@ class Booking:
         """Append two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
         recorded = self.statuses != 0
-        kept = self.accounts.known[sides.account] & recorded[sides.item]
-        if not kept.all():
+        numbers = recorded.cumsum() + (first_number - 1)
+        if not (self.accounts.all_known and recorded.all()):
+            kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
         if len(sides.item):
-            numbers = recorded.cumsum() + (first_number - 1)
             _book_entries(self.books, self.accounts, sides, moved, numbers)
 
     def _add_requests(self, numbers: dict[int, int], keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
-        # As `RequestRow.pack` does it, in state 0.
-        self.books.tables.add_request_rows(
-            [keys[item] for item in numbers],
-            [NO_HASH + number.to_bytes(8, "little") + bytes(8) for number in numbers.values()],
-        )
+        numbered = np.array(list(numbers.values()), np.int64)
+        self.books.tables.add_request_rows([keys[item] for item in numbers], numbered)
 
     def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
         """Write the transactions of items that were settled and have no texts."""
-        books, sides = self.books, self.sides
+        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
+        transfers = self._plain_transfers()
         ends = ends_of(block_parts(self.block), books.meta.time_us)
-        chosen = np.array(items, np.int64)
-        of_book = self.accounts.rows["book"][sides.account[2 * chosen]]
-        for number in sorted(set(of_book.tolist())):
-            of_this = chosen[of_book == number]
-            heads = plain_rows(
-                self._plain_transfers(of_this),
-                number,
-                books.meta.books[number],
-                books.meta.time_us,
-            )
-            places = of_this.tolist()
+        for book in sorted({book_of[item] for item in items}):
+            heads = plain_rows(transfers, book, books.meta.books[book], books.meta.time_us)
+            of_book = [item for item in items if book_of[item] == book]
             books.tables.add_transaction_rows(
-                [numbers[item].to_bytes(8) for item in places],
-                [head + ends[item] for head, item in zip(heads, places, strict=True)],
+                [numbers[item].to_bytes(8) for item in of_book],
+                [heads[item] + ends[item] for item in of_book],
             )
 
-    def _plain_transfers(self, items: IndexArray) -> PlainTransfers:
-        block, sides = self.block, self.sides
-        forms, values = form_column(block)[items], amounts(block)[items]
-        signed = np.where(forms == TransferForm.IN, values, 0)
-        signed = np.where(forms == TransferForm.OUT, -values, signed)
+    def _plain_transfers(self) -> PlainTransfers:
+        block, sides, values = self.block, self.sides, amounts(self.block)
+        second, signed = second_accounts(block), None
+        if has_one_account_form(block):
+            forms = form_column(block)
+            second = self.accounts.rows["account_id"][sides.account[1::2]]
+            signed = np.where(forms == TransferForm.OUT, -values, values)
+            signed[forms < TransferForm.IN] = 0
+        debits = sides.debits[::2]
         return PlainTransfers(
-            first_accounts(block)[items],
-            self.accounts.rows["account_id"][sides.account[2 * items + 1]],
-            signed,
-            values,
-            sides.debits[2 * items],
-            np.frombuffer(block.request_ids, "V16")[items].tobytes(),
+            first_accounts(block), second, signed, values, debits, block.request_ids
         )
 
     def _add_special(self, item: int, number: int, refused: Refused | None) -> RefusalView | None:
@@ -169,83 +161,74 @@ def _book_entries(
     books: Books, accounts: Accounts, sides: Sides, moved: Moved, numbers: I64Array
 ) -> None:
     first, groups = books.meta.next_position, sides.by_account
-    count, order, group, starts = len(sides.item), groups.order, groups.group, groups.starts
-    rows = accounts.rows[sides.touched]
+    order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
+    count, touched = len(order), sides.touched
+    rows = accounts.rows if len(touched) == len(accounts.rows) else accounts.rows[touched]
+    # In the order of accounts, from their rows: what each had before, and what was added since.
+    before = rows.view(np.int64).reshape(len(rows), -1)[groups.group]
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
+    entries[:, _ACCOUNT] = before[:, ROW_ACCOUNT]
+    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
+    entries[:, _POSTED] += moved.so_far.T
+    entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + np.arange(1, count + 1)
+    entries[:, _SEQUENCE] -= starts[groups.group]
+    entries[1:, _PREVIOUS] = order[:-1] + first
+    entries[starts, _PREVIOUS] = rows["last_position"]
+    # In the order of the items.
+    entries[order] = entries.copy()
     entries[:, _TRANSACTION] = numbers[sides.item]
     entries[:, _AMOUNT] = sides.amount
     entries[:, _TIME] = books.meta.time_us
     entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
     entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
-    # The others in the order of accounts: what each had before, and what came before.
-    previous = np.empty(count, np.int64)
-    previous[1:] = order[:-1] + first
-    previous[starts] = rows["last_position"]
-    for column, values in (
-        (_ACCOUNT, rows["account_id"].view(np.int64)[group]),
-        (_SEQUENCE, (rows["sequence"] + 1 - starts)[group] + np.arange(count)),
-        (_PREVIOUS, previous),
-        (_DEBITS, (rows["debits_posted"] - moved.debits[starts])[group] + moved.debits[1:]),
-        (_CREDITS, (rows["credits_posted"] - moved.credits[starts])[group] + moved.credits[1:]),
-        (_DEBITS_PENDING, rows["debits_pending"][group]),
-        (_CREDITS_PENDING, rows["credits_pending"][group]),
-    ):
-        entries[:, column][order] = values
-    rows["debits_posted"] += moved.debited
-    rows["credits_posted"] += moved.credited
-    rows["sequence"] += groups.ends - starts
-    rows["last_position"] = order[groups.ends - 1] + first
-    _check(rows, accounts.credit_normal[sides.touched], moved)
-    slots = accounts.slots[sides.touched]
-    _save_balances(books, slots, rows)
+    rows["debits_posted"] += moved.sums[0]
+    rows["credits_posted"] += moved.sums[1]
+    rows["sequence"] += ends - starts
+    rows["last_position"] = order[ends - 1] + first
+    _check(rows, accounts.credit_normal[touched], moved)
+    books.tables.save_balance_rows(accounts.slots[touched], rows)
     _add_totals(books, rows["group"], moved)
-    _add_marks(books, accounts.slots[sides.account], entries[:, _SEQUENCE])
+    _add_marks(books, accounts, sides, entries[:, _SEQUENCE])
     books.append_rows(_with_checksums(entries), count)
 
 
-def _check(rows: NDArray[np.void], credit_normal: BoolArray, moved: Moved) -> None:
+def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
     """Assert that the block balances, and what the funds check promised."""
-    if int(moved.debited.sum()) != int(moved.credited.sum()):
+    debited, credited = moved.sums.sum(1).tolist()
+    if debited != credited:
         raise InvariantError("a block of transfers leaves the books unbalanced")
-    has_paid = np.where(credit_normal, moved.debited, moved.credited) > 0
-    has_paid &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
-    if (has_paid & (available(rows, credit_normal) < 0)).any():
-        raise InvariantError("a block of transfers overdraws an account")
-
-
-def _save_balances(books: Books, slots: I64Array, rows: NDArray[np.void]) -> None:
-    raw, size = rows.tobytes(), BALANCES.itemsize
-    books.tables.save_balance_rows(
-        split_rows(big_endian(slots.astype(np.uint32))),
-        # Without the checksum that they were read with.
-        [raw[at : at + BALANCE_ROW_BYTES] for at in range(0, len(raw), size)],
-    )
+    below = available(rows, credit_normal) < 0
+    if below.any():
+        below &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
+        if (below & (outflow(moved, credit_normal) > 0)).any():
+            raise InvariantError("a block of transfers overdraws an account")
 
 
 def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
-    numbers, place = np.unique(account_groups, return_inverse=True)
-    debited, credited = np.zeros((2, len(numbers)), np.int64)
-    np.add.at(debited, place, moved.debited)
-    np.add.at(credited, place, moved.credited)
-    for number, debit, credit in zip(
-        numbers.tolist(), debited.tolist(), credited.tolist(), strict=True
-    ):
-        if debit or credit:
+    sums = np.zeros((2, books.meta.next_group), np.int64)
+    at = account_groups.astype(np.int64)
+    np.add.at(sums[0], at, moved.sums[0])
+    np.add.at(sums[1], at, moved.sums[1])
+    debited, credited = sums.tolist()
+    for number in sorted(set(at.tolist())):
+        if debited[number] or credited[number]:
             totals = books.totals(number)
-            totals.debits_posted += debit
-            totals.credits_posted += credit
+            totals.debits_posted += debited[number]
+            totals.credits_posted += credited[number]
 
 
-def _add_marks(books: Books, slots: I64Array, sequences: I64Array) -> None:
+def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Array) -> None:
     meta = books.meta
     for side in (sequences % ENTRIES_PER_MARK == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
-            int(slots[side]), int(sequences[side]), meta.next_position + side, meta.time_us
+            int(accounts.slots[sides.account[side]]),
+            int(sequences[side]),
+            meta.next_position + side,
+            meta.time_us,
         )
 
 
 def _with_checksums(entries: NDArray[np.int64]) -> bytes:
     """Return packed entry rows with their CRC-32, which is the end of the last number."""
-    raw, pack, crc32 = entries.tobytes(), CRC.pack, zlib.crc32
-    rows = [raw[at : at + ENTRY_ROW_BYTES - 4] for at in range(0, len(raw), ENTRY_ROW_BYTES)]
-    return b"".join([row + pack(crc32(row)) for row in rows])
+    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0], itertools.repeat(0))
+    return entries.tobytes()

@@ -57,7 +57,8 @@ def _template(book_number: int, book: Book) -> _Template:
     places = {name: row.index(mark.to_bytes(8)) for name, mark in marks.items()}
     request_id = row.index(_REQUEST_ID.encode())
     head = bytearray(row[: request_id + len(_REQUEST_ID)])
-    head[places["amount"] - 1 : places["amount"]] = _I64
+    amount = places["amount"]
+    head[amount - 1 : amount + 8] = _I64 + bytes(8)
     for dash in (8, 13, 18, 23):
         head[request_id + dash] = ord("-")
     sides = {f"{name}_side": places[name] + 8 for name in ("first", "second")}
@@ -76,12 +77,12 @@ def _template(book_number: int, book: Book) -> _Template:
 class PlainTransfers:
     """Settled transfers of one book: columns, and the 16 bytes of each request id, joined.
 
-    ``amount`` is signed, and 0 in the form of two accounts.
+    ``amount`` is signed, and 0 in the form of two accounts; None: all are in that form.
     """
 
     first: U64Array
     second: U64Array
-    amount: I64Array
+    amount: I64Array | None
     entry_amount: I64Array
     first_debits: NDArray[np.bool_]
     request_ids: bytes
@@ -98,7 +99,8 @@ def plain_rows(
     columns = rows.view(template.columns)[:, 0]
     columns["home"] = columns["first"] = transfers.first.view(np.int64)
     columns["second"] = transfers.second.view(np.int64)
-    columns["amount"] = transfers.amount
+    if transfers.amount is not None:
+        columns["amount"] = transfers.amount
     columns["first_amount"] = columns["second_amount"] = transfers.entry_amount
     columns["time"] = time_us
     # As `Direction` has them: 1 and 2.

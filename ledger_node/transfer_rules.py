@@ -35,6 +35,7 @@ from ledger_node.transfer_blocks import (
     Judge,
     Moved,
     Sides,
+    has_one_account_form,
     read_accounts,
     static_refusals,
 )
@@ -60,18 +61,21 @@ def create_transfers(
     if len(set(keys)) < len(keys):
         return one_by_one(books, block, execute)
     known = books.tables.known_requests(keys)
-    todo = np.array([key not in known for key in keys])
+    todo = np.ones(len(keys), bool)
+    if known:
+        todo = np.array([key not in known for key in keys])
     # Even a refused transaction has its book.
-    two = form_column(block) < TransferForm.IN
-    book = books.book(block.ledger, block.currency) if (two & todo).any() else 0
+    two = todo[form_column(block) < TransferForm.IN] if has_one_account_form(block) else todo
+    book = books.book(block.ledger, block.currency) if two.any() else 0
     judged = todo & ~static_refusals(block, accounts, sides, book)
     moved = Moved(sides, sides.amount * judged[sides.item])
     judge = Judge(books, accounts, sides, moved)
     if judge.could_overflow:
         return one_by_one(books, block, execute)
     refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
-    statuses = np.where(todo, np.uint8(SETTLED), np.uint8(0))
-    statuses[failed] = 0
+    statuses = todo * np.uint8(SETTLED)
+    for index in failed:
+        statuses[index] = 0
     for index, why in refused.items():
         statuses[index] = refused_status(why)
     if refused:
@@ -99,6 +103,8 @@ def _one_account_books(
     books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides
 ) -> tuple[list[BookView], bytes, bytes]:
     """Return what `TransfersView` has of the one-account form: books, their places, and sides."""
+    if not has_one_account_form(block):
+        return [], b"", b""
     first, second = sides.account[::2], sides.account[1::2]
     one = (form_column(block) >= TransferForm.IN) & accounts.known[first]
     if not one.any():
@@ -120,9 +126,9 @@ def _one_account_books(
 
 def _mixes_ledgers(books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides) -> bool:
     """Whether the items are of several ledgers: in the one-account form, the account tells."""
-    one = form_column(block) >= TransferForm.IN
-    if not one.any():
+    if not has_one_account_form(block):
         return False
+    one = form_column(block) >= TransferForm.IN
     home = sides.account[::2][one]
     found = set(accounts.rows["book"][home][accounts.known[home]].tolist())
     ledgers = {books.meta.books[book].ledger for book in found}
@@ -183,8 +189,8 @@ def _refusals(
         if why is None:
             raise InvariantError(f"transfer {index} is refused for no reason")
         refused[index] = why
-    for index in (judged & judge.careful()).nonzero()[0].tolist():
-        if (why := judge.judge(index)) is not None:
+    for index in judge.careful():
+        if judged[index] and (why := judge.judge(index)) is not None:
             refused[index] = why
     return refused, failed
 

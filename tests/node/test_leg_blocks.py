@@ -1,13 +1,16 @@
 """Blocks of transfers between shards do what their items do one by one: every row and answer."""
 
+import contextlib
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
 import msgspec
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,13 +38,16 @@ from ledger_core.commands import (
 from ledger_core.errors import RefusalReason
 from ledger_core.ids import shard_key, system_account_id
 from ledger_core.ledgers import USD, Currency
-from ledger_core.results import Result, TransfersView
+from ledger_core.results import Result, TransfersView, TransferVotesView
 from ledger_core.transfer_legs import leg_command, legs_fault, prepare_of
-from ledger_node import leg_rules, state_machine
-from ledger_node.records import TransactionRecord
+from ledger_node import leg_blocks, leg_decisions, leg_rules, state_machine
+from ledger_node.leg_records import find_undecided, participant_template
+from ledger_node.records import EntryRecord, TransactionRecord
 from ledger_node.store import ShardRange
 from ledger_node.store_tables import STATE_TABLES
 from tests.node.shard import Shard
+from tests.node.test_deep_audit import audited
+from tests.node.test_replay import fresh, replay_all, replays, rows
 
 S = TransactionStatus
 EUR = Currency("EUR", 2)
@@ -63,6 +69,18 @@ NOBODY = next(_here)
 AWAY = [next(_away) for _ in range(6)]
 
 
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Blocks are done item by item."""
+    with (
+        patch.object(state_machine, "prepare_transfers", leg_rules.prepare_each),
+        patch.object(state_machine, "commit_transfers", leg_rules.commit_each),
+        patch.object(state_machine, "apply_transfers", leg_rules.apply_each),
+        patch.object(state_machine, "delivered_transfers", leg_rules.deliver_each),
+    ):
+        yield
+
+
 class Twins:
     """Two shards with the same log; one does blocks as arrays, the other item by item."""
 
@@ -77,12 +95,7 @@ class Twins:
 
     def both(self, *commands: Command) -> list[Result]:
         results = self.arrays.apply(*commands)
-        with (
-            patch.object(state_machine, "prepare_transfers", leg_rules.prepare_each),
-            patch.object(state_machine, "commit_transfers", leg_rules.commit_each),
-            patch.object(state_machine, "apply_transfers", leg_rules.apply_each),
-            patch.object(state_machine, "delivered_transfers", leg_rules.deliver_each),
-        ):
+        with one_by_one():
             assert self.items.apply(*commands) == results
         self.compare()
         return results
@@ -129,9 +142,12 @@ class Twins:
         if rng.random() < 0.05:
             amounts[0] = 2**61
         requests = rng.sample(self.requests, min(count, len(self.requests)))
-        if rng.random() < 0.1:
-            requests[-1] = requests[0]
         count = len(requests)
+        away = [rng.choice(AWAY) for _ in requests]
+        if rng.random() < 0.2:
+            # The same request twice, asking for the same or not.
+            requests[-1], own[count - 1], away[-1] = requests[0], own[0], away[0]
+            amounts[count - 1] = rng.choice((amounts[0], amounts[count - 1]))
         one_of = [TransferText("note", "order 7", {"k": "v"}), TransferText("other")]
         ends = sorted({rng.randint(1, count) for _ in range(rng.choice((1, 3)))} | {count})
         parts = [
@@ -142,7 +158,7 @@ class Twins:
         ]
         return {
             "own": b"".join(a.to_bytes(8, "little") for a in own[:count]),
-            "away": b"".join(rng.choice(AWAY).to_bytes(8, "little") for _ in requests),
+            "away": b"".join(a.to_bytes(8, "little") for a in away),
             "peers": b"".join(rng.choice(PEERS).to_bytes(2, "little") for _ in requests),
             "amounts": b"".join(a.to_bytes(8, "little") for a in amounts[:count]),
             "request_ids": b"".join(r.bytes for r in requests),
@@ -247,11 +263,14 @@ class Twins:
             case 0:
                 return prepared
             case 1:
-                entry = prepared.transaction.entries
-                pending = msgspec.structs.replace(
-                    prepared.transaction, entries=[*entry, *entry], settled=False
+                entries = prepared.transaction.entries
+                other = msgspec.structs.replace(
+                    prepared.transaction,
+                    entries=[*entries, *entries] if rng.random() < 0.5 else entries,
+                    settled=rng.random() < 0.5,
+                    effective_time_us=rng.choice((0, 5)),
                 )
-                return Prepare(OWN[0], prepared.origin, b"x" * 16, 0, pending)
+                return Prepare(OWN[0], prepared.origin, b"x" * 16, 0, other)
             case 2:
                 return leg_command(self.commit(), 0, 1)
             case 3:
@@ -299,6 +318,202 @@ def test_any_blocks_do_what_their_items_do(seed: int) -> None:
                     twins.numbers += range(result.first_number, result.first_number + count)
             if (decided := twins.decide()) is not None and rng.random() < 0.7:
                 twins.both(decided)
+        if seed % 4 == 0:
+            target = fresh(twins.arrays, Path(folder))
+            replay_all(target, replays(twins.arrays), rng)
+            assert rows(target) == rows(twins.arrays)
+            target.close()
         for shard in (twins.arrays, twins.items):
             assert shard.audit().faults == []
             shard.close()
+        assert audited(twins.arrays.path, 1).faults == []
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Iterator[Twins]:
+    twins = Twins(tmp_path, Random(1))
+    twins.open_accounts()
+    yield twins
+    twins.arrays.close()
+    twins.items.close()
+
+
+def plain_prepare(requests: list[uuid.UUID], parts: list[TransferPart]) -> PrepareTransfers:
+    count = len(requests)
+    return PrepareTransfers(
+        OWN[0],
+        "main",
+        USD,
+        bytes([1, 2] * count)[:count],
+        AWAY[0].to_bytes(8, "little") * count,
+        OWN[2].to_bytes(8, "little") * count,
+        (3).to_bytes(8, "little") * count,
+        b"".join(request.bytes for request in requests),
+        (0).to_bytes(2, "little") * count,
+        parts=parts,
+    )
+
+
+def settled(prepared: PrepareTransfers) -> ApplyTransfers:
+    count = len(prepared.forms)
+    return ApplyTransfers(
+        OWN[0],
+        "main",
+        prepared.first_accounts,
+        prepared.request_ids,
+        b"".join((7 + i).to_bytes(8, "little") for i in range(count)),
+        bytes([S.SETTLED]) * count,
+    )
+
+
+def test_a_counter_that_might_overflow_is_judged_item_by_item(twins: Twins) -> None:
+    """Of an account without a floor, whose credits or debits come near 2**63."""
+    large = (2**61).to_bytes(8, "little")
+    found = []
+    for place in range(10):
+        (request,) = twins.requests[place : place + 1]
+        prepared = msgspec.structs.replace(plain_prepare([request], []), amounts=large)
+        if place % 2:
+            committed = CommitTransfers(
+                OWN[0],
+                "main",
+                USD,
+                b"\2",
+                OWN[2].to_bytes(8, "little"),
+                prepared.first_accounts,
+                large,
+                prepared.request_ids,
+                prepared.home_shards,
+            )
+            (view,) = twins.both(committed)
+            assert isinstance(view, TransfersView)
+            found.append(view.statuses == bytes([S.SETTLED]))
+        else:
+            (votes,) = twins.both(prepared)
+            assert isinstance(votes, TransferVotesView)
+            found.append(not votes.refused)
+    assert found == [True] * 3 + [False] * 7
+
+
+PARTS = [TransferPart(2, "alice", Source("job", "10.0.0.1")), TransferPart(3), TransferPart(1, "x")]
+
+
+def test_plain_blocks_are_not_done_item_by_item(twins: Twins) -> None:
+    """Once there was money between the two shards; whoever asked, and however many did."""
+    first, second, third = (twins.requests[i : i + 6] for i in (0, 6, 12))
+    twins.both(plain_prepare(first, []))
+    prepared = plain_prepare(second, PARTS)
+    committed = CommitTransfers(
+        OWN[0],
+        "main",
+        USD,
+        prepared.forms,
+        prepared.second_accounts,
+        prepared.first_accounts,
+        prepared.amounts,
+        b"".join(request.bytes for request in third),
+        prepared.home_shards,
+        parts=PARTS,
+    )
+    with (
+        patch.object(leg_blocks, "prepare_each", side_effect=AssertionError),
+        patch.object(leg_blocks, "commit_each", side_effect=AssertionError),
+        patch.object(leg_decisions, "apply_each", side_effect=AssertionError),
+        patch.object(leg_decisions, "learn_decision", side_effect=AssertionError),
+    ):
+        twins.arrays.apply(prepared)
+        (view,) = twins.arrays.apply(committed)
+        twins.arrays.apply(settled(prepared))
+    assert isinstance(view, TransfersView)
+    assert view.statuses == bytes([S.SETTLED]) * 6
+    with one_by_one():
+        twins.items.apply(prepared)
+        twins.items.apply(committed)
+        twins.items.apply(settled(prepared))
+    twins.compare()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: setattr(record, "effective_time_us", 5),
+        lambda record: setattr(record, "home_number", 3),
+        lambda record: setattr(record, "description", "x"),
+        lambda record: setattr(record, "settled", False),
+        lambda record: setattr(record, "settled_amount", 1),
+        lambda record: setattr(record, "metadata", {"k": "v"}),
+        lambda record: setattr(record, "reversal_of", 1),
+        lambda record: record.states.append(record.states[0]),
+        lambda record: record.entries.append(record.entries[1]),
+        lambda record: record.clearing.append(record.clearing[0]),
+        lambda record: record.states.__setitem__(
+            0, msgspec.structs.replace(record.states[0], status=S.PENDING)
+        ),
+        lambda record: record.entries.__setitem__(
+            1, msgspec.structs.replace(record.entries[1], shard_id=0xFFFF)
+        ),
+    ],
+)
+def test_only_plain_records_are_recognised(
+    twins: Twins, change: Callable[[TransactionRecord], None]
+) -> None:
+    """Another value in a plain row makes it be decoded, even where no length differs."""
+    for requests in (twins.requests[:3], twins.requests[3:6]):
+        twins.both(plain_prepare(requests, []))
+    tables = twins.arrays.store.shard(1)
+    number = tables.meta().next_transaction - 1
+    ((_, sealed),) = tables.find_transactions([number.to_bytes(8)])
+    row = np.frombuffer(sealed[:-4], np.uint8).reshape(1, -1)
+    template = participant_template(0, USD)
+    assert find_undecided(template, row) is not None
+    # As wide as plain rows are, where numbers are, and everything else as it is changed.
+    record = TransactionRecord.decoded(sealed[:-4])
+    change(record)
+    wide = np.frombuffer(widened(record), np.uint8).reshape(1, -1)
+    assert find_undecided(template, wide) is None
+
+
+def widened(record: TransactionRecord) -> bytes:
+    """Encode a record with its numbers as long as in a plain row."""
+    marks: dict[bytes, bytes] = {}
+
+    def wide(value: int, size: int) -> int:
+        mark = (0x7F5A_0000_0000_0000 if size == 8 else 0x6B00) | len(marks)
+        marks[mark.to_bytes(size)] = value.to_bytes(size)
+        return mark
+
+    amounts = {entry.amount for entry in (*record.entries, *record.clearing)}
+    amount = {value: wide(value, 8) for value in amounts}
+    times = {record.effective_time_us, *(state.time_us for state in record.states)}
+    time = {value: wide(value, 8) for value in times}
+    replace = msgspec.structs.replace
+
+    def entry(old: EntryRecord) -> EntryRecord:
+        shard_id = None if old.shard_id is None else wide(old.shard_id, 2)
+        account_id = wide(old.account_id, 8)
+        return replace(old, account_id=account_id, amount=amount[old.amount], shard_id=shard_id)
+
+    encoded = replace(
+        record,
+        account_id=wide(record.account_id, 8),
+        entries=[entry(old) for old in record.entries],
+        clearing=[entry(old) for old in record.clearing],
+        states=[replace(state, time_us=time[state.time_us]) for state in record.states],
+        effective_time_us=time[record.effective_time_us],
+        home_shard_id=wide(record.home_shard_id or 0, 2),
+        home_number=wide(record.home_number, 8),
+    ).encoded()
+    for mark, value in marks.items():
+        encoded = encoded.replace(mark, value)
+    assert TransactionRecord.decoded(encoded) == record
+    return encoded
+
+
+def test_a_record_that_is_only_encoded_wider_is_recognised(twins: Twins) -> None:
+    """Else the test above would find nothing."""
+    twins.both(plain_prepare(twins.requests[:3], []))
+    tables = twins.items.store.shard(1)
+    record = tables.find_transaction(tables.meta().next_transaction - 1)
+    assert record is not None
+    row = np.frombuffer(widened(record), np.uint8).reshape(1, -1)
+    assert find_undecided(participant_template(0, USD), row) is not None

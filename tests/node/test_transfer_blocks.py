@@ -35,6 +35,8 @@ from tests.node.test_replay import fresh, replay_all, replays, rows
 EUR = Currency("EUR", 2)
 ACCOUNTS = 14
 NOBODY = 999_999
+# Ids that differ by this look alike to what remembers accounts; most of these do not exist.
+ALIKE = 1 << 20
 
 Item = tuple[TransferForm, int, int, int, str]
 
@@ -141,6 +143,8 @@ class Twins:
         rng = self.rng
         form = TransferForm(rng.choice((1, 1, 1, 2, 2, 3, 4)))
         first, second = rng.sample(range(1, ACCOUNTS + 1), 2)
+        if rng.random() < 0.1:
+            first += ALIKE
         if rng.random() < 0.03:
             first = rng.choice((NOBODY, system_account_id(0, 0)))
         elif rng.random() < 0.03:
@@ -183,7 +187,7 @@ def opened(twins: Twins) -> None:
     """Accounts of all kinds: some without a floor, some with limits, some frozen or closed."""
     types = list(AccountType)
     kinds = [NO_OVERDRAFT, NO_OVERDRAFT, NO_OVERDRAFT, Limits(None, None), Limits(-50, 300)]
-    for account in range(1, ACCOUNTS + 1):
+    for account in [*range(1, ACCOUNTS + 1), 1 + ALIKE, 2 + ALIKE]:
         twins.both(
             CreateAccount(
                 account,
@@ -342,6 +346,19 @@ def test_a_transfer_is_recorded_with_the_actor_and_the_source_of_its_part(tmp_pa
         state = record.states[0]
         found.append((state.actor, state.correlation_id, state.peer))
     assert found == [("alice", "a", "10.0.0.1")] * 2 + [("bob", "", "")] * 2
+
+
+def test_transfers_of_accounts_that_do_not_exist_are_refused_on_an_empty_shard(
+    tmp_path: Path,
+) -> None:
+    twins = Twins(tmp_path, 9)
+    money_in = (TransferForm.IN, 1, 0, 5, request_id(twins.rng))
+    assert list(twins.send([money_in]).statuses) == [0]
+    moved = (TransferForm.DEBIT, 1, 2, 5, request_id(twins.rng))
+    view = twins.send([(*money_in[:4], request_id(twins.rng)), moved])
+    assert list(view.statuses) == [0, 6]
+    twins.blocks.close()
+    assert audited(tmp_path / "blocks").faults == []
 
 
 def test_request_ids_are_shown_as_they_were_sent(tmp_path: Path) -> None:
