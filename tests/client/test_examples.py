@@ -48,5 +48,5 @@ def test_example(shared: dict[str, Any], heading: str, code: str) -> None:
 def test_there_is_one_for_each_scenario() -> None:
     text = EXAMPLES.read_text(encoding="utf-8")
     assert re.findall(r"\(`(scenario-\d+)`\)", text) == [f"scenario-{n}" for n in range(5, 12)]
-    # What they share, the scenarios, four of many at once, and two that look back.
-    assert len(blocks()) == 1 + 7 + 4 + 2
+    # What they share, the scenarios, five of many at once, and two that look back.
+    assert len(blocks()) == 1 + 7 + 5 + 2
