@@ -232,26 +232,28 @@ class _Log(LogTables):
     def __init__(self, store: SimulatedStore, shard_id: int) -> None:
         real = Store.log(store, shard_id)
         super().__init__(real._source, store._log_databases[shard_id])
-        self._store = store
+        self._simulated = store
         self._shard_id = shard_id
 
     def append(self, index: int, term: int, payload: bytes) -> None:
         super().append(index, term, payload)
-        shadow = self._store.shadows[self._shard_id]
-        self._store._written.append((shadow.append, index, term, payload))
+        shadow = self._simulated.shadows[self._shard_id]
+        self._simulated._written.append((shadow.append, index, term, payload))
 
     def truncate(self, index: int) -> None:
         super().truncate(index)
-        shadow = self._store.shadows[self._shard_id]
-        self._store._written.append((shadow.truncate, index))
+        shadow = self._simulated.shadows[self._shard_id]
+        self._simulated._written.append((shadow.truncate, index))
 
     def drop_before(self, index: int) -> None:
         super().drop_before(index)
-        self._store._written.append((self._store.shadows[self._shard_id].drop_before, index))
+        self._simulated._written.append(
+            (self._simulated.shadows[self._shard_id].drop_before, index)
+        )
 
     def clear(self) -> None:
         super().clear()
-        self._store._written.append((self._store.shadows[self._shard_id].clear,))
+        self._simulated._written.append((self._simulated.shadows[self._shard_id].clear,))
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         super().save_hard_state(term, voted_for)
