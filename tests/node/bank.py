@@ -72,7 +72,7 @@ class Bank:
 
     def open_rows(self, shard_id: int) -> tuple[list[int], list[int]]:
         """What is in flight and what is undecided, as the leader has it."""
-        with self.hosts.stores[self.hosts.leader(shard_id)].read() as view:
+        with self.hosts.stores[self.hosts.leader(shard_id)].read_newest() as view:
             tables = view.shard(shard_id)
             return tables.in_flight_numbers(), tables.undecided_numbers()
 
@@ -89,13 +89,13 @@ class Bank:
 
     def check_books(self) -> None:
         for store in self.hosts.stores.values():
-            with store.read() as view:
+            with store.read_newest() as view:
                 for shard_id in self.accounts:
                     assert audit(view.shard(shard_id)).faults == []
 
     def check_nothing_is_open(self) -> None:
         for store in self.hosts.stores.values():
-            with store.read() as view:
+            with store.read_newest() as view:
                 for shard_id in self.accounts:
                     assert view.shard(shard_id).in_flight_numbers() == []
                     assert view.shard(shard_id).undecided_numbers() == []

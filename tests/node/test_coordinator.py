@@ -121,7 +121,7 @@ def test_a_participant_that_cannot_be_reached_makes_the_transaction_refused_in_t
     leader = bank.hosts.leader(0)
     replies: list = []
     bank.hosts.nodes[leader].await_transaction(0, begun.number, 1, replies.append)
-    with bank.hosts.stores[leader].read() as view:
+    with bank.hosts.stores[leader].read_newest() as view:
         record = view.shard(0).find_transaction(begun.number)
     assert record is not None
     assert record.status is S.REJECTED
@@ -169,7 +169,7 @@ def test_a_pending_transaction_expires_without_any_traffic(bank: Bank) -> None:
     bank.hosts.run(4.0)
     assert bank.balances()[:2] == [(100, 100), (100, 100)]
     leader = bank.hosts.leader(0)
-    with bank.hosts.stores[leader].read() as view:
+    with bank.hosts.stores[leader].read_newest() as view:
         record = view.shard(0).find_transaction(begun.number)
     assert record is not None
     assert record.status is S.EXPIRED

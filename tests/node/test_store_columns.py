@@ -104,7 +104,7 @@ def test_a_damaged_balance_among_many_is_found_and_named(
     for account in range(1, 20):
         shard.one(CreateAccount(account, "main", f"r{account}"))
     shard.close()
-    with lmdb.open(str(tmp_path / "store"), max_dbs=200) as env:
+    with lmdb.open(str(tmp_path / "store" / "state"), max_dbs=200) as env:
         table = env.open_db(b"00000.balances")
         with env.begin(write=True) as txn:
             for slot in damaged:

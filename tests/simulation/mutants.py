@@ -577,7 +577,28 @@ def _lost_disks(seed: int) -> Plan:
     )
 
 
+def _installs(seed: int) -> Plan:
+    """Disks are lost behind short logs, so snapshots are installed, and cut short by a crash."""
+    victim = seed % 3
+    kinds = [(FaultKind.WIPE, victim), (FaultKind.INTERRUPT_INSTALL, victim)]
+    return Plan(
+        seed=seed,
+        timing=FAST,
+        bounds=Bounds(keep_entries=2, compact_entries=1, checkpoint_s=0.3),
+        clients=4,
+        accounts=2,
+        shards=1,
+        think_s=0.004,
+        call_s=0.5,
+        attempt_s=0.1,
+        workload=(0, 8, 0, 0, 4, 0, 0),
+        faults=often(kinds, 0.25, seed),
+    )
+
+
 DIRECTED: dict[str, Callable[[int], Plan]] = {
+    "an install does not note its last step": _installs,
+    "an install ends with its log, and its state follows": _installs,
     "a read asks nobody whether this node still leads": _unaware_leaders,
     "a read does not wait for the first commit of its leader's term": _new_leaders,
     "a confirmation of an earlier term is counted": _late_messages,
