@@ -73,6 +73,7 @@ def _bulk(options: Options) -> Sequence[Step]:
             ("stream, 8 in flight", "stream/one_shard", 8_192, 1, 8, 0.5),
             ("stream, 8 in flight", "stream/one_shard", 100, 1, 8, None),
             ("1 conn., any two accounts", "bulk/random_accounts", 8_192, 1, 1, None),
+            ("8 conn., any two accounts", "bulk/random_accounts", 8_192, 8, 8, None),
             ("8 conn., any two accounts", "bulk/random_accounts", 1_000, 8, 8, 0.5),
         )
     ]

@@ -27,6 +27,7 @@ from ledger_core.errors import (
 )
 from ledger_core.results import Result
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
+from ledger_gateway.beats import Beats, Departure
 from ledger_gateway.shard_calls import Deadline, ShardCalls, timeout_s
 
 BLOCKS_IN_FLIGHT_MAX = 2
@@ -34,6 +35,8 @@ BLOCKS_IN_FLIGHT_MAX = 2
 SECOND_BLOCK_ITEMS_MIN = 64
 """While a block is on its way, another one is sent only if it has so many items: each block costs
 the shard's replicas as much as some fifty items do."""
+LARGE_BLOCK_ITEMS_MIN = 256
+"""A lane with so much in line sends when it can; others wait for the beat (`beats`)."""
 WAITING_ITEMS_MAX = 1 << 17
 """Of a lane."""
 # Of a block: room for all that it has but once.
@@ -108,6 +111,7 @@ class _Block:
     pieces: list[Piece]
     attempts: Attempts = field(default_factory=Attempts)
     task: "asyncio.Task[None] | None" = None
+    departure: Departure | None = None
 
 
 class Lane:
@@ -119,11 +123,13 @@ class Lane:
         shard_id: int,
         kind: Kind,
         in_flight_max: int = BLOCKS_IN_FLIGHT_MAX,
+        beats: Beats | None = None,
     ) -> None:
         self._shards = shards
         self._shard_id = shard_id
         self._kind = kind
         self._in_flight_max = in_flight_max
+        self._beats = beats or Beats()
         self._waiting: dict[Hashable, deque[Piece]] = {}
         self._waiting_items = 0
         self._blocks: set[_Block] = set()
@@ -215,9 +221,19 @@ class Lane:
     def _flush(self) -> None:
         self._flushing = None
         while self._waiting and self._may_send():
+            departure = None
+            if self._waiting_items < LARGE_BLOCK_ITEMS_MIN:
+                departure = self._beats.leave(self._send_waiting)
+                if departure is None:
+                    return
             block = self._take()
+            block.departure = departure
             self._blocks.add(block)
             block.task = asyncio.create_task(self._carry(block))
+
+    def _send_waiting(self) -> None:
+        if self._flushing is None:
+            self._flush()
 
     def _take(self) -> _Block:
         """Take what fits into a block, of the terms that have waited longest."""
@@ -238,7 +254,11 @@ class Lane:
         return block
 
     async def _carry(self, block: _Block) -> None:
-        answers = await self._answers(block)
+        try:
+            answers = await self._answers(block)
+        finally:
+            if block.departure is not None:
+                self._beats.arrived(block.departure)
         self._blocks.discard(block)
         for piece, answer in zip(block.pieces, answers, strict=True):
             piece.answer(answer)
@@ -267,12 +287,15 @@ class Lanes:
     def __init__(self, shards: ShardCalls) -> None:
         self._shards = shards
         self._lanes: dict[tuple[Kind, int], Lane] = {}
+        self._beats: dict[Kind, Beats] = {}
 
     def lane(self, kind: Kind, shard_id: int) -> Lane:
         """Return the lane of a kind for a shard."""
         lane = self._lanes.get((kind, shard_id))
         if lane is None:
-            lane = self._lanes[kind, shard_id] = Lane(self._shards, shard_id, kind)
+            beats = self._beats.setdefault(kind, Beats())
+            lane = Lane(self._shards, shard_id, kind, beats=beats)
+            self._lanes[kind, shard_id] = lane
         return lane
 
     async def end(self) -> None:
