@@ -174,11 +174,22 @@ async def test_without_a_connection_nothing_has_arrived(node: Node) -> None:
     assert not caught.value.may_have_arrived
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL])
-async def test_a_node_of_another_version_is_a_fault(node: Node, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+async def test_a_stream_that_grpc_ends_by_itself_is_a_node_that_cannot_be_reached(
+    node: Node, code: grpc.StatusCode
+) -> None:
     asked = node.ask()
     await node.until(lambda: node.calls and node.calls[0].frames)
-    node.calls[0].end(code, "no such method")
+    node.calls[0].end(code, "Internal error from Core")
+    with pytest.raises(LinkError) as caught:
+        await asked
+    assert caught.value.may_have_arrived
+
+
+async def test_a_node_of_another_version_is_a_fault(node: Node) -> None:
+    asked = node.ask()
+    await node.until(lambda: node.calls and node.calls[0].frames)
+    node.calls[0].end(grpc.StatusCode.UNIMPLEMENTED, "no such method")
     with pytest.raises(NodeFaultError, match="no such method"):
         await asked
 
