@@ -163,9 +163,9 @@ _BROKEN = (aio.AioRpcError, asyncio.InvalidStateError)
 # Nothing can have left this process: gRPC says so only in words.
 _NEVER_CONNECTED = "failed to connect to all addresses"
 
-# A node that has no such stream is of another version. What it does not understand on the stream, it
-# says in a reply. INTERNAL and UNKNOWN say nothing of that: gRPC itself ends a stream so, now and
-# then, when a node dies ("Internal error from Core").
+# A node that has no such stream is of another version. What it does not understand on the stream,
+# it says in a reply. INTERNAL and UNKNOWN say nothing of that: gRPC itself ends a stream so, now
+# and then, when a node dies ("Internal error from Core").
 _PROTOCOL_FAULTS = (grpc.StatusCode.UNIMPLEMENTED,)
 
 
