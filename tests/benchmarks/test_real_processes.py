@@ -52,7 +52,7 @@ def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
 def test_a_kill_and_growing_stores(tmp_path: Path) -> None:
     size = Size(shards=2, accounts=40)
     with Progress() as progress, Bench(tmp_path, progress) as bench:
-        (figures,) = KillStep(size, 9.0, 0.2).run(bench)
+        (figures,) = KillStep(size, 6.0, 0.2).run(bench)
         assert figures.done > 0
         assert figures.failed == {}
         assert 0 < figures.more["pause s"] < 6

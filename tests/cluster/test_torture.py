@@ -19,7 +19,7 @@ from tests.torture.damage import spoil
 
 pytestmark = pytest.mark.cluster
 
-SECONDS = 12
+SECONDS = 10
 KINDS = ["kill -9", "freeze", "restart", "cut", "delay", "kill -9 of all"]
 STORE_MAX_MIB = 64
 BALLAST_MIB = 59
