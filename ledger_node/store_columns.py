@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ledger_core.ids import is_system_account_id
 from ledger_core.transfers import I64Array, U64Array
+from ledger_node.checksums import set_checksums
 from ledger_node.records import (
     BALANCE_ROW_BYTES,
     CRC,
@@ -201,16 +202,9 @@ class ColumnTables(RowTables):
         self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
     ) -> None:
         """Store rows of one length whose last four bytes are for their checksum."""
-        set_checksums(rows, map(zlib.crc32, keys))
+        set_checksums(rows, keys)
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
-
-
-def set_checksums(rows: NDArray[np.void], before: Iterable[int]) -> None:
-    """Make the last four bytes of rows the CRC-32 of all others, going on from one each."""
-    body = rows.dtype.itemsize - CRC.size
-    parts = rows.view([("row", f"V{body}"), ("checksum", "<u4")])
-    parts["checksum"] = list(map(zlib.crc32, parts["row"].tolist(), before))
 
 
 def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:
