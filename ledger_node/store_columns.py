@@ -170,8 +170,14 @@ class ColumnTables(RowTables):
         self._put_sealed(self._requests, keys, rows)
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
-        """Store the encoded `TransactionRecord`s of new transactions."""
-        self._put_rows(self._transactions, numbers, rows)
+        """Store the encoded `TransactionRecord`s of new transactions, whose numbers rise."""
+        with self._source.txn.cursor(self._transactions) as cursor:
+            # Not of a second book: some of its numbers are among those of the first one.
+            append = not cursor.last() or bytes(cursor.key()) < numbers[0]
+            _, added = cursor.putmulti(_sealed(numbers, rows), append=append)
+        # What is not above all others is left out when appending.
+        if added != len(numbers):
+            raise AssertionError("the numbers of new transactions do not rise")
 
     def _find_rows(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, row with its checksum) of those that exist, in order."""
@@ -190,13 +196,8 @@ class ColumnTables(RowTables):
     def _put_rows(
         self, table: lmdb._Database, keys: Sequence[bytes], rows: Sequence[bytes]
     ) -> None:
-        pack, crc32 = CRC.pack, zlib.crc32
-        # As `seal` does it.
-        items = [
-            (key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)
-        ]
         with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(items)
+            cursor.putmulti(_sealed(keys, rows))
 
     def _put_sealed(
         self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
@@ -205,6 +206,12 @@ class ColumnTables(RowTables):
         set_checksums(rows, keys)
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
+
+
+def _sealed(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return keys and rows with their checksums, as `seal` makes them."""
+    pack, crc32 = CRC.pack, zlib.crc32
+    return [(key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)]
 
 
 def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:
