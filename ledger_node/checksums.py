@@ -5,6 +5,7 @@ only on its value and on how many bytes follow it. So tables say what each byte 
 bytes that differ between the rows are looked up: most rows of a block have most bytes in common.
 """
 
+import functools
 import zlib
 from collections.abc import Sequence
 from itertools import repeat
@@ -13,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_CRC_BYTES: Final = 4
+from ledger_node.records import CRC
+
 # Fewer rows are faster one by one.
 _ROWS_MIN: Final = 192
 # Rows that are longer, with their keys, have no tables.
@@ -27,8 +29,8 @@ ByteRows = NDArray[np.uint8]
 
 def set_checksums(rows: NDArray[np.void], keys: Sequence[bytes] = ()) -> None:
     """Make the last four bytes of rows the CRC-32 of their keys, if they have any, and the rest."""
-    length = rows.dtype.itemsize - _CRC_BYTES
-    parts = rows.view([("row", f"V{length}"), ("checksum", "<u4")])
+    length = rows.dtype.itemsize - CRC.size
+    parts = rows.view(_parts(length))
     key_rows = None if len(rows) < _ROWS_MIN else _as_rows(keys, len(rows))
     if key_rows is not None and key_rows.shape[1] + length <= _LENGTH_MAX:
         row_bytes = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
@@ -59,6 +61,12 @@ def checksums(keys: ByteRows, rows: ByteRows) -> NDArray[np.uint32]:
         places = tables + by_column[word, start:end, byte]
         sums[start:end] ^= np.bitwise_xor.reduce(_BYTE_CHANGES.take(places), 0)
     return sums
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(length: int) -> np.dtype[np.void]:
+    """Return the type of rows of so many bytes, with their checksums."""
+    return np.dtype([("row", f"V{length}"), ("checksum", "<u4")])
 
 
 def _as_rows(keys: Sequence[bytes], count: int) -> ByteRows | None:
