@@ -11,16 +11,25 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 from grpc import aio
 
-from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
+from ledger.internal.v1 import shard_pb2
+from ledger_cluster.frames import encoded_frame
 from ledger_cluster.outbox import Outbox
 
 # After a message the writer rests for so long, so that under load what comes meanwhile shares the
 # next one. A request that comes later than that is sent at once.
 REST_S = 0.001
+
+Call: TypeAlias = "aio.StreamStreamCall[bytes, shard_pb2.ReplyFrame]"
+"""A stream to a node; what is written is encoded already."""
+
+_SERVICE = shard_pb2.DESCRIPTOR.services_by_name["ShardService"]
+_EXCHANGE = _SERVICE.methods_by_name["Exchange"]
+_REQUESTS = shard_pb2.RequestFrame.REQUESTS_FIELD_NUMBER
 
 
 class LinkError(Exception):
@@ -41,8 +50,9 @@ class NodeFaultError(Exception):
 class NodeLink:
     """Sends requests to a node and brings their replies. Lives on one event loop."""
 
-    def __init__(self, stub: "shard_pb2_grpc.ShardServiceAsyncStub") -> None:
-        self._stub = stub
+    def __init__(self, exchange: Callable[[], Call]) -> None:
+        """``exchange`` begins a stream: see `exchanges`."""
+        self._exchange = exchange
         self._stream: _Stream | None = None
         self._numbers = itertools.count(1)
 
@@ -50,7 +60,7 @@ class NodeLink:
         """Return the reply; raise LinkError or NodeFaultError. The request gets a number."""
         request.number = next(self._numbers)
         if self._stream is None:
-            self._stream = _Stream(self._stub.Exchange(), self._forget)
+            self._stream = _Stream(self._exchange(), self._forget)
         reply = await self._stream.ask(request, timeout_s)
         if reply.WhichOneof("reply") == "fault":
             raise NodeFaultError(reply.fault)
@@ -66,8 +76,18 @@ class NodeLink:
             self._stream = None
 
 
+def exchanges(channel: aio.Channel) -> Callable[[], Call]:
+    """Return what begins a stream for requests to the node at the end of a channel."""
+    stub: aio.StreamStreamMultiCallable[bytes, shard_pb2.ReplyFrame] = channel.stream_stream(
+        f"/{_SERVICE.full_name}/{_EXCHANGE.name}",
+        response_deserializer=shard_pb2.ReplyFrame.FromString,
+    )
+    return stub
+
+
 @dataclass(slots=True)
 class _Waiting:
+    request: bytes
     reply: "asyncio.Future[shard_pb2.ShardReply]"
     sent: bool = False
 
@@ -77,21 +97,21 @@ class _Stream:
 
     def __init__(
         self,
-        call: "aio.StreamStreamCall[shard_pb2.RequestFrame, shard_pb2.ReplyFrame]",
+        call: Call,
         ended: Callable[["_Stream"], None],
     ) -> None:
         self._call = call
         self._ended = ended
-        self._outbox: Outbox[shard_pb2.ShardRequest] = Outbox()
+        self._outbox: Outbox[_Waiting] = Outbox()
         self._waiting: dict[int, _Waiting] = {}
         self._task = asyncio.create_task(self._run(), name="stream to a node")
 
     async def ask(self, request: shard_pb2.ShardRequest, timeout_s: float) -> shard_pb2.ShardReply:
         """Send a request and wait for its reply."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future())
+        waiting = _Waiting(request.SerializeToString(), loop.create_future())
         self._waiting[request.number] = waiting
-        self._outbox.put(request)
+        self._outbox.put(waiting, len(waiting.request))
         timer = loop.call_later(timeout_s, _expire, waiting)
         try:
             return await waiting.reply
@@ -140,14 +160,13 @@ class _Stream:
     async def _send(self) -> None:
         while True:
             requests = []
-            for request in await self._outbox.next_frame():
-                waiting = self._waiting.get(request.number)
+            for waiting in await self._outbox.next_frame():
                 # Not what was given up meanwhile.
-                if waiting is not None and not waiting.reply.done():
+                if not waiting.reply.done():
                     waiting.sent = True
-                    requests.append(request)
+                    requests.append(waiting.request)
             if requests:
-                await self._call.write(shard_pb2.RequestFrame(requests=requests))
+                await self._call.write(encoded_frame(_REQUESTS, requests))
                 await asyncio.sleep(REST_S)
 
     async def _receive(self) -> None:

@@ -18,7 +18,7 @@ from grpc import aio
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
-from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink
+from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink, exchanges
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
@@ -84,7 +84,9 @@ class ShardClient:
             node_id: shard_pb2_grpc.ShardServiceStub(channel)
             for node_id, channel in self._channels.items()
         }
-        self._links = {node_id: NodeLink(stub) for node_id, stub in self._stubs.items()}
+        self._links = {
+            node_id: NodeLink(exchanges(channel)) for node_id, channel in self._channels.items()
+        }
         leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
         self._leaders = leaders
         self._lanes = {
@@ -353,13 +355,16 @@ class _Lane:
         self, node_id: str, data: Sequence[bytes], timeout_s: float
     ) -> shard_pb2.ExecuteResponse | shard_pb2.QueryResponse:
         link, shard_id = self._links[node_id], self._shard.id
+        # Filled in place: protobuf copies a message that is made part of another one.
+        request = shard_pb2.ShardRequest()
         if self._kind is _Kind.EXECUTE:
-            execute = shard_pb2.ExecuteRequest(shard_id=shard_id, commands=data)
-            return (await link.ask(shard_pb2.ShardRequest(execute=execute), timeout_s)).execute
-        query = shard_pb2.QueryRequest(
-            shard_id=shard_id, queries=data, stale=self._kind is _Kind.STALE_QUERY
-        )
-        return (await link.ask(shard_pb2.ShardRequest(query=query), timeout_s)).query
+            request.execute.shard_id = shard_id
+            request.execute.commands.extend(data)
+            return (await link.ask(request, timeout_s)).execute
+        request.query.shard_id = shard_id
+        request.query.queries.extend(data)
+        request.query.stale = self._kind is _Kind.STALE_QUERY
+        return (await link.ask(request, timeout_s)).query
 
     def _succeeded(
         self,

@@ -5,6 +5,7 @@ sends anything else.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ledger_core.commands import (
     ApplyTransfers,
@@ -16,15 +17,9 @@ from ledger_core.commands import (
     routing_id,
     transaction_fault,
 )
-from ledger_core.ids import shard_key
+from ledger_core.ids import U32_MAX, shard_key
 from ledger_core.transfer_legs import legs_fault, other_accounts, own_accounts, u64_column
-from ledger_core.transfers import (
-    U64Array,
-    first_accounts,
-    second_accounts,
-    shard_keys,
-    transfer_fault,
-)
+from ledger_core.transfers import U64Array, first_accounts, mixed_ids, transfer_fault
 
 
 def command_fault(
@@ -43,8 +38,10 @@ def command_fault(
     if isinstance(command, CreateTransfers):
         if fault := transfer_fault(command):
             return f"is no block of transfers: it {fault}"
-        second = second_accounts(command)
-        named = np.concatenate([first_accounts(command), second[second != 0]])
+        named = u64_column(command.first_accounts + command.second_accounts)
+        second = named[len(command.forms) :]
+        if np.count_nonzero(second) < len(second):
+            named = np.concatenate([first_accounts(command), second[second != 0]])
         return _stranger(named, shard_id, lower_bound, upper_bound)
     if isinstance(command, TransfersBetweenShards):
         if fault := legs_fault(command, shard_id):
@@ -55,11 +52,10 @@ def command_fault(
 
 def _stranger(named: U64Array, shard_id: int, lower_bound: int, upper_bound: int) -> str | None:
     """Name the first one of accounts that are to be on the shard, and is not; 0 is no account."""
-    keys = shard_keys(named)
-    elsewhere = np.flatnonzero((keys < lower_bound) | (keys > upper_bound))
-    if not len(elsewhere):
+    elsewhere = _are_elsewhere(named, lower_bound, upper_bound)
+    if not np.count_nonzero(elsewhere):
         return None
-    return f"account {int(named[elsewhere[0]]):016x} is not of shard {shard_id}"
+    return f"account {int(named[elsewhere.argmax()]):016x} is not of shard {shard_id}"
 
 
 def _misplaced(
@@ -74,8 +70,18 @@ def _misplaced(
         if fault := _stranger(own_accounts(block), shard_id, lower_bound, upper_bound):
             return fault
         away = other_accounts(block)
-    keys = shard_keys(away)
-    here = np.flatnonzero((keys >= lower_bound) & (keys <= upper_bound))
-    if not len(here):
+    elsewhere = _are_elsewhere(away, lower_bound, upper_bound)
+    if np.count_nonzero(elsewhere) == len(away):
         return None
-    return f"account {int(away[here[0]]):016x} is of shard {shard_id}, which is not its part"
+    return (
+        f"account {int(away[elsewhere.argmin()]):016x} is of shard {shard_id}, "
+        f"which is not its part"
+    )
+
+
+def _are_elsewhere(account_ids: U64Array, lower_bound: int, upper_bound: int) -> NDArray[np.bool_]:
+    """Whether the shard keys of accounts are outside of a range."""
+    # One comparison for both ends: without a sign, what is below the range is far above it.
+    above = mixed_ids(account_ids) - np.uint64(lower_bound << 32)
+    elsewhere: NDArray[np.bool_] = above > np.uint64((upper_bound - lower_bound << 32) + U32_MAX)
+    return elsewhere

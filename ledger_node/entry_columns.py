@@ -4,7 +4,6 @@ An entry says what its account's counters are after it. So the entries of each a
 one after the other, and running sums give all of them at once. Same as `Books.book_entries`.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 from ledger_core.accounts import AccountType, Direction, EntryKind
 from ledger_core.transfers import I64Array
 from ledger_node.books import Books, InvariantError
+from ledger_node.checksums import set_checksums
 from ledger_node.records import ENTRY_EFFECT, ENTRY_ROW_BYTES
 from ledger_node.store import ENTRIES_PER_MARK
-from ledger_node.store_columns import BalanceRows, set_checksums
+from ledger_node.store_columns import BalanceRows
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
@@ -186,5 +186,5 @@ def _add_marks(books: Books, slots: I64Array, sequences: I64Array) -> None:
 
 def _with_checksums(table: I64Array) -> bytes:
     """Return packed entry rows with their CRC-32: the end of the last number."""
-    set_checksums(table.view(f"V{ENTRY_ROW_BYTES}")[:, 0], itertools.repeat(0))
+    set_checksums(table.view(f"V{ENTRY_ROW_BYTES}")[:, 0])
     return table.tobytes()

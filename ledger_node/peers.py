@@ -14,9 +14,10 @@ import grpc
 import structlog
 from grpc import aio
 
-from ledger.internal.v1 import peer_pb2, peer_pb2_grpc
+from ledger.internal.v1 import peer_pb2
 from ledger_cluster.channels import channel_options
 from ledger_cluster.config import ClusterConfig
+from ledger_cluster.frames import encoded_frame
 
 PROTOCOL_VERSION = 2
 
@@ -24,6 +25,10 @@ _OUTBOX_BYTES_MAX = 32 << 20
 _FRAME_BYTES = 2 << 20
 _RETRY_S_MAX = 1.0
 _HELLO_TIMEOUT_S = 5.0
+
+_SERVICE = peer_pb2.DESCRIPTOR.services_by_name["PeerService"]
+_LINK = _SERVICE.methods_by_name["Link"]
+_MESSAGES = peer_pb2.PeerFrame.MESSAGES_FIELD_NUMBER
 
 _log = structlog.get_logger()
 
@@ -33,11 +38,14 @@ class _HelloRefusedError(Exception):
 
 
 class _Stream(Protocol):
-    """Either end of a link. `read` returns no PeerFrame once the other side has ended it."""
+    """Either end of a link. `read` returns no PeerFrame once the other side has ended it.
+
+    What is written is encoded already.
+    """
 
     async def read(self) -> object: ...
 
-    async def write(self, frame: peer_pb2.PeerFrame, /) -> None: ...
+    async def write(self, frame: bytes, /) -> None: ...
 
 
 class PeerEvents(Protocol):
@@ -57,42 +65,62 @@ class PeerEvents(Protocol):
 
 
 class _Outbox:
-    """Messages for one peer while a link to it is up."""
+    """Encoded messages for one peer while a link to it is up."""
 
     def __init__(self) -> None:
-        self._messages: list[peer_pb2.RaftMessage] = []
+        self._messages: list[bytes] = []
         self._bytes = 0
         self._filled = asyncio.Event()
 
-    def put(self, messages: Sequence[peer_pb2.RaftMessage]) -> None:
+    def put(self, messages: Sequence[bytes]) -> None:
         """Queue messages; drop them where the peer is too far behind."""
-        size = sum(message.ByteSize() for message in messages)
+        size = sum(map(len, messages))
         if self._bytes + size > _OUTBOX_BYTES_MAX:
             return
         self._messages.extend(messages)
         self._bytes += size
         self._filled.set()
 
-    async def frames(self) -> AsyncIterator[peer_pb2.PeerFrame]:
-        """Yield what is queued, as few frames as their size allows, for ever."""
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Yield what is queued, as few encoded frames as their size allows, for ever."""
         while True:
             await self._filled.wait()
             self._filled.clear()
             messages, self._messages = self._messages, []
-            frame: list[peer_pb2.RaftMessage] = []
+            frame: list[bytes] = []
             frame_bytes = 0
             for message in messages:
-                size = message.ByteSize()
+                size = len(message)
                 if frame and frame_bytes + size > _FRAME_BYTES:
-                    yield peer_pb2.PeerFrame(messages=frame)
+                    yield encoded_frame(_MESSAGES, frame)
                     frame, frame_bytes = [], 0
                 frame.append(message)
                 frame_bytes += size
                 self._bytes -= size
-            yield peer_pb2.PeerFrame(messages=frame)
+            yield encoded_frame(_MESSAGES, frame)
 
 
-class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
+class _Encoder:
+    """Encodes messages: once each, also where several peers are sent the same object in a turn."""
+
+    def __init__(self) -> None:
+        # By their object's id, and with the object, so that no other one gets its id.
+        self._encoded: dict[int, tuple[peer_pb2.RaftMessage, bytes]] = {}
+
+    def encode(self, messages: Sequence[peer_pb2.RaftMessage]) -> list[bytes]:
+        """Return messages encoded. Called on the event loop, which nothing leaves in a turn."""
+        if not self._encoded:
+            asyncio.get_running_loop().call_soon(self._encoded.clear)
+        encoded = []
+        for message in messages:
+            known = self._encoded.get(id(message))
+            if known is None:
+                known = self._encoded[id(message)] = message, message.SerializeToString()
+            encoded.append(known[1])
+        return encoded
+
+
+class PeerLinks:
     """The links of one node to all others: dials some, serves the rest, routes the messages."""
 
     def __init__(self, config: ClusterConfig, node_id: str, events: PeerEvents) -> None:
@@ -100,11 +128,21 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
         self._node_id = node_id
         self._events = events
         self._outboxes: dict[str, _Outbox] = {}
+        self._encoder = _Encoder()
         # By id: files of the same cluster may list its nodes in different orders.
         order = sorted(node.id for node in config.nodes)
         self._dials = order[order.index(node_id) + 1 :]
         self._serves = order[: order.index(node_id)]
         self._tasks: list[asyncio.Task[None]] = []
+
+    def add_to(self, server: aio.Server) -> None:
+        """Serve the links that peers dial. What they are sent is encoded already."""
+        handler: grpc.RpcMethodHandler[peer_pb2.PeerFrame, bytes]
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._link, request_deserializer=peer_pb2.PeerFrame.FromString
+        )
+        service = grpc.method_handlers_generic_handler(_SERVICE.full_name, {_LINK.name: handler})
+        server.add_generic_rpc_handlers((service,))
 
     def start(self) -> None:
         """Begin to dial the peers whose ids sort after this node's."""
@@ -122,14 +160,14 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
     def send(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         """Queue messages for a peer; drop them where there is no link."""
         if (outbox := self._outboxes.get(peer_id)) is not None:
-            outbox.put(messages)
+            outbox.put(self._encoder.encode(messages))
 
-    # The stub knows handlers that iterate and yield; this one reads and writes, as the dialling
-    # side does, so that one task can send while another receives.
-    async def Link(  # type: ignore[override]  # noqa: N802  (the name in the protocol)
+    # Handlers may iterate and yield; this one reads and writes, as the dialling side does, so that
+    # one task can send while another receives.
+    async def _link(
         self,
         request_iterator: object,  # noqa: ARG002
-        context: aio.ServicerContext[peer_pb2.PeerFrame, peer_pb2.PeerFrame],
+        context: aio.ServicerContext[peer_pb2.PeerFrame, bytes],
     ) -> None:
         """Serve a link that a peer dialled."""
         try:
@@ -140,7 +178,7 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no hello came")
-        await context.write(self._hello())
+        await context.write(self._hello().SerializeToString())
         await self._exchange(peer_id, context)
 
     async def _keep_dialling(self, peer_id: str) -> None:
@@ -148,11 +186,14 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
         address = self._config.node(peer_id).address
         retry_s = 0.0
         async with aio.insecure_channel(address, options=channel_options()) as channel:
-            stub: peer_pb2_grpc.PeerServiceAsyncStub = peer_pb2_grpc.PeerServiceStub(channel)
+            link: aio.StreamStreamMultiCallable[bytes, peer_pb2.PeerFrame] = channel.stream_stream(
+                f"/{_SERVICE.full_name}/{_LINK.name}",
+                response_deserializer=peer_pb2.PeerFrame.FromString,
+            )
             while True:
                 try:
-                    call = stub.Link()
-                    await call.write(self._hello())
+                    call = link()
+                    await call.write(self._hello().SerializeToString())
                     first = await asyncio.wait_for(call.read(), _HELLO_TIMEOUT_S)
                     self._check_hello(first, [peer_id])
                     retry_s = 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from grpc import aio
 
-from ledger.internal.v1 import peer_pb2, peer_pb2_grpc, shard_pb2_grpc
+from ledger.internal.v1 import peer_pb2, shard_pb2_grpc
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import ClusterConfig
 from ledger_cluster.shard_client import ShardClient
@@ -94,7 +94,7 @@ class NodeServer:
         """Listen and take turns; OSError when the address cannot be bound."""
         address = self._config.node(self._node_id).address
         shard_pb2_grpc.add_ShardServiceServicer_to_server(self._shard_service, self._server)
-        peer_pb2_grpc.add_PeerServiceServicer_to_server(self._links, self._server)
+        self._links.add_to(self._server)
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:

@@ -73,7 +73,7 @@ class Exchange:
 
     def _answer(self, number: int, reply: shard_pb2.ShardReply) -> None:
         reply.number = number
-        self._outbox.put(reply)
+        self._outbox.put(reply, reply.ByteSize())
 
     async def _send(self) -> None:
         try:

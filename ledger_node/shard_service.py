@@ -122,14 +122,15 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         ]
 
         def executed(reply: ExecuteReply) -> None:
-            response = shard_pb2.ExecuteResponse(
-                outcome=reply.outcome,
-                leader_node_id=reply.leader_id,
-                results=reply.results,
-                log_index=reply.log_index,
-                message=reply.message,
-            )
-            done(shard_pb2.ShardReply(execute=response))
+            answer = shard_pb2.ShardReply()
+            # Filled in place: protobuf copies a message that is made part of another one.
+            response = answer.execute
+            response.outcome = reply.outcome
+            response.leader_node_id = reply.leader_id
+            response.results.extend(reply.results)
+            response.log_index = reply.log_index
+            response.message = reply.message
+            done(answer)
 
         self._node.execute(
             request.shard_id,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ledger_core.ids import is_system_account_id
 from ledger_core.transfers import I64Array, U64Array
+from ledger_node.checksums import set_checksums
 from ledger_node.records import (
     BALANCE_ROW_BYTES,
     CRC,
@@ -169,8 +170,14 @@ class ColumnTables(RowTables):
         self._put_sealed(self._requests, keys, rows)
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
-        """Store the encoded `TransactionRecord`s of new transactions."""
-        self._put_rows(self._transactions, numbers, rows)
+        """Store the encoded `TransactionRecord`s of new transactions, whose numbers rise."""
+        with self._source.txn.cursor(self._transactions) as cursor:
+            # Not of a second book: some of its numbers are among those of the first one.
+            append = not cursor.last() or bytes(cursor.key()) < numbers[0]
+            _, added = cursor.putmulti(_sealed(numbers, rows), append=append)
+        # What is not above all others is left out when appending.
+        if added != len(numbers):
+            raise AssertionError("the numbers of new transactions do not rise")
 
     def _find_rows(self, table: lmdb._Database, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return (key, row with its checksum) of those that exist, in order."""
@@ -189,28 +196,22 @@ class ColumnTables(RowTables):
     def _put_rows(
         self, table: lmdb._Database, keys: Sequence[bytes], rows: Sequence[bytes]
     ) -> None:
-        pack, crc32 = CRC.pack, zlib.crc32
-        # As `seal` does it.
-        items = [
-            (key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)
-        ]
         with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(items)
+            cursor.putmulti(_sealed(keys, rows))
 
     def _put_sealed(
         self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
     ) -> None:
         """Store rows of one length whose last four bytes are for their checksum."""
-        set_checksums(rows, map(zlib.crc32, keys))
+        set_checksums(rows, keys)
         with self._source.txn.cursor(table) as cursor:
             cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
 
 
-def set_checksums(rows: NDArray[np.void], before: Iterable[int]) -> None:
-    """Make the last four bytes of rows the CRC-32 of all others, going on from one each."""
-    body = rows.dtype.itemsize - CRC.size
-    parts = rows.view([("row", f"V{body}"), ("checksum", "<u4")])
-    parts["checksum"] = list(map(zlib.crc32, parts["row"].tolist(), before))
+def _sealed(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return keys and rows with their checksums, as `seal` makes them."""
+    pack, crc32 = CRC.pack, zlib.crc32
+    return [(key, row + pack(crc32(row, crc32(key)))) for key, row in zip(keys, rows, strict=True)]
 
 
 def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:

@@ -97,7 +97,7 @@ class HistoryTables(RowTables):
     def add_journal(self, number: int, record: JournalRecord) -> None:
         """Append to the journal."""
         key = _U64.pack(number)
-        self._source.txn.put(key, seal(key, _encode(record)), db=self._journal, append=True)
+        self._append(self._journal, key, seal(key, _encode(record)))
 
     def find_journal(self, number: int) -> JournalRecord | None:
         """Return an entry of the journal."""

@@ -104,7 +104,7 @@ class LogTables(RowTables):
     def append(self, index: int, term: int, payload: bytes) -> None:
         """Append a log entry."""
         data = _LOG_HEADER.pack(_log_checksum(index, term, payload), term) + payload
-        self._source.txn.put(_U64.pack(index), data, db=self._log, append=True)
+        self._append(self._log, _U64.pack(index), data)
 
     def truncate(self, index: int) -> None:
         """Drop the log entry ``index`` and all after it."""

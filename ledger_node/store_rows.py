@@ -42,6 +42,12 @@ class RowTables:
         added = self._source.txn.put(key, seal(key, row), db=table, overwrite=False)
         assert added, "what has its key for good is stored once"
 
+    def _append(self, table: lmdb._Database, key: bytes, data: bytes) -> None:
+        """Store data behind all there is in a table."""
+        # LMDB only says so, and stores nothing, where the key is not above all others.
+        if not self._source.txn.put(key, data, db=table, append=True):
+            raise AssertionError(f"the key {key.hex()} is not behind all others")
+
     def _must(self, table: lmdb._Database, key: bytes) -> bytes:
         data = self._get(table, key)
         if data is None:

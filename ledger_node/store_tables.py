@@ -272,7 +272,7 @@ class ShardTables(HistoryTables, LegTables):
 
     def append_entries(self, position: int, rows: Sequence[bytes]) -> None:
         """Append the packed entry rows of one log entry; the first gets ``position``."""
-        self._source.txn.put(_U64.pack(position), b"".join(rows), db=self._entries, append=True)
+        self._append(self._entries, _U64.pack(position), b"".join(rows))
 
     def entry(self, position: int) -> EntryRow:
         """Return the entry row at a position."""

@@ -26,6 +26,7 @@ from ledger_core.transfers import (
 )
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
+from ledger_node.checksums import set_checksums
 from ledger_node.records import (
     ENTRY_ROW_BYTES,
     FLOORED_BIT,
@@ -37,7 +38,6 @@ from ledger_node.store_columns import (
     ROW_COUNTERS,
     ROW_SEQUENCE,
     BalanceRows,
-    set_checksums,
 )
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
@@ -230,5 +230,5 @@ def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Arr
 
 def _with_checksums(entries: NDArray[np.int64]) -> bytes:
     """Return packed entry rows with their CRC-32, which is the end of the last number."""
-    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0], itertools.repeat(0))
+    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0])
     return entries.tobytes()

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ledger_cluster.config import ReplicaConfig, ShardConfig
 from ledger_core.accounts import TransactionStatus
@@ -21,7 +23,7 @@ from ledger_core.commands import (
     TransferText,
     encode_command,
 )
-from ledger_core.ids import shard_key
+from ledger_core.ids import U32_MAX, shard_key, unsplitmix64
 from ledger_core.ledgers import USD
 from ledger_core.transfers import TransferForm
 from ledger_node.command_check import command_fault
@@ -163,3 +165,78 @@ def test_single_transactions_are_checked_as_ever() -> None:
         f"{ELSEWHERE:016x} is not of shard 3"
     )
     assert fault(msgspec.structs.replace(good, amount=0)) == ("is no transaction: it amount is 0")
+
+
+# Shard keys below the shard's range, in it at both ends, and above it.
+ACCOUNTS = [
+    0,
+    *(
+        unsplitmix64(key << 32 | low)
+        for key in (0, SHARD.lower_bound - 1, SHARD.lower_bound, SHARD.upper_bound)
+        for low in (0, U32_MAX)
+    ),
+    unsplitmix64(SHARD.upper_bound + 1 << 32),
+    *HERE[:3],
+]
+AMOUNTS = [1, 5, (1 << 51) - 1, 1 << 51, (1 << 61) - 1, (1 << 61), (1 << 63) - 1, 0, -1, -(1 << 63)]
+
+
+def slow_fault(items: list[tuple[int, int, int, int]]) -> str | None:
+    forms, first, second, amounts = zip(*items, strict=True)
+    if not set(forms) <= set(TransferForm):
+        return "is no block of transfers: it has an unknown form"
+    if any(one == other for one, other in zip(first, second, strict=True)):
+        return "is no block of transfers: it moves money from an account to itself"
+    if any(form >= TransferForm.IN and other for form, other in zip(forms, second, strict=True)):
+        return "is no block of transfers: it has a second account in the one-account form"
+    if min(amounts) < 1 or sum(map(float, amounts)) >= 1 << 62:
+        return (
+            "is no block of transfers: "
+            "it has an amount that is not above 0, or amounts that are too large together"
+        )
+    for account in [*first, *filter(None, second)]:
+        if not SHARD.lower_bound <= shard_key(account) <= SHARD.upper_bound:
+            return f"account {account:016x} is not of shard {SHARD.id}"
+    return None
+
+
+@given(
+    items=st.lists(
+        st.tuples(
+            st.sampled_from([1, 1, 2, 3, 4, 4, 0, 5]),
+            st.sampled_from(ACCOUNTS),
+            st.sampled_from([0, 0, *ACCOUNTS]),
+            st.sampled_from(AMOUNTS),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_check_of_columns_finds_what_is_found_item_by_item(
+    items: list[tuple[int, int, int, int]],
+) -> None:
+    forms, first, second, amounts = zip(*items, strict=True)
+    block = msgspec.structs.replace(
+        BLOCK,
+        forms=bytes(forms),
+        first_accounts=column(*first),
+        second_accounts=column(*second),
+        amounts=b"".join(amount.to_bytes(8, "little", signed=True) for amount in amounts),
+        request_ids=bytes(16 * len(items)),
+    )
+    assert fault(block) == slow_fault(items)
+
+
+@pytest.mark.parametrize("amount", [1 << 51, (1 << 52) - 512])
+def test_many_amounts_that_are_large_are_taken_as_long_as_their_sum_is_not(amount: int) -> None:
+    block = msgspec.structs.replace(
+        BLOCK,
+        forms=bytes([1]) * 1_024,
+        first_accounts=column(HERE[0]) * 1_024,
+        second_accounts=column(HERE[1]) * 1_024,
+        amounts=column(amount) * 1_024,
+        request_ids=bytes(16 * 1_024),
+    )
+    assert fault(block) is None
+    too_large = msgspec.structs.replace(block, amounts=column(1 << 52) * 1_024)
+    assert "too large together" in str(fault(too_large))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ledger_core.commands import CreateAccount
 from ledger_core.ids import is_system_account_id, system_account_id
 from ledger_core.ledgers import USD, Currency
-from ledger_node.records import AccountRecord, BalanceRow
+from ledger_node.records import AccountRecord, BalanceRow, TransactionRecord
 from ledger_node.store import ShardTables, StoreCorruptError
 from ledger_node.store_columns import are_own, place_books, place_slots
 from tests.node.shard import Shard, open_store
@@ -37,6 +37,10 @@ def place_of(tables: ShardTables, account: int) -> tuple[int, int, bool]:
     if slot is None:
         return -1, 0, False
     return slot, tables.balance(slot).book, is_system_account_id(0, account)
+
+
+def transaction(number: int) -> TransactionRecord:
+    return TransactionRecord(number, 5, "", True, 0, [], [], 0)
 
 
 @given(data=st.lists(st.lists(st.sampled_from([0, EXTERNAL, *IDS]), min_size=1), max_size=8))
@@ -126,3 +130,38 @@ def test_a_balance_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreCorruptError, match="row 00000007 is missing"):
         shard.store.shard(0).balance_rows(np.array([0, 7]))
     shard.close()
+
+
+def test_transactions_are_kept_whether_or_not_they_are_behind_all_others(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    tables = store.shard(0)
+    rows = {number: transaction(number).encoded() for number in range(1, 9)}
+    for numbers in ([2, 5], [1, 3, 4], [6], [7, 8]):
+        tables.add_transaction_rows(
+            [number.to_bytes(8) for number in numbers], [rows[number] for number in numbers]
+        )
+    for number in rows:
+        assert tables.find_transaction(number) == transaction(number)
+    store.close()
+
+
+@pytest.mark.parametrize("numbers", [(3, 2), (2, 2), (4, 6, 5)])
+def test_new_transactions_in_disorder_are_an_error(
+    tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    store = open_store(tmp_path)
+    tables = store.shard(0)
+    keys = [number.to_bytes(8) for number in numbers]
+    with pytest.raises(AssertionError, match="do not rise"):
+        tables.add_transaction_rows(keys, [b"row"] * len(keys))
+    store.close()
+
+
+def test_what_is_appended_before_its_end_is_an_error(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    tables = store.shard(0)
+    tables.append_entries(7, [b"row"])
+    for position in (6, 7):
+        with pytest.raises(AssertionError, match="not behind all others"):
+            tables.append_entries(position, [b"other"])
+    store.close()
