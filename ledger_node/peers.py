@@ -51,6 +51,10 @@ class PeerEvents(Protocol):
         """The peer cannot be reached."""
         ...
 
+    def peer_stopping(self, peer_id: str) -> None:
+        """The peer stops, and takes over no leadership any more."""
+        ...
+
     def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         """Messages came from the peer."""
         ...
@@ -62,6 +66,7 @@ class _Outbox:
     def __init__(self) -> None:
         self._messages: list[peer_pb2.RaftMessage] = []
         self._bytes = 0
+        self._stopping = False
         self._filled = asyncio.Event()
 
     def put(self, messages: Sequence[peer_pb2.RaftMessage]) -> None:
@@ -71,6 +76,11 @@ class _Outbox:
             return
         self._messages.extend(messages)
         self._bytes += size
+        self._filled.set()
+
+    def tell_stopping(self) -> None:
+        """Say in every frame from now on that this node stops."""
+        self._stopping = True
         self._filled.set()
 
     async def frames(self) -> AsyncIterator[peer_pb2.PeerFrame]:
@@ -89,7 +99,7 @@ class _Outbox:
                 frame.append(message)
                 frame_bytes += size
                 self._bytes -= size
-            yield peer_pb2.PeerFrame(messages=frame)
+            yield peer_pb2.PeerFrame(messages=frame, stopping=self._stopping)
 
 
 class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
@@ -118,6 +128,11 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def tell_stopping(self) -> None:
+        """Say to the peers that are linked now that this node stops."""
+        for outbox in self._outboxes.values():
+            outbox.tell_stopping()
 
     def send(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         """Queue messages for a peer; drop them where there is no link."""
@@ -192,6 +207,8 @@ class PeerLinks(peer_pb2_grpc.PeerServiceServicer):
     async def _receive(self, peer_id: str, stream: _Stream) -> None:
         while isinstance(frame := await stream.read(), peer_pb2.PeerFrame):
             self._events.receive(peer_id, frame.messages)
+            if frame.stopping:
+                self._events.peer_stopping(peer_id)
 
     def _hello(self) -> peer_pb2.PeerFrame:
         return peer_pb2.PeerFrame(
