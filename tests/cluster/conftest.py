@@ -48,6 +48,7 @@ def tell_what_was_measured(record_property: Callable[[str, object], None]) -> It
     breaking.measured.clear()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of the one cluster in one process; `--dist loadgroup` spreads the others."""
     for item in items:
