@@ -41,6 +41,7 @@ FOUND_BY = {
     "the commit index is believed beyond what was verified": 18,
     "votes are counted, not tracked": 5,
     "votes for candidates with older logs": 4,
+    "what cannot be told now is dropped, when others wait for their turn": 5,
 }
 
 
