@@ -1,4 +1,7 @@
-"""One real cluster for all tests of this folder; each of them finds and leaves it whole."""
+"""One real cluster for all tests of this folder (for each process that runs tests).
+
+Each of them finds and leaves it whole.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -46,11 +49,3 @@ def tell_what_was_measured(record_property: Callable[[str, object], None]) -> It
     for line in breaking.measured:
         record_property("measured", line)
     breaking.measured.clear()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of the one cluster in one process; `--dist loadgroup` spreads the others."""
-    for item in items:
-        if "shared_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("the one cluster"))

@@ -16,13 +16,7 @@ pytestmark = pytest.mark.cluster
 NODES, SHARDS = 3, 4
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(None, id="by the log", marks=pytest.mark.xdist_group("by the log")),
-        pytest.param(5, id="by snapshots", marks=pytest.mark.xdist_group("by snapshots")),
-    ],
-)
+@pytest.fixture(scope="module", params=[None, 5], ids=["by the log", "by snapshots"])
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalCluster]:
