@@ -37,7 +37,7 @@ _LINE_BYTES_MAX = 64 * 2**10
 
 # Below the ports that systems give to outgoing connections, so that a node which is down for a
 # while finds its port free when it comes back.
-_PORTS = range(10_000, 30_000)
+PORTS = range(10_000, 30_000)
 
 OnLine = Callable[[str, str], None]
 
@@ -339,7 +339,7 @@ class LocalCluster:
 def free_base_port(count: int) -> int:
     """Return the first of ``count`` successive ports that are free on the loopback address."""
     for _ in range(1_000):
-        base = random.randrange(_PORTS.start, _PORTS.stop - count)  # noqa: S311
+        base = random.randrange(PORTS.start, PORTS.stop - count)  # noqa: S311
         if not any(_cannot_listen(f"127.0.0.1:{base + step}") for step in range(count)):
             return base
     raise LocalClusterError(f"there are no {count} successive free ports on 127.0.0.1")

@@ -154,6 +154,8 @@ class Node:
         self._inbox: deque[tuple[str, peer_pb2.RaftMessage]] = deque()
         self._touched: set[int] = set()
         self._draining = False
+        # Peers that messages reach, and that do not stop.
+        self._successors: set[str] = set()
         self._full = False
         self._full_message: str | None = None
         self._view: ReadView | None = None
@@ -205,15 +207,21 @@ class Node:
 
     def peer_connected(self, peer_id: str) -> None:
         """Note that messages reach a peer from now on."""
+        self._successors.add(peer_id)
         for replica in self._replicas.values():
             if peer_id in replica.config.node_ids:
                 replica.group.peer_connected(peer_id)
 
     def peer_disconnected(self, peer_id: str) -> None:
         """Note that a peer cannot be reached."""
+        self._successors.discard(peer_id)
         for replica in self._replicas.values():
             if peer_id in replica.config.node_ids:
                 replica.group.peer_disconnected(peer_id)
+
+    def peer_stopping(self, peer_id: str) -> None:
+        """Note that a peer takes over no leadership any more, until it is connected anew."""
+        self._successors.discard(peer_id)
 
     def execute(
         self,
@@ -301,11 +309,21 @@ class Node:
 
     @property
     def drained(self) -> bool:
-        """Whether this node leads nothing any more that another node could lead."""
+        """Whether this node leads nothing any more that another node could take over.
+
+        Nobody waits for a peer that cannot be reached: it may be down for long, and when it is back
+        it is elected as it would be by the handover, only later. Nor for one that stops as well.
+        """
         return not any(
-            replica.group.role is Role.LEADER and len(replica.config.replicas) > 1
+            replica.group.role is Role.LEADER
+            and not self._successors.isdisjoint(replica.config.node_ids)
             for replica in self._replicas.values()
         )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads any shard."""
+        return any(replica.group.role is Role.LEADER for replica in self._replicas.values())
 
     # The turn
 

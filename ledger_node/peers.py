@@ -59,6 +59,10 @@ class PeerEvents(Protocol):
         """The peer cannot be reached."""
         ...
 
+    def peer_stopping(self, peer_id: str) -> None:
+        """The peer stops, and takes over no leadership any more."""
+        ...
+
     def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         """Messages came from the peer."""
         ...
@@ -70,6 +74,8 @@ class _Outbox:
     def __init__(self) -> None:
         self._messages: list[bytes] = []
         self._bytes = 0
+        # Fields that each frame ends with: what is joined to a message of protobuf is part of it.
+        self._ending = b""
         self._filled = asyncio.Event()
 
     def put(self, messages: Sequence[bytes]) -> None:
@@ -79,6 +85,11 @@ class _Outbox:
             return
         self._messages.extend(messages)
         self._bytes += size
+        self._filled.set()
+
+    def tell_stopping(self) -> None:
+        """Say in every frame from now on that this node stops."""
+        self._ending = peer_pb2.PeerFrame(stopping=True).SerializeToString()
         self._filled.set()
 
     async def frames(self) -> AsyncIterator[bytes]:
@@ -97,7 +108,7 @@ class _Outbox:
                 frame.append(message)
                 frame_bytes += size
                 self._bytes -= size
-            yield encoded_frame(_MESSAGES, frame)
+            yield encoded_frame(_MESSAGES, frame) + self._ending
 
 
 class _Encoder:
@@ -156,6 +167,11 @@ class PeerLinks:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def tell_stopping(self) -> None:
+        """Say to the peers that are linked now that this node stops."""
+        for outbox in self._outboxes.values():
+            outbox.tell_stopping()
 
     def send(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         """Queue messages for a peer; drop them where there is no link."""
@@ -233,6 +249,8 @@ class PeerLinks:
     async def _receive(self, peer_id: str, stream: _Stream) -> None:
         while isinstance(frame := await stream.read(), peer_pb2.PeerFrame):
             self._events.receive(peer_id, frame.messages)
+            if frame.stopping:
+                self._events.peer_stopping(peer_id)
 
     def _hello(self) -> peer_pb2.PeerFrame:
         return peer_pb2.PeerFrame(

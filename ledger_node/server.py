@@ -114,10 +114,11 @@ class NodeServer:
         """Hand leadership away, finish what waits, and close."""
         started = time.monotonic()
         self._node.drain()
+        self._links.tell_stopping()
         while not self._node.drained and time.monotonic() - started < DRAIN_S_MAX:
             self._wake.set()
             await asyncio.sleep(0.02)
-        drained = self._node.drained
+        kept = self._node.leads
         self._shard_service.stop_exchanges()
         await self._server.stop(GRACE_S)
         await self._links.stop()
@@ -140,7 +141,7 @@ class NodeServer:
         _log.info(
             "node stopped",
             node=self._node_id,
-            leadership="handed away" if drained else "kept: no peer could take it",
+            leadership="kept: no peer could take it" if kept else "handed away",
             seconds=round(time.monotonic() - started, 2),
         )
 
@@ -193,6 +194,9 @@ class _WakingNode:
 
     def peer_disconnected(self, peer_id: str) -> None:
         self._node.peer_disconnected(peer_id)
+
+    def peer_stopping(self, peer_id: str) -> None:
+        self._node.peer_stopping(peer_id)
 
     def receive(self, peer_id: str, messages: Sequence[peer_pb2.RaftMessage]) -> None:
         self._node.receive(peer_id, messages)

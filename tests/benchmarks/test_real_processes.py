@@ -1,10 +1,12 @@
 """The smallest measurements there can be: that all of it works, not how fast it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.bench import Bench
+from benchmarks.figures import Figures
 from benchmarks.growth_step import GrowthStep
 from benchmarks.kill_step import KillStep
 from benchmarks.postgres import binaries
@@ -18,12 +20,20 @@ from benchmarks.stage import Size
 pytestmark = pytest.mark.cluster
 
 
+def measured(step: Scenario | KillStep, bench: Bench) -> list[Figures]:
+    """Run a step, and again for longer where the machine was too busy for anything to be done."""
+    found = step.run(bench)
+    if all(item.done and item.more.get("again /s", 1) for item in found):
+        return found
+    return replace(step, seconds=3 * step.seconds + 5).run(bench)
+
+
 def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
     size = Size(shards=2, accounts=40)
     with Progress() as progress, Bench(tmp_path, progress) as bench:
         for operation in ("grpc/two_shards", "sdk/get_account"):
             scenario = Scenario("part", operation, operation, size, 4, 0.3, 0.1)
-            closed, opened = scenario.run(bench)
+            closed, opened = measured(scenario, bench)
             assert (closed.loop, opened.loop) == ("closed", "open")
             for figures in (closed, opened):
                 assert figures.done > 0
@@ -39,7 +49,7 @@ def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
             scenario = Scenario(
                 "part", operation, operation, size, 4, 0.3, 0.1, per_call=7, connections=2
             )
-            closed, opened = scenario.run(bench)
+            closed, opened = measured(scenario, bench)
             for figures in (closed, opened):
                 assert figures.done > 0
                 assert figures.failed == {}
@@ -52,10 +62,10 @@ def test_a_scenario_on_a_cluster(tmp_path: Path) -> None:
 def test_a_kill_and_growing_stores(tmp_path: Path) -> None:
     size = Size(shards=2, accounts=40)
     with Progress() as progress, Bench(tmp_path, progress) as bench:
-        (figures,) = KillStep(size, 6.0, 0.2).run(bench)
+        (figures,) = measured(KillStep(size, 6.0, 0.2), bench)
         assert figures.done > 0
         assert figures.failed == {}
-        assert 0 < figures.more["pause s"] < 6
+        assert 0 < figures.more["pause s"] < figures.seconds
         assert figures.more["again /s"] > 0
         bench.prove()
         found = GrowthStep(size, 0.5, 0.1, 10_000, None).run(bench)

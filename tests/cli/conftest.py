@@ -1,8 +1,6 @@
 """A way to run the command in this process, against a real standalone ledger or none."""
 
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ledger_cli.local_cluster import free_base_port
 from ledger_cli.main import cli
 from ledger_client.testing import StandaloneLedger, standalone_ledger
 
@@ -52,25 +51,7 @@ def call(run: Run, ledger: StandaloneLedger) -> Callable[..., Any]:
 def free_ports() -> Callable[[int], int]:
     """Return the first of some successive ports that are free."""
 
-    def find(count: int) -> int:
-        # Test processes that run side by side look in different places first.
-        first = 21_000 + os.getpid() * 37 % 8_000
-        for base in range(first, 32_000, count + 3):
-            sockets = []
-            try:
-                for port in range(base, base + count):
-                    opened = socket.socket()
-                    sockets.append(opened)
-                    opened.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            finally:
-                for opened in sockets:
-                    opened.close()
-            return base
-        raise AssertionError("no free ports")
-
-    return find
+    return free_base_port
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-"""One real cluster for all tests of this folder; each of them finds and leaves it whole."""
+"""One real cluster for all tests of this folder (for each process that runs tests).
 
-from collections.abc import Iterator
+Each of them finds and leaves it whole.
+"""
+
+from collections.abc import Callable, Iterator
 
 import breaking
 import pytest
@@ -39,8 +42,10 @@ def gateway(cluster: LocalCluster) -> str:
     return cluster.gateway_address
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if breaking.measured:
-        terminalreporter.section("measured on the cluster")
-        for line in breaking.measured:
-            terminalreporter.write_line(line)
+@pytest.fixture(autouse=True)
+def tell_what_was_measured(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Send it along with the test's report: the process that prints the summary is another one."""
+    yield
+    for line in breaking.measured:
+        record_property("measured", line)
+    breaking.measured.clear()

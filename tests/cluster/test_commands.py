@@ -13,6 +13,7 @@ import pytest
 from breaking import PATIENCE_S
 from click.testing import CliRunner, Result
 
+from ledger_cli import local_cluster
 from ledger_cli.cluster_state import read_state
 from ledger_cli.local_cluster import LocalCluster, free_base_port
 from ledger_cli.main import cli
@@ -72,8 +73,13 @@ def test_status_and_proof(run: Run, call: Callable[..., Any], cluster: LocalClus
 
 
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    # The command, with the ports that are ours.
+    program = (
+        "from ledger_cli import local_cluster, main; "
+        f"local_cluster.PORTS = {local_cluster.PORTS}; main.main()"
+    )
     demo = subprocess.Popen(
-        [sys.executable, "-m", "ledger_cli.main", "dev", "demo"],
+        [sys.executable, "-c", program, "dev", "demo"],
         env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 from breaking import check_replicas, measured, off_loop, running_traffic, until, until_written
@@ -17,19 +16,21 @@ pytestmark = pytest.mark.cluster
 NODES, SHARDS = 3, 4
 
 
-@pytest.fixture(params=[None, 5], ids=["by the log", "by snapshots"])
+@pytest.fixture(scope="module", params=[None, 5], ids=["by the log", "by snapshots"])
 def cluster(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalCluster]:
     """A cluster of its own, with logs of the usual length or very short ones."""
-    if request.param is not None:
-        monkeypatch.setenv("LEDGER_NODE_LOG_KEEP_ENTRIES", str(request.param))
     base_port = free_base_port(NODES + 1)
     config = generate_cluster_config(NODES, SHARDS, base_port=base_port)
-    with LocalCluster(config, tmp_path, base_port + NODES) as started:
-        started.wait_until_serving(60)
-        yield started
-        assert started.take_exits() == []
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param is not None:
+            patch.setenv("LEDGER_NODE_LOG_KEEP_ENTRIES", str(request.param))
+        data_dir = tmp_path_factory.mktemp("cluster")
+        with LocalCluster(config, data_dir, base_port + NODES) as started:
+            started.wait_until_serving(60)
+            yield started
+            assert started.take_exits() == []
 
 
 def can_vote(cluster: LocalCluster, name: str) -> bool:

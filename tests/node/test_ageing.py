@@ -24,9 +24,12 @@ BOUNDS = [1_000_000, 200_000_000, 1_000_000_000]
 DAY_US = 86_400_000_000
 
 
-@pytest.fixture(params=[1, 2])
-def histories(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Histories]:
-    histories = Histories(tmp_path, request.param)
+@pytest.fixture(scope="module", params=[1, 2])
+def histories(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Histories]:
+    """Histories that the tests only read."""
+    histories = Histories(tmp_path_factory.mktemp("histories"), request.param)
     histories.run(700)
     yield histories
     histories.close()

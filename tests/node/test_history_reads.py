@@ -61,9 +61,12 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
     shard.close()
 
 
-@pytest.fixture(params=[1, 2])
-def histories(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Histories]:
-    histories = Histories(tmp_path, request.param)
+@pytest.fixture(scope="module", params=[1, 2])
+def histories(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Histories]:
+    """Histories that the tests only read."""
+    histories = Histories(tmp_path_factory.mktemp("histories"), request.param)
     histories.run(900)
     yield histories
     histories.close()

@@ -38,9 +38,12 @@ MAIN = derive_account_id("main", "a")
 OTHER = derive_account_id("other", "a")
 
 
-@pytest.fixture(params=[1, 2])
-def histories(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Histories]:
-    histories = Histories(tmp_path, request.param)
+@pytest.fixture(scope="module", params=[1, 2])
+def histories(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Histories]:
+    """Histories that the tests only read."""
+    histories = Histories(tmp_path_factory.mktemp("histories"), request.param)
     histories.run(500)
     yield histories
     histories.close()

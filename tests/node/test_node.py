@@ -235,6 +235,25 @@ def test_nodes_that_stop_together_do_not_pass_leadership_around(hosts: Hosts) ->
     assert terms == {n: node.replica_statuses()[0].term for n, node in hosts.nodes.items()}
 
 
+def test_a_node_that_stops_waits_only_for_who_could_take_over(hosts: Hosts) -> None:
+    leader = hosts.leader()
+    node = hosts.nodes[leader]
+    one, other = (name for name in hosts.nodes if name != leader)
+    node.drain()
+    node.peer_stopping(one)
+    assert not node.drained, "the other could"
+    node.peer_disconnected(other)
+    assert node.drained
+    node.peer_connected(other)
+    assert not node.drained, "it was only restarting"
+    node.peer_stopping(other)
+    assert node.drained
+    assert node.leads
+    node.peer_disconnected(one)
+    node.peer_connected(one)
+    assert not node.drained, "who comes back stops no more"
+
+
 def test_a_shard_of_one_replica_serves_alone(tmp_path: Path) -> None:
     hosts = Hosts(tmp_path, nodes=1, shards=2, replicas=1)
     for shard_id in (0, 1):

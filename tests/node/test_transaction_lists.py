@@ -36,9 +36,12 @@ ACCOUNT = derive_account_id("main", "open")
 LOOKS = [1_000, 60]
 
 
-@pytest.fixture(params=[1, 2])
-def histories(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Histories]:
-    histories = Histories(tmp_path, request.param)
+@pytest.fixture(scope="module", params=[1, 2])
+def histories(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Histories]:
+    """Histories that the tests only read."""
+    histories = Histories(tmp_path_factory.mktemp("histories"), request.param)
     histories.run(700)
     yield histories
     histories.close()
@@ -253,11 +256,15 @@ def test_any_moment_and_number_can_be_a_cursor(histories: Histories) -> None:
                 assert [view.number for view in page.transactions] == expected[:9]
 
 
-def test_pages_of_a_ledger_stay_stable_while_transactions_arrive(histories: Histories) -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pages_of_a_ledger_stay_stable_while_transactions_arrive(tmp_path: Path, seed: int) -> None:
+    histories = Histories(tmp_path, seed)
+    histories.run(700)
     shard = histories.shards[0]
     before = of_ledger(shard, "main", 50, TransactionFilter())
     meanwhile = of_ledger(shard, "main", 7, TransactionFilter(), meanwhile=lambda: histories.run(2))
     assert [view.number for view in meanwhile] == [view.number for view in before]
+    histories.close()
 
 
 def test_numbers_that_are_missing_are_stepped_over(shard: Shard) -> None:
