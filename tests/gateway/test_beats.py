@@ -4,9 +4,14 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from bulk_shards import ACCOUNTS, BulkShards
+from fake_shards import until
 
+from ledger_core.commands import CreateTransaction
+from ledger_core.errors import ShardUnavailableError
 from ledger_gateway import beats
 from ledger_gateway.beats import FEW_COMMANDS, Beats, CommandBeats, Departure
+from ledger_gateway.shard_calls import ShardCalls
 
 
 class Sender:
@@ -127,6 +132,13 @@ async def test_a_shard_that_does_not_answer_holds_up_others_for_a_bounded_time(
 
 
 # Single commands
+
+
+class Given:
+    """A caller without a deadline."""
+
+    def time_remaining(self) -> None:
+        return None
 
 
 class Commands:
@@ -263,3 +275,26 @@ async def test_a_command_that_is_cancelled_as_its_beat_comes_does_not_join_it(
     await commands.passes()
     assert cancelled.cancelled()
     assert last.result().under_way == 1
+
+
+async def test_a_command_that_fails_or_is_cancelled_is_on_its_way_no_more() -> None:
+    shards = BulkShards()
+    calls = ShardCalls(shards)
+    command = CreateTransaction(ACCOUNTS[0][0], 1, "", True, "r")
+    shards.answer = lambda _: ShardUnavailableError("gone")
+    failing = [
+        asyncio.create_task(calls.execute_in_step(command, Given())) for _ in range(FEW_COMMANDS)
+    ]
+    await asyncio.wait(failing)
+    assert all(isinstance(call.exception(), ShardUnavailableError) for call in failing)
+    shards.answer, shards.hold = None, asyncio.Event()
+    stuck = [
+        asyncio.create_task(calls.execute_in_step(command, Given())) for _ in range(FEW_COMMANDS)
+    ]
+    await until(lambda: shards.at_work[-1] == FEW_COMMANDS)
+    for call in stuck:
+        call.cancel()
+    await asyncio.wait(stuck)
+    shards.hold = None
+    departure = await calls._beats.departure()
+    assert (departure.under_way, departure.most) == (1, 1)
