@@ -64,6 +64,7 @@ class Beats:
                     self._set_timer(delay_s)
                 return None
             del self._waiting[send]
+            self._drop_timer()
             self._begin()
         self._current.join()
         return self._current
@@ -95,14 +96,20 @@ class Beats:
     def _close(self) -> None:
         self._open = False
 
-    def _set_timer(self, delay_s: float) -> None:
+    def _drop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self, delay_s: float) -> None:
+        self._drop_timer()
         self._timer = asyncio.get_running_loop().call_later(max(delay_s, 0.0), self._send_waiting)
 
     def _send_waiting(self) -> None:
         self._timer = None
         waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return  # they were cancelled: what is on its way goes on being waited for
         self._begin()
         for send in waiting:
             send()

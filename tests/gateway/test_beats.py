@@ -261,6 +261,39 @@ async def test_a_cancelled_command_is_waited_for_by_no_beat(
     assert last.result().under_way == 1
 
 
+async def test_a_beat_for_which_nobody_waits_any_more_does_not_begin(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    commands = Commands()
+    await commands.ask(FEW_COMMANDS)
+    await commands.ask(1)
+    commands.calls.pop().cancel()
+    await commands.passes()
+    delay_s, go = timers[-1]
+    clock[0] += delay_s
+    go()
+    await commands.passes()
+    clock[0] -= delay_s
+    await commands.ask(1)
+    assert commands.left == FEW_COMMANDS  # the first ones are still on their way
+
+
+async def test_a_beat_that_begins_before_its_timer_goes_off_is_not_cut_short_by_it(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    of, sent = Beats(), list[str]()
+    slow, eager = Sender(of, sent, "slow"), Sender(of, sent, "eager")
+    slow.send()
+    await asyncio.sleep(0)
+    eager.send()
+    assert sent == ["slow"]
+    # The event loop is late: it sends again before it looks at its timers.
+    clock[0] += timers[-1][0]
+    eager.send()
+    assert sent == ["slow", "eager"]
+    assert of._timer is None
+
+
 @pytest.mark.usefixtures("clock")
 async def test_a_command_that_is_cancelled_as_its_beat_comes_does_not_join_it(
     timers: list[tuple[float, Callable[[], None]]],
