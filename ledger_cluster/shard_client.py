@@ -245,11 +245,11 @@ class _Lane:
         self._waiting.append(call)
         self._waiting_bytes += len(data)
         self._schedule_flush()
+        timer = loop.call_later(timeout_s, self._expire, call, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await call.reply
-        except TimeoutError:
-            raise self._expired(call, timeout_s) from None
+            return await call.reply
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Refuse new calls and wait for those under way."""
@@ -399,8 +399,12 @@ class _Lane:
             return random.choice(self._shard.node_ids)  # noqa: S311  (spreads the load)
         return self._leaders[self._shard.id]
 
+    def _expire(self, call: _Call, timeout_s: float) -> None:
+        """End a call that has no reply in time."""
+        if not call.reply.done():
+            call.reply.set_exception(self._expired(call, timeout_s))
+
     def _expired(self, call: _Call, timeout_s: float) -> LedgerError:
-        """Say how a call ended that has no reply in time."""
         failure = call.attempts.last_failure
         what = f"shard {self._shard.id} gave no result within {timeout_s:.1f} s ({failure})"
         if self._kind is _Kind.EXECUTE and call.attempts.reached_node:

@@ -2,7 +2,7 @@
 
 The way of a call, top to bottom:
 
-    interceptor.py       outermost: bounds what runs at once, maps every error to a status
+    guarded_methods.py   outermost: bounds what runs at once, maps every error to a status
     ledger_service.py    the service: start reading here; its RPCs are in
       transactions.py, accounts.py, ledgers.py, history.py
     validation.py        request -> all of its wrong fields (fields.py: what is wrong with a value)

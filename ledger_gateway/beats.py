@@ -1,10 +1,10 @@
-"""When blocks set out: those of all shards together, in beats.
+"""When writes set out: those for all shards together, in beats.
 
 A call has pieces for many shards. If every lane sent as soon as it could, calls would drift apart,
-and most blocks would hold the piece of one call, at the cost of a full one. In a beat all lanes
-send what waits; the next beat begins when the blocks of this one are answered, and a little later,
-so that calls which these have ended can be followed by others of the same callers. With nothing on
-its way a beat begins at once.
+and most blocks would hold the piece of one call, at the cost of a full one. In a beat all that
+waits is sent; the next beat begins when this one is answered, and a little later, so that calls
+which these have ended can be followed by others of the same callers. With nothing on its way a beat
+begins at once.
 """
 
 import asyncio
@@ -18,71 +18,144 @@ _BEATS_WAITED = 2.0
 # The pause between two beats, as a part of what the last one took, and at most.
 _PAUSE_SHARE, PAUSE_S_MAX = 0.2, 0.010
 
+FEW_COMMANDS = 16
+"""With no more than these on their way, single commands wait for no beat: most of them would have
+their shard to themselves, and so cost as much."""
+_COMMANDS_PAUSE_SHARE = 0.5
+
 
 class Departure:
-    """The blocks that set out in a beat."""
+    """What sets out in a beat. ``most`` is how much of it was on its way at once."""
 
-    __slots__ = ("began_at", "under_way")
+    __slots__ = ("left_at", "most", "under_way")
 
-    def __init__(self, began_at: float) -> None:
-        self.began_at = began_at
+    def __init__(self) -> None:
+        self.left_at = 0.0
         self.under_way = 0
+        self.most = 0
+
+    def join(self) -> None:
+        """Note that something sets out now."""
+        self.left_at = time.monotonic()
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
 
 
 class Beats:
     """Says when lanes may send. Lives on one event loop."""
 
+    _pause_share = _PAUSE_SHARE
+
     def __init__(self) -> None:
-        self._current = Departure(0.0)
+        self._current = Departure()
         self._ended_at = 0.0
         self._took_s = 0.0
         self._open = False
         self._waiting: dict[Callable[[], None], None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
 
     def leave(self, send: Callable[[], None]) -> Departure | None:
-        """Let a block set out now; or return None, and call ``send`` at the next beat."""
-        if not self._open:
-            now, begins_at = time.monotonic(), self._begins_at()
-            if begins_at > now:
-                self._waiting[send] = None
-                if self._timer is None:
-                    self._set_timer(begins_at - now)
+        """Let something set out now; or return None, and call ``send`` at the next beat."""
+        if not self._may_join():
+            self._waiting[send] = None
+            delay_s = self._begins_at() - time.monotonic()
+            if delay_s > 0 or len(self._waiting) > 1:
+                if self._timer is None or delay_s <= 0:
+                    self._set_timer(delay_s)
                 return None
-            self._begin(now)
-        self._current.under_way += 1
+            del self._waiting[send]
+            self._drop_timer()
+            self._begin()
+        self._current.join()
         return self._current
 
     def arrived(self, departure: Departure) -> None:
-        """Note that a block has been answered."""
+        """Note that something has been answered."""
         departure.under_way -= 1
         if departure is self._current and not departure.under_way:
             self._ended_at = time.monotonic()
-            self._took_s = self._ended_at - departure.began_at
+            self._took_s = self._ended_at - departure.left_at
             if self._timer is not None:
-                self._timer.cancel()
                 self._set_timer(max(self._begins_at() - self._ended_at, 0.0))
+
+    def _may_join(self) -> bool:
+        """Whether what sets out now belongs to this beat."""
+        return self._open
 
     def _begins_at(self) -> float:
         if self._current.under_way:
             waits_s = min(max(_BEATS_WAITED * self._took_s, BEAT_S_MIN), BEAT_S_MAX)
-            return self._current.began_at + waits_s
-        return self._ended_at + min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
+            return self._current.left_at + waits_s
+        return self._ended_at + min(self._pause_share * self._took_s, PAUSE_S_MAX)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self) -> None:
         """Begin a beat: it is open to all who send in this pass of the event loop."""
-        self._current, self._open = Departure(now), True
+        self._current, self._open = Departure(), True
         asyncio.get_running_loop().call_soon(self._close)
 
     def _close(self) -> None:
         self._open = False
 
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _set_timer(self, delay_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._send_waiting)
+        self._drop_timer()
+        self._timer = asyncio.get_running_loop().call_later(max(delay_s, 0.0), self._send_waiting)
 
     def _send_waiting(self) -> None:
         self._timer = None
         waiting, self._waiting = self._waiting, {}
-        self._begin(time.monotonic())
+        if not waiting:
+            return  # they were cancelled: what is on its way goes on being waited for
+        self._begin()
         for send in waiting:
             send()
+
+
+class CommandBeats(Beats):
+    """Beats of single commands, of which each has a caller.
+
+    A few are not held up. Once as many wait as were answered, all callers are back, and there is
+    nobody for whom to pause.
+    """
+
+    _pause_share = _COMMANDS_PAUSE_SHARE
+
+    async def departure(self) -> Departure:
+        """Wait until a command may set out; call `arrived` when it is answered."""
+        waiter: asyncio.Future[Departure] = asyncio.get_running_loop().create_future()
+
+        def send() -> None:
+            if waiter.done():
+                return
+            departure = self.leave(send)
+            assert departure is not None, "a beat is open when it calls"
+            waiter.set_result(departure)
+
+        departure = self.leave(send)
+        if departure is not None:
+            return departure
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # Its beat may have come in the same pass of the event loop.
+            if waiter.cancelled():
+                self._waiting.pop(send, None)
+            else:
+                self.arrived(waiter.result())
+            raise
+
+    def _may_join(self) -> bool:
+        departure = self._current
+        return self._open or (departure.under_way > 0 and departure.most < FEW_COMMANDS)
+
+    def _begins_at(self) -> float:
+        departure = self._current
+        if not departure.under_way and (
+            departure.most < FEW_COMMANDS or len(self._waiting) >= departure.most
+        ):
+            return self._ended_at
+        return super()._begins_at()

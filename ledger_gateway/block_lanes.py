@@ -187,6 +187,8 @@ class Lane:
         """Send a block no more. Its pieces are the next ones to be sent, in another block."""
         assert block.task is not None
         block.task.cancel()
+        # Here as well: a task that is cancelled before its first step never runs at all.
+        self._arrived(block)
         self._blocks.discard(block)
         for piece in block.pieces:
             piece.block = None
@@ -257,13 +259,18 @@ class Lane:
         try:
             answers = await self._answers(block)
         finally:
-            if block.departure is not None:
-                self._beats.arrived(block.departure)
+            self._arrived(block)
         self._blocks.discard(block)
         for piece, answer in zip(block.pieces, answers, strict=True):
             piece.answer(answer)
         if self._waiting:
             self._schedule()
+
+    def _arrived(self, block: _Block) -> None:
+        """Tell the beat that it need not wait for a block, once."""
+        departure, block.departure = block.departure, None
+        if departure is not None:
+            self._beats.arrived(departure)
 
     async def _answers(self, block: _Block) -> Sequence[Answer]:
         """Send a block, for as long as any of its pieces is waited for."""

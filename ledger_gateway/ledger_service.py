@@ -12,7 +12,7 @@ The RPCs are in six modules, by what they are about; in each, top to bottom:
 
 Every method goes the same way: check the request, make a command or a query of it, run that on the
 shard that holds the account, convert the result. Whatever goes wrong is raised as a LedgerError;
-the interceptor turns it into a status.
+guarded_methods.py turns it into a status.
 """
 
 import asyncio

@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import socket
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health
@@ -14,8 +15,8 @@ from ledger.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from ledger.v1.reports_pb2_grpc import add_ReportServiceServicer_to_server
 from ledger_cluster.shards import Shards
 from ledger_gateway.bulk import BULK_REQUEST_BYTES_MAX
+from ledger_gateway.guarded_methods import GuardedMethods
 from ledger_gateway.health import HealthMonitor
-from ledger_gateway.interceptor import ErrorInterceptor
 from ledger_gateway.journal import (
     JOURNAL_SERVICE_NAME,
     REPLAY_METHOD,
@@ -25,7 +26,7 @@ from ledger_gateway.journal import (
 from ledger_gateway.ledger_service import BULK_METHODS, SERVICE_NAME, LedgerService
 from ledger_gateway.reports import REPORT_SERVICE_NAME, ReportService
 
-# Those whose calls are bounded and whose errors are mapped; health checks are about the first one.
+# Health checks are about the first one.
 SERVICE_NAMES = (SERVICE_NAME, REPORT_SERVICE_NAME, JOURNAL_SERVICE_NAME)
 CALLS_MAX = 4_096
 REQUEST_BYTES_MAX = 256 * 1024
@@ -37,7 +38,7 @@ _LARGER_ONES = {
 _OPTIONS = [
     # On by default, and a second server would share the port in silence.
     ("grpc.so_reuseport", 0),
-    # A wall behind the limits of the interceptor, which answers in our words.
+    # A wall behind the limits of our methods, which answers in our words.
     ("grpc.max_receive_message_length", 2 * max(_LARGER_ONES.values())),
     # Clients may ping an idle connection every 10 s (the default refuses below 5 minutes), and we
     # ping them, so that calls of vanished clients end.
@@ -83,21 +84,14 @@ class GatewayServer:
         """Listen and serve; ListenError if the address cannot be had."""
         _check_free(self.host, self.port)
         server = grpc.aio.server(
-            interceptors=[
-                ErrorInterceptor(
-                    SERVICE_NAMES,
-                    self._calls_max,
-                    REQUEST_BYTES_MAX,
-                    _LARGER_ONES,
-                )
-            ],
             options=_OPTIONS,
-            # A hard wall behind the interceptor's own limit, which answers in our words.
+            # A hard wall behind the limit of our services, which answers in our words.
             maximum_concurrent_rpcs=2 * self._calls_max,
         )
-        add_LedgerServiceServicer_to_server(self._ledger_service, server)
-        add_ReportServiceServicer_to_server(ReportService(self._shards), server)
-        add_JournalServiceServicer_to_server(JournalService(self._shards), server)
+        guarded: Any = GuardedMethods(server, self._calls_max, REQUEST_BYTES_MAX, _LARGER_ONES)
+        add_LedgerServiceServicer_to_server(self._ledger_service, guarded)
+        add_ReportServiceServicer_to_server(ReportService(self._shards), guarded)
+        add_JournalServiceServicer_to_server(JournalService(self._shards), guarded)
         add_HealthServicer_to_server(self._monitor.service, server)  # type: ignore[no-untyped-call]
         reflection.enable_server_reflection(  # type: ignore[no-untyped-call]
             [*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME], server

@@ -17,6 +17,7 @@ from ledger_core.errors import OutcomeUnknownError, ShardUnavailableError
 from ledger_core.queries import Query
 from ledger_core.results import Failure, Result
 from ledger_core.transfers import U64Array, shard_keys
+from ledger_gateway.beats import CommandBeats
 
 TIMEOUT_DEFAULT_S = 10.0
 TIMEOUT_MAX_S = 60.0
@@ -56,6 +57,7 @@ class ShardCalls:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self._beats = CommandBeats()
 
     def shard_ids(self) -> list[int]:
         """Return all shards, always in the same order."""
@@ -87,6 +89,17 @@ class ShardCalls:
     async def execute(self, command: Command, context: Timed) -> Result:
         """Run a command where it belongs."""
         return await self.execute_within(command, timeout_s(context))
+
+    async def execute_in_step(self, command: Command, context: Timed) -> Result:
+        """Run a command that is for one shard alone, in step with those of other calls.
+
+        Many at a time set out together, so that those for the same shard share its round.
+        """
+        departure = await self._beats.departure()
+        try:
+            return await self.execute_within(command, timeout_s(context))
+        finally:
+            self._beats.arrived(departure)
 
     async def execute_within(
         self, command: Command, given_s: float, attempts: Attempts | None = None

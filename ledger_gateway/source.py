@@ -1,6 +1,7 @@
 """Where a request comes from, for the audit: the caller's correlation id, and its address."""
 
 import re
+from collections.abc import Iterable
 
 from ledger_core.commands import SOURCE_CHARACTERS_MAX, Source
 from ledger_gateway import fields, validation
@@ -9,6 +10,8 @@ from ledger_gateway.shard_calls import Context
 
 CORRELATION_ID_KEY = "x-correlation-id"
 TRACEPARENT_KEY = "traceparent"
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 # W3C Trace Context: version, trace id, parent id, flags, and whatever later versions add. Ids of
 # zeros alone are none, and the version ff is none.
@@ -24,21 +27,18 @@ def require_valid(violations: Violations, context: Context) -> Source:
     Raises InvalidRequestError if there are violations or the caller's correlation id is wrong, with
     all that is wrong at once.
     """
-    correlation_ids = _values(context, CORRELATION_ID_KEY)
+    metadata = context.invocation_metadata() or ()
+    correlation_ids = _values(metadata, CORRELATION_ID_KEY)
     validation.require([*violations, *_correlation_id_faults(correlation_ids)])
     correlation_id = next(filter(None, correlation_ids), "")
     return Source(
-        correlation_id or _trace_id(_values(context, TRACEPARENT_KEY)),
+        correlation_id or _trace_id(_values(metadata, TRACEPARENT_KEY)),
         context.peer()[:SOURCE_CHARACTERS_MAX],
     )
 
 
-def _values(context: Context, key: str) -> list[str]:
-    return [
-        value
-        for item_key, value in context.invocation_metadata() or ()
-        if item_key == key and isinstance(value, str)
-    ]
+def _values(metadata: Metadata, key: str) -> list[str]:
+    return [value for item_key, value in metadata if item_key == key and isinstance(value, str)]
 
 
 def _correlation_id_faults(values: list[str]) -> Violations:

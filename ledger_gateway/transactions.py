@@ -156,8 +156,11 @@ class TransactionRpcs:
         command = await self._new_transaction(request, source, context)
         if request.dry_run:
             return await dry_run(self._shards, command, context)
-        async with self._heavy.place(command.entries, context):
-            result = await self._shards.execute(command, context)
+        if len({entry.shard_id for entry in command.entries}) <= 1:
+            result = await self._shards.execute_in_step(command, context)
+        else:
+            async with self._heavy.place(command.entries, context):
+                result = await self._shards.execute(command, context)
         return conversion.transaction(unwrap(result, TransactionView))
 
     async def _new_transaction(

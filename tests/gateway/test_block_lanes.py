@@ -1,6 +1,7 @@
 """Lanes: items of several calls share a block, and each call gets what became of its own."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ from ledger_core.results import (
     TransfersView,
     TransferVotesView,
 )
-from ledger_gateway import block_lanes
+from ledger_gateway import beats, block_lanes
+from ledger_gateway.beats import Beats
 from ledger_gateway.block_kinds import (
     APPLY,
     ASKED,
@@ -445,6 +447,25 @@ async def test_a_block_for_which_nobody_waits_is_sent_no_more(shards: BulkShards
     calls[1].cancel()
     await until(lambda: shards.cancelled)
     assert lane.idle
+
+
+async def test_a_block_that_is_called_off_before_it_was_sent_holds_up_no_other_lane(
+    shards: BulkShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this time no beat is held for too long, and none has taken any.
+    monkeypatch.setattr(beats, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
+    shared, calls = Beats(), ShardCalls(shards)
+    hasty, other = (Lane(calls, 0, CREATE, beats=shared) for _ in range(2))
+    given_up = piece(1, 1)
+    hasty.put(TERMS, given_up)
+    await asyncio.sleep(0)
+    assert given_up.block is not None  # its task has been made, and has not taken a step
+    hasty.give_up(given_up)
+    await asyncio.sleep(0)
+    other.put(TERMS, piece(1, 2))
+    for _ in range(20):  # passes of the event loop, in which no timer goes off
+        await asyncio.sleep(0)
+    assert amounts(shards) == [[2]]
 
 
 async def test_a_cancelled_call_leaves_the_line(shards: BulkShards) -> None:
