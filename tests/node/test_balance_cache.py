@@ -253,6 +253,9 @@ def test_rows_are_written_once_however_often_they_change(
     store.commit()
     store.commit()
     assert written == [20]
+    tables.save_balance(3, tables.balance(3))
+    store.commit()
+    assert written == [20, 1]
     store.close()
 
 
