@@ -20,7 +20,7 @@ def get_balances(tables: ShardTables, query: GetBalances) -> BalancesView:
     ids, where = np.unique(np.array(query.account_ids, np.uint64), return_inverse=True)
     rows = _balance_rows(tables, ids)
     times_us = _update_times_us(tables, rows)[where]
-    rows = rows[where]
+    rows = rows.take(where)
     missing = np.flatnonzero(rows["type"] == 0).tolist()
     # Places in the shard's list of books become places in the answer's.
     used, places = np.unique(rows["book"][rows["type"] != 0], return_inverse=True)

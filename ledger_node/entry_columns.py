@@ -98,7 +98,7 @@ def book_columns(books: Books, accounts: AccountColumns, entries: EntryColumns) 
     ends = np.append(starts[1:], count)
     of = is_first.cumsum() - 1
     touched = account[starts]
-    rows = accounts.rows[touched]
+    rows = accounts.rows.take(touched)
     first = books.meta.next_position
     # In the order of accounts: what each had before, and what came before it here.
     table = np.empty((count, _NUMBERS), np.int64)

@@ -10,6 +10,7 @@ which its end commits with an fsync: they become durable together or not at all.
 written behind the log. Its transaction stays open over many turns, so that they share the pages
 they touch, and is committed with an fsync at a *checkpoint*. The state is a function of the log and
 has its applied index in it: after a crash, what the last checkpoint lacks is applied once more.
+Balances that change are kept in memory (`BalanceCache`) and written once, before the checkpoint.
 
 So these hold at any moment, whatever crashes when:
 
@@ -60,13 +61,15 @@ in which a snapshot from another replica is staged, and to which one row in one 
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import lmdb
 
+from ledger_node.balance_cache import CELLS, BalanceCache
 from ledger_node.records import ShardMeta
 from ledger_node.store_check import refuse_damaged
 from ledger_node.store_environments import Environments, open_environments
@@ -144,7 +147,10 @@ class Store:
     Other threads may `read`.
     """
 
-    def __init__(self, path: Path, environments: Environments, lock_fd: int) -> None:
+    def __init__(
+        self, path: Path, environments: Environments, lock_fd: int, balance_cells: int
+    ) -> None:
+        self._balance_cells = balance_cells
         self._path = path
         self._environments = environments
         self._log = environments.log
@@ -170,12 +176,14 @@ class Store:
         map_bytes: int = DEFAULT_MAP_BYTES,
         sync: bool = True,
         check: bool = False,
+        balance_cells: int = CELLS,
     ) -> "Store":
         """Open or create the data directory ``path``; StoreError says why that is refused.
 
         ``map_bytes`` bounds the size of each of both files; it is reserved address space, not disk.
         Only tests pass ``sync=False``, which gives up durability. ``check`` looks for damage first,
-        in bounded time.
+        in bounded time. ``balance_cells`` is how many balances of a shard are kept in memory, a
+        power of two.
         """
         path.mkdir(parents=True, exist_ok=True)
         lock_fd = lock_directory(path)
@@ -191,7 +199,7 @@ class Store:
                 state_tables=len(shards) * (SHARED_TABLES + GENERATIONS * len(STATE_TABLES)),
                 sync=sync,
             )
-            store = cls(path, environments, lock_fd)
+            store = cls(path, environments, lock_fd, balance_cells)
             try:
                 for shard in shards:
                     store._open_shard(shard)
@@ -255,7 +263,9 @@ class Store:
         """
         tables = self._tables.get(shard_id)
         if tables is None:
-            tables = self._tables[shard_id] = ShardTables(self, self._databases[shard_id])
+            cache = BalanceCache(self._balance_cells)
+            tables = ShardTables(self, self._databases[shard_id], cache)
+            self._tables[shard_id] = tables
         return tables
 
     def log(self, shard_id: int) -> LogTables:
@@ -294,11 +304,21 @@ class Store:
     def checkpoint(self) -> None:
         """Make the state durable. The log has to be: nothing may be applied that it could lack."""
         assert not self._log.is_open, "the log is committed before the state"
+        self._write_back()
         self._state.commit()
         self.checkpoints += 1
         self._written_since = None
         self._written_bytes = 0
         self._has_room = self._room_bytes() >= _ROOM_BYTES_MIN
+
+    def _write_back(self) -> None:
+        """Bring to the state's transaction what is newer in memory.
+
+        This needs no more room than if every turn had done it: the same rows, which are all there
+        already, so the same pages.
+        """
+        for tables in self._tables.values():
+            tables.write_back()
 
     def commit(self) -> None:
         """Make everything durable that was written: the log, then the state."""
@@ -309,6 +329,8 @@ class Store:
         """Drop everything that is not durable, as a crash does."""
         self._log.abort()
         self._state.abort()
+        for tables in self._tables.values():
+            tables.forget()
 
     # Reading
 
@@ -331,7 +353,7 @@ class Store:
             with self.read() as view:
                 yield view
             return
-        view = ReadView(self._state.txn, self._databases)
+        view = ReadView(self._state.txn, self._databases, self._tables)
         try:
             yield view
         finally:
@@ -442,12 +464,24 @@ def plain_reason(error: BaseException) -> str | None:
 
 
 class ReadView:
-    """A consistent view of the states of all shards at the end of some turn."""
+    """A consistent view of the states of all shards at the end of some turn.
 
-    def __init__(self, txn: lmdb.Transaction, databases: dict[int, ShardDatabases]) -> None:
+    ``live`` are the tables whose newest state it is of, where it is: it shares what they have in
+    memory.
+    """
+
+    def __init__(
+        self,
+        txn: lmdb.Transaction,
+        databases: Mapping[int, ShardDatabases],
+        live: Mapping[int, ShardTables] = MappingProxyType({}),
+    ) -> None:
         self.txn = txn
+        self._live = live
         self._databases = databases
 
     def shard(self, shard_id: int) -> "ShardTables":
         """Return the tables of a shard, for reading."""
-        return ShardTables(self, self._databases[shard_id])
+        live = self._live.get(shard_id)
+        cache = None if live is None else live.balance_cache
+        return ShardTables(self, self._databases[shard_id], cache)

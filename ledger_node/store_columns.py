@@ -6,7 +6,6 @@ share the pages that are walked.
 
 import zlib
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Final, cast
 
 import lmdb
@@ -57,14 +56,13 @@ BalanceRows = NDArray[np.void]
 """Rows of `BALANCES`."""
 
 _SLOT_BYTES: Final = 4
-_KEYED_BALANCES: Final = np.dtype([("slot", f"V{_SLOT_BYTES}"), ("row", BALANCES)])
 # A `RequestRow` with its checksum.
 _REQUESTS: Final = np.dtype(
     [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("crc", "<u4")]
 )
 assert _REQUESTS.itemsize == REQUEST_ROW_BYTES + CRC.size
-# CRC-32 of anything that is followed by its CRC-32.
-_RESIDUE: Final = 0x2144DF1C
+RESIDUE: Final = 0x2144DF1C
+"""CRC-32 of anything that is followed by its CRC-32."""
 # How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
 _LAST_CELL: Final = np.uint64(_CELLS - 1)
@@ -77,7 +75,6 @@ class ColumnTables(RowTables):
     """The part of `ShardTables` that reads and writes many rows at a time."""
 
     _accounts: lmdb._Database
-    _balances: lmdb._Database
     _entries: lmdb._Database
     _requests: lmdb._Database
     _transactions: lmdb._Database
@@ -85,6 +82,10 @@ class ColumnTables(RowTables):
 
     def meta(self) -> ShardMeta:
         """Return the shard's running numbers."""
+        raise NotImplementedError
+
+    def balance_rows(self, slots: I64Array) -> BalanceRows:
+        """Return the rows of slots, all of which exist. Reading is fastest where they rise."""
         raise NotImplementedError
 
     def places(self, account_ids: U64Array) -> I64Array:
@@ -140,22 +141,6 @@ class ColumnTables(RowTables):
                 found.append(from_bytes(row[24:32], "little"))
         return found
 
-    def balance_rows(self, slots: I64Array) -> BalanceRows:
-        """Return the rows of slots, all of which exist. Reading is fastest where they rise."""
-        keys = _slot_keys(slots)
-        found = self._get_many(self._balances, keys)
-        joined = b"".join(chain.from_iterable(found))
-        if len(found) < len(keys) or zlib.crc32(joined) != _residue_of(len(keys)):
-            for key in keys:
-                self._must_row(self._balances, key)  # Raises, and says what to do.
-            raise AssertionError("rows that are sound one by one are so together")
-        rows: BalanceRows = np.frombuffer(joined, _KEYED_BALANCES)["row"].copy()
-        return rows
-
-    def save_balance_rows(self, slots: I64Array, rows: BalanceRows) -> None:
-        """Store the rows of slots; their checksums are made anew."""
-        self._put_sealed(self._balances, _slot_keys(slots), rows)
-
     def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys of requests that are known."""
         return {key for key, _ in self._find_rows(self._requests, keys)}
@@ -184,7 +169,7 @@ class ColumnTables(RowTables):
         found = self._get_many(table, keys)
         crc32 = zlib.crc32
         for key, sealed in found:
-            if crc32(sealed, crc32(key)) != _RESIDUE:
+            if crc32(sealed, crc32(key)) != RESIDUE:
                 unseal(key, sealed)  # Raises, and says what to do.
         return found
 
@@ -218,26 +203,6 @@ def _bytes_of(rows: NDArray[np.void]) -> list[bytes]:
     # Void values become bytes, far faster than slices are cut.
     split: list[bytes] = rows.view(f"V{rows.dtype.itemsize}").tolist()
     return split
-
-
-def _slot_keys(slots: I64Array) -> list[bytes]:
-    keys: list[bytes] = slots.astype(">u4").view(f"V{_SLOT_BYTES}").tolist()
-    return keys
-
-
-_residues = [0]
-
-
-def _residue_of(count: int) -> int:
-    """Return the CRC-32 of so many sound rows of balances, each with its key before it, joined.
-
-    What CRC-32 is after a sound row depends on what it was before and on the row's length alone:
-    so one pass over many rows finds a damaged one as surely as a pass over each.
-    """
-    zeros = bytes(_KEYED_BALANCES.itemsize)
-    while len(_residues) <= count:
-        _residues.append(_RESIDUE ^ zlib.crc32(zeros, _residues[-1]) ^ zlib.crc32(zeros))
-    return _residues[count]
 
 
 def place(slots: I64Array, books: I64Array, *, own: NDArray[np.bool_] | bool) -> I64Array:

@@ -16,6 +16,7 @@ import msgspec
 
 from ledger_core.commands import Prepare
 from ledger_core.ids import U64_MAX
+from ledger_node.balance_cache import BalanceCache
 from ledger_node.records import (
     ENTRY_ROW_BYTES,
     AccountRecord,
@@ -28,6 +29,7 @@ from ledger_node.records import (
     ShardMeta,
     TransactionRecord,
 )
+from ledger_node.store_balances import BalanceTables
 from ledger_node.store_files import StoreCorruptError
 from ledger_node.store_history import HistoryTables
 from ledger_node.store_leg_columns import LegTables
@@ -101,11 +103,20 @@ class _Attempt:
     txn: lmdb.Transaction
 
 
-class ShardTables(HistoryTables, LegTables):
-    """The tables of one shard, typed, inside one transaction of ``source``."""
+class ShardTables(BalanceTables, HistoryTables, LegTables):
+    """The tables of one shard, typed, inside one transaction of ``source``.
 
-    def __init__(self, source: TransactionSource, databases: ShardDatabases) -> None:
+    ``balance_cache`` has balances that are newer than those in the transaction, or the same.
+    """
+
+    def __init__(
+        self,
+        source: TransactionSource,
+        databases: ShardDatabases,
+        balance_cache: BalanceCache | None = None,
+    ) -> None:
         self._source = source
+        self._balance_cache = balance_cache
         self.databases = databases
         self._meta = databases.meta
         self._use_generation()
@@ -123,6 +134,8 @@ class ShardTables(HistoryTables, LegTables):
 
         Until then these tables here must not be used.
         """
+        self.write_back()
+        self.forget()
         txn = self.databases.env.begin(parent=self.txn, write=True)
         try:
             yield ShardTables(_Attempt(txn), self.databases)
@@ -138,11 +151,24 @@ class ShardTables(HistoryTables, LegTables):
 
     def switch_generation(self) -> None:
         """Use the other set of state tables from now on, with this turn."""
+        self.write_back()
+        self.forget()
         if self.generation == 0:
             self._source.txn.put(b"generation", b"1", db=self._meta)
         else:
             self._source.txn.delete(b"generation", db=self._meta)
         self._use_generation()
+
+    def forget(self) -> None:
+        """Forget what is remembered of rows, and rows that were not written back."""
+        self._known_places = None
+        if self._balance_cache is not None:
+            self._balance_cache.forget()
+
+    @property
+    def balance_cache(self) -> BalanceCache | None:
+        """The balances in memory, if these tables have any."""
+        return self._balance_cache
 
     def _use_generation(self) -> None:
         state = self.databases.state[self.generation]
@@ -210,32 +236,11 @@ class ShardTables(HistoryTables, LegTables):
         key = _U32.pack(slot)
         self._add_row(self._accounts, _U64.pack(record.account_id), key)
         self._put_row(self._account_info, key, _encode(record))
-        self._put_row(self._balances, key, balance.pack())
+        self.add_balance(slot, balance)
 
     def account_info(self, slot: int) -> AccountRecord:
         """Return what seldom changes of the account in a slot."""
         return _decode_account(self._must_row(self._account_info, _U32.pack(slot)))
-
-    def balance(self, slot: int) -> BalanceRow:
-        """Return the hot row of the account in a slot."""
-        return BalanceRow.unpack(self._must_row(self._balances, _U32.pack(slot)))
-
-    def save_balance(self, slot: int, row: BalanceRow) -> None:
-        """Store the hot row of the account in a slot."""
-        self._put_row(self._balances, _U32.pack(slot), row.pack())
-
-    def balances(self) -> Iterator[tuple[int, BalanceRow]]:
-        """Yield (slot, row) of every account."""
-        with self._source.txn.cursor(self._balances) as cursor:
-            for key, value in cursor:
-                yield _U32.unpack(key)[0], BalanceRow.unpack(unseal(key, value))
-
-    def balances_after(self, slot: int) -> Iterator[tuple[int, BalanceRow]]:
-        """Yield (slot, row) of the accounts behind a slot, in the order of their opening."""
-        with self._source.txn.cursor(self._balances) as cursor:
-            if cursor.set_range(_U32.pack(slot + 1)):
-                for key, value in cursor:
-                    yield _U32.unpack(key)[0], BalanceRow.unpack(unseal(key, value))
 
     def find_transaction(self, number: int) -> TransactionRecord | None:
         """Return a transaction."""

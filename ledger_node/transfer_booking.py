@@ -163,7 +163,7 @@ def _book_entries(
     first, groups = books.meta.next_position, sides.by_account
     order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
     count, touched = len(order), sides.touched
-    rows = accounts.rows if len(touched) == len(accounts.rows) else accounts.rows[touched]
+    rows = accounts.rows if len(touched) == len(accounts.rows) else accounts.rows.take(touched)
     # In the order of accounts, from their rows: what each had before, and what was added since.
     before = rows.view(np.int64).reshape(len(rows), -1)[groups.group]
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)

@@ -17,6 +17,8 @@ from ledger_node.store_log import LogTables
 from tests.simulation.engine import require
 
 MAP_BYTES = 1 << 30
+# So few that accounts often share a cell.
+BALANCE_CELLS = 4
 
 
 class SimulatedCrash(BaseException):
@@ -112,6 +114,7 @@ class Disk:
             shards=self._shards,
             map_bytes=MAP_BYTES,
             sync=False,
+            balance_cells=BALANCE_CELLS,
         )
         assert isinstance(store, SimulatedStore)
         store.disk, store.shadows = self, self.shadows
@@ -190,6 +193,8 @@ class SimulatedStore(Store):
         if not self._state.is_open:
             super().checkpoint()
             return
+        # The process may die while it does this, or between this and the commit.
+        self._write_back()
         dies = self._commit_begins()
         if self.fail_next_checkpoint:
             raise DiskError("simulated: no space left on device")

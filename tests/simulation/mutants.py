@@ -28,6 +28,7 @@ from ledger_node.raft.progress import Progress
 from ledger_node.raft.replica import Replica
 from ledger_node.state_machine import StateMachine
 from ledger_node.store import ShardTables, Store, StoredRaftLog
+from ledger_node.store_balances import BalanceTables
 from ledger_node.store_log import LogTables
 from tests.simulation.disk import DiskError, SimulatedStore
 from tests.simulation.plan import (
@@ -234,10 +235,20 @@ def _state_first() -> list[Patch]:
     end_turn = Store.end_turn
 
     def hasty(self: Any, clock: Callable[[], float]) -> None:
+        self._write_back()
         self._state.commit()
         end_turn(self, clock)
 
     return [(SimulatedStore, "end_turn", hasty)]
+
+
+@mutant("a checkpoint is made without the balances in memory")
+def _balances_left_out() -> list[Patch]:
+    def forgetful(self: BalanceTables) -> None:
+        if self._balance_cache is not None:
+            self._balance_cache.take_dirty()
+
+    return [(BalanceTables, "write_back", forgetful)]
 
 
 @mutant("an install does not note its last step")
