@@ -119,9 +119,9 @@ def test_it_may_die_in_any_turn_of_the_install(
         # Its next turn writes, but is not committed.
         before = audits(hosts)
         hosts.now += 0.05
-        monkeypatch.setattr(hosts.stores[node_id], "end_turn", fail)
+        monkeypatch.setattr(hosts.stores[node_id], "commit_log", fail)
         with pytest.raises(OSError, match="disk"):
-            hosts.nodes[node_id].turn()
+            hosts.turn(node_id)
         longest = max(longest, hosts.nodes[node_id].replica_statuses()[0].installing_bytes)
         done = before[list(hosts.nodes).index(node_id)].accounts == 2
         hosts.stop(node_id)
