@@ -23,6 +23,8 @@ T = TypeVar("T")
 Outbox = dict[str, list[RaftMessage]]
 
 DRAIN_S_MAX = 1.5
+# Of the time that a turn takes, for its first half: the disk's part.
+LOG_SHARE = 0.7
 WALL_START_US = 1_700_000_000_000_000
 
 
@@ -273,7 +275,7 @@ class Host:
         """
         node, engine = self.node, self._engine
         assert node is not None
-        self._take_time()
+        self._take_time(LOG_SHARE)
         outbox = self._half(node.turn)
         if outbox is None:
             return
@@ -289,7 +291,7 @@ class Host:
             if self.node is not None and self.life == life:
                 self._between_halves = False
                 self.events.released(self, outbox)
-                self._take_time()
+                self._take_time(1 - LOG_SHARE)
                 self._finish_turn()
 
         engine.at(self._busy_until, release)
@@ -320,12 +322,12 @@ class Host:
         due_at = engine.now + max(0.0, node.next_turn_at() - self.clock()) / self.rate
         self._turn_no_later_than(due_at)
 
-    def _take_time(self) -> None:
-        """Be busy for as long as the disk takes, from now on."""
+    def _take_time(self, share: float) -> None:
+        """Be busy for a share of a turn, from now on."""
         engine = self._engine
         slow = engine.now < self.disk_slow_until
         duration_s = self.disk_slow_s if slow else self._plan.turn_s
-        self._busy_until = engine.now + duration_s * engine.rng.uniform(0.2, 1.0)
+        self._busy_until = engine.now + share * duration_s * engine.rng.uniform(0.2, 1.0)
 
     def _half(self, work: Callable[[], Outbox | None]) -> Outbox | None:
         """Do half of a turn; return what it sends, or None if the process did not survive it."""
