@@ -164,9 +164,13 @@ def test_a_leader_crashes_at_every_step(story: str, victim: int, all_: bool) -> 
     folder = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(dir=folder if folder.is_dir() else None))
     outcomes: Counter[str] = Counter()
+    points = [CrashPoint.BEFORE, CrashPoint.AFTER]
+    if victim == HOME and not all_:
+        # Elsewhere it adds little: what is sent to those that crash as well is lost.
+        points.append(CrashPoint.SENT)
     try:
         with bounds_of(PLAN.bounds):
-            for point in CrashPoint:
+            for point in points:
                 for step in range(1, STEPS_MAX):
                     run = path / f"{step} {point}"
                     ended = _crash_at(run, STORIES[story], victim, step, point, all_=all_)
@@ -175,5 +179,5 @@ def test_a_leader_crashes_at_every_step(story: str, victim: int, all_: bool) -> 
                         break
     finally:
         shutil.rmtree(path, ignore_errors=True)
-    assert outcomes["no crash"] == len(CrashPoint), "the last step was not reached"
+    assert outcomes["no crash"] == len(points), "the last step was not reached"
     assert outcomes.total() > 12, outcomes
