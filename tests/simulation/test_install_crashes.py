@@ -92,7 +92,8 @@ def test_a_receiver_crashes_at_every_commit_of_an_install(checkpoint_s: float) -
             for point in CrashPoint:
                 for step in range(1, STEPS_MAX):
                     counts = _crash_at(path / f"{step} {point}", checkpoint_s, step, point)
-                    assert counts["snapshots installed"] == 1
+                    # One that was down for the writes that end a run may need another.
+                    assert counts["snapshots installed"] >= 1
                     seen += counts
                     seen["runs"] += 1
                     if counts["no crash"]:
