@@ -252,10 +252,7 @@ def _state_first() -> list[Patch]:
     def hasty(node: Any) -> None:
         for replica in node._replicas.values():
             replica.group.apply(node._clock())
-        store = node._store
-        if store._state.is_open:
-            store._state.commit()
-            store.checkpoints += 1
+        node._store._state.commit()
 
     return _before_commit(hasty)
 
