@@ -1,13 +1,15 @@
 """A node: one host of many replicas, driven in turns. Sans-I/O: no socket, clock or thread here.
 
-One *turn* takes what has arrived, feeds it to the Raft groups, lets the state machines apply what
-is committed, writes what the logs have gained with one fsync, and only then lets anything out: peer
-messages, replies, answers. **Persist before send**: whatever another process can learn from this
-one is on disk, in the logs. The state follows in the store's checkpoints. A crash at any point
-leaves the logs at the end of some turn, and a state that they lead on from.
+One *turn* has two halves: first the log, then the state. `Node.turn` takes what has arrived, feeds
+it to the Raft groups, writes what the logs have gained with one fsync, and only then lets the
+messages to peers out. `Node.apply` lets the state machines apply what is committed, and lets
+replies and answers out. So no peer waits for what this node applies. **Persist before send**:
+whatever another process can learn from this one is on disk, in the logs. The state follows in the
+store's checkpoints. A crash at any point leaves the logs at the end of some turn's first half, and
+a state that they lead on from.
 
-`Node.turn` raises where the process must not go on (a failed commit, a broken invariant); the
-caller ends the process and releases nothing.
+Both raise where the process must not go on (a failed commit, a broken invariant); the caller ends
+the process and releases nothing more.
 """
 
 import random
@@ -99,12 +101,21 @@ class _Read:
     done: Callable[[QueryReply], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A turn between its halves."""
+
+    now: float
+    ticks: bool
+    replicas: Sequence["_Replica"]
+
+
 @dataclass(slots=True)
 class _Replica:
     """One shard's replica on this node, with what waits for it."""
 
     config: ShardConfig
-    group: RaftGroup[list[Result]]
+    group: RaftGroup[Sequence[Result]]
     state_machine: StateMachine
     proposals: deque[_Proposal] = field(default_factory=deque)
     waiting_commands: int = 0
@@ -126,7 +137,7 @@ class _Replica:
 
 
 class Node:
-    """All replicas of one node. Inputs queue up; `turn` does the work.
+    """All replicas of one node. Inputs queue up; `turn` and then `apply` do the work.
 
     ``pre_vote=False`` is for tests: it lets more elections happen.
     """
@@ -161,6 +172,7 @@ class Node:
         self._view: ReadView | None = None
         self._coordinator = Coordinator(self._propose_own, self._applied_tables)
         self._coordination: list[Callable[[], None]] = []
+        self._begun: _Turn | None = None
         self._expiry_check_at = 0.0
         now = clock()
         self._next_tick = now
@@ -191,9 +203,14 @@ class Node:
         )
         return _Replica(shard, group, state_machine, current_at=now)
 
-    def _apply(self, state_machine: StateMachine, index: int, payload: bytes) -> list[Result]:
-        self._store.wrote(len(payload))
-        return state_machine.apply(index, payload)
+    def _apply(
+        self,
+        state_machine: StateMachine,
+        entries: Sequence[tuple[int, bytes]],
+        wanted: bool,  # noqa: ARG002
+    ) -> Sequence[Sequence[Result]]:
+        self._store.wrote(sum(len(payload) for _index, payload in entries))
+        return [state_machine.apply(index, payload) for index, payload in entries]
 
     # Inputs
 
@@ -278,7 +295,7 @@ class Node:
         self._coordinate(partial(call.done, result))
 
     def take_calls(self) -> list[ShardCall]:
-        """Return the commands for other shards that the last turn wants to be sent."""
+        """Return the commands for other shards that are to be sent after `apply`."""
         return self._coordinator.take_calls()
 
     def query(
@@ -328,7 +345,11 @@ class Node:
     # The turn
 
     def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
-        """Do one turn; return the messages for each peer, now safe to send."""
+        """Do a turn's first half; return the messages for each peer, now safe to send.
+
+        `apply` has to follow before the next turn. Inputs may come in between.
+        """
+        assert self._begun is None, "the halves of a turn take turns"
         now = self._clock()
         self._full_message = None
         ticks = now >= self._next_tick
@@ -359,19 +380,30 @@ class Node:
             if hands_over and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
-        self._store.end_turn(self._clock)
+        self._store.commit_log()
+        self._begun = _Turn(now, ticks, replicas)
         outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
         for replica in replicas:
             for peer_id, message in replica.group.take_messages():
                 outbox.setdefault(peer_id, []).append(message)
+        return outbox
+
+    def apply(self) -> None:
+        """Do a turn's second half: apply what is committed, and answer who waits for it."""
+        turn, self._begun = self._begun, None
+        assert turn is not None, "a turn has begun"
+        for replica in turn.replicas:
+            may_gather = not (turn.ticks or replica.stale_reads)
+            replica.group.apply(turn.now, may_gather=may_gather)
+        self._store.end_turn(self._clock)
+        for replica in turn.replicas:
             for complete in replica.group.take_completions():
                 complete()
-            self._answer_stale_reads(replica, now, ticks=ticks)
-        self._run_coordinator(replicas, now, ticks=ticks)
-        for replica in replicas:
+            self._answer_stale_reads(replica, turn.now, ticks=turn.ticks)
+        self._run_coordinator(turn.replicas, turn.now, ticks=turn.ticks)
+        for replica in turn.replicas:
             if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
                 self._touched.add(replica.config.id)
-        return outbox
 
     def next_turn_at(self) -> float:
         """When the next turn is due: at once (0.0) if something waits, else at the next tick."""
@@ -400,7 +432,9 @@ class Node:
             commands.extend(proposal.commands)
         replica.waiting_commands -= len(commands)
 
-        def done(outcome: ProposalOutcome, log_index: int, results: list[Result] | None) -> None:
+        def done(
+            outcome: ProposalOutcome, log_index: int, results: Sequence[Result] | None
+        ) -> None:
             if outcome is not ProposalOutcome.APPLIED or results is None:
                 refusal = ExecuteReply(
                     _PROPOSAL_OUTCOME[outcome], leader_id=self._leader_hint(replica)
@@ -449,7 +483,7 @@ class Node:
     def _answer(
         self, replica: _Replica, reads: list[_Read], applied_index: int, age_s: float
     ) -> None:
-        """Answer from the state as applied: this turn's commit is behind us."""
+        """Answer from the state as applied."""
         with self._store.read_newest() as view:
             tables = view.shard(replica.config.id)
             for read in reads:
@@ -459,8 +493,8 @@ class Node:
 
     # Transactions across shards
 
-    def _run_coordinator(self, replicas: list[_Replica], now: float, *, ticks: bool) -> None:
-        """Let the coordinator see what this turn has committed, and act on it."""
+    def _run_coordinator(self, replicas: Sequence[_Replica], now: float, *, ticks: bool) -> None:
+        """Let the coordinator see what this turn has applied, and act on it."""
         open_ended: list[tuple[_Replica, _Unfinished, _Unfinished]] = []
         gained: list[_Replica] = []
         for replica in replicas:
@@ -498,7 +532,7 @@ class Node:
             self._view = None
 
     def _coordinate(self, step: Callable[[], None]) -> None:
-        """Have the coordinator do something in the next turn, once that is committed."""
+        """Have the coordinator do something in the next turn's second half, or in this one's."""
         self._coordination.append(step)
 
     def _begin(self, shard_id: int, command: CreateTransaction) -> None:

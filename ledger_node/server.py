@@ -158,13 +158,20 @@ class NodeServer:
                 outbox = node.turn()
             except BaseException as error:
                 die("the node stops, and nothing of its last turn was released", error)
+            if outbox:
+                for peer_id, messages in outbox.items():
+                    self._links.send(peer_id, messages)
+                # One pass of the loop, in which the links write: peers work while this node does.
+                await asyncio.sleep(0)
+            try:
+                node.apply()
+            except BaseException as error:
+                die("the node stops, and no reply of its last turn was released", error)
             ready_at = rested_at(began_at, time.monotonic())
             for call in node.take_calls():
                 task = asyncio.create_task(self._carry_out(call))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
-            for peer_id, messages in outbox.items():
-                self._links.send(peer_id, messages)
 
     async def _carry_out(self, call: ShardCall) -> None:
         """Send a command of the coordinator to another shard, and hand back what came of it."""

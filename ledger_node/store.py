@@ -6,8 +6,8 @@ state, `store_log` those of the log, `store_raft` what Raft needs of both, and s
 `store_files` the rest of a data directory, `store_scan` reads a store beside the node that has it.
 
 One *turn* of the node writes log entries, terms and votes of all shards through one transaction,
-which its end commits with an fsync: they become durable together or not at all. The *state* is
-written behind the log. Its transaction stays open over many turns, so that they share the pages
+which its first half commits with an fsync: they become durable together or not at all. The *state*
+is written behind the log. Its transaction stays open over many turns, so that they share the pages
 they touch, and is committed with an fsync at a *checkpoint*. The state is a function of the log and
 has its applied index in it: after a crash, what the last checkpoint lacks is applied once more.
 Balances that change are kept in memory (`BalanceCache`) and written once, before the checkpoint.
@@ -253,7 +253,7 @@ class Store:
 
     @property
     def log_txn(self) -> lmdb.Transaction:
-        """The write transaction of the log, open until the end of the turn."""
+        """The write transaction of the log, open until the turn commits it."""
         return self._log.txn
 
     def shard(self, shard_id: int) -> ShardTables:
@@ -277,11 +277,12 @@ class Store:
         self._written_bytes += size
 
     def end_turn(self, clock: Callable[[], float]) -> None:
-        """Make what the turn wrote to the log durable; and the state, if a checkpoint is due.
+        """Make the state durable, if a checkpoint is due.
 
         ``clock`` is monotonic, in seconds. A failure here is fatal for the process: memory is ahead
         of the disk, and an fsync that failed must not be tried again.
         """
+        # Already done, but for a transaction in which entries were read.
         self.commit_log()
         if not self._state.is_open:
             return

@@ -29,7 +29,8 @@ Members of a group are fixed.
 Modules: `contract` (types and duties), `library` (pin and patches of pysyncobj), `journal`,
 `hardening` (the library with its unsafe ways closed), `admission` (may this replica vote?),
 `elections` (terms, votes, roles), `progress` (one follower, as the leader sees it), `snapshots`
-(streams of them), `replica` (replication, compaction, apply, reads), `group` (what the host calls).
+(streams of them), `applying` (proposals, apply, reads), `replica` (replication, compaction),
+`group` (what the host calls).
 """
 
 from ledger_node.raft.contract import (

@@ -25,13 +25,16 @@ T = TypeVar("T")
 class RaftGroup(Generic[T]):
     """One replica of one Raft group, driven by its host.
 
-    In a turn the host calls `receive`, `propose` and `read_index` as work arrives, then `tick`,
-    then `flush`; then it commits the store, and only then sends what `take_messages` returns
-    and calls what `take_completions` returns. `now` is the host's monotonic time in seconds.
-    The constructor writes to the log too: it belongs to a turn like everything else.
+    In a turn's first half the host calls `receive`, `propose` and `read_index` as work arrives,
+    then `tick`, then `flush`; then it commits the log, and only then sends what `take_messages`
+    returns. In the second half it calls `apply`, and then what `take_completions` returns. Only
+    the first half writes to the log, only the second one applies. `now` is the host's monotonic
+    time in seconds. The constructor writes to the log too: it belongs to a first half.
 
-    `apply` gets the index and the payload of every committed proposal, in order, once. It must
-    not fail: errors of the domain are results, and any exception ends the process.
+    `apply` gets the index and the payload of every committed proposal, in order, once, in runs of
+    consecutive ones; and whether any result is waited for. Then it returns one for each of them;
+    else what it returns is not looked at. It must not fail: errors of the domain are results, and
+    any exception ends the process.
     `preferred_leader` makes this replica campaign soon after the start, so that a fresh cluster
     gets its configured leaders quickly. `pre_vote=False` is for tests: it lets more elections
     happen, by switching off pre-vote and leader stickiness. `slots` bounds the snapshots that a
@@ -47,7 +50,7 @@ class RaftGroup(Generic[T]):
         self_id: str,
         peer_ids: Sequence[str],
         log: RaftLog,
-        apply: Callable[[int, bytes], T],
+        apply: Callable[[Sequence[tuple[int, bytes]], bool], Sequence[T]],
         timing: RaftTiming,
         rng: random.Random,
         now: float,
@@ -99,7 +102,7 @@ class RaftGroup(Generic[T]):
         """Append a command to the log, if this replica leads.
 
         `done(outcome, log_index, result)` becomes a completion exactly once, in this turn or a
-        later one; `result` is what `apply` returned, if the outcome is APPLIED.
+        later one; `result` is what `apply` returned for it, if the outcome is APPLIED.
         """
         clock.now = now
         if len(payload) > self.PAYLOAD_BYTES_MAX:
@@ -119,17 +122,26 @@ class RaftGroup(Generic[T]):
         self._replica.read_index(done)
 
     def tick(self, now: float) -> None:
-        """Let time pass: elections, commit, apply and compaction (a bounded amount), reads."""
+        """Let time pass: elections, commit, and compaction (a bounded amount)."""
         clock.now = self._ticked_at = now
         self._journal.tidy()
         self._replica.seek_admission(now)
         self._replica.tick()
-        self._replica.serve_reads()
 
     def flush(self, now: float) -> None:
-        """Make the messages of this turn; call it once, last."""
+        """Make the messages of this turn; call it once, last in the first half."""
         clock.now = now
         self._replica.flush()
+
+    def apply(self, now: float, *, may_gather: bool = False) -> None:
+        """Apply what is committed, a bounded amount, and complete proposals and reads.
+
+        With `may_gather` a replica that does not lead leaves a few small entries for later, when
+        more have come or the host calls this without.
+        """
+        clock.now = now
+        self._replica.apply(may_gather=may_gather)
+        self._replica.serve_reads()
 
     def transfer_leadership(self, now: float) -> bool:
         """Ask the most caught-up connected peer to take over; False if none has every entry.
@@ -140,15 +152,18 @@ class RaftGroup(Generic[T]):
         clock.now = now
         return self._replica.transfer()
 
-    # Outputs, to be released after the turn is committed.
+    # Outputs.
 
     def take_messages(self) -> list[tuple[str, RaftMessage]]:
-        """Return (peer id, message) to send, in order for each peer. Messages may be shared."""
+        """Return (peer id, message) to send, in order for each peer, once the log is committed.
+
+        Messages may be shared.
+        """
         messages, self._replica.outbox = self._replica.outbox, []
         return messages
 
     def take_completions(self) -> list[Callable[[], None]]:
-        """Return the `done` callbacks that are due, bound to their arguments."""
+        """Return the `done` callbacks that are due after `apply`, bound to their arguments."""
         completions, self._replica.completions = self._replica.completions, []
         return completions
 
@@ -225,5 +240,8 @@ class RaftGroup(Generic[T]):
 
     @property
     def has_pending_work(self) -> bool:
-        """Whether another turn is due at once: more to apply or to send than one turn may."""
-        return self._replica.unsent or self.commit_index > self.applied_index
+        """Whether another turn is due at once: more to apply or to send than one turn may.
+
+        Entries that gather are not due.
+        """
+        return self._replica.unsent or self._replica.has_more_to_apply

@@ -1,11 +1,9 @@
 # ruff: noqa: N802  the library's private names, in its own spelling
-"""One replica: replication, snapshots, apply and reads, on top of terms, votes and elections."""
+"""One replica: replication, snapshots and compaction, on top of apply, reads and elections."""
 
 import math
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from ledger.internal.v1.peer_pb2 import (
@@ -17,22 +15,19 @@ from ledger.internal.v1.peer_pb2 import (
     SnapshotChunk,
 )
 from ledger_node.raft.admission import Admission
+from ledger_node.raft.applying import Applier, ApplyFunction
 from ledger_node.raft.contract import (
     FatalRaftError,
     LogLimits,
-    ProposalOutcome,
     RaftTiming,
     Role,
     require,
 )
-from ledger_node.raft.elections import Voter
-from ledger_node.raft.journal import Entry, GroupJournal
+from ledger_node.raft.journal import GroupJournal
 from ledger_node.raft.library import Kind, clock
 from ledger_node.raft.progress import Progress
 from ledger_node.raft.snapshots import IncomingSnapshot, OutgoingSnapshot, StreamSlots
 
-APPLY_ENTRIES_MAX = 64
-APPLY_BYTES_MAX = 1 << 20
 MESSAGE_BYTES_MAX = 1 << 20
 MESSAGE_ENTRIES_MAX = 512
 # Messages with entries to one peer in one flush, so that a turn stays short.
@@ -43,16 +38,11 @@ COMPACT_ENTRIES_MAX = 256
 # For followers that are about to need them, a leader keeps up to so many times its limits.
 PINNED_MAX = 4
 
-ApplyFunction = Callable[[int, bytes], Any]
-ProposalDone = Callable[[ProposalOutcome, int, Any], None]
-ReadDone = Callable[[bool, int], None]
-
 _ROLES = {role.value: role for role in Role}
-_REGULAR_PREFIX = bytes([Kind.REGULAR])
-_KNOWN_PREFIXES = (_REGULAR_PREFIX, bytes([Kind.NO_OP]))
+_KNOWN_PREFIXES = (bytes([Kind.REGULAR]), bytes([Kind.NO_OP]))
 
 
-class Replica(Voter):
+class Replica(Applier):
     """One replica of one Raft group, without any input or output of its own."""
 
     def __init__(
@@ -71,28 +61,20 @@ class Replica(Voter):
         preferred_leader: bool,
         pre_vote: bool,
     ) -> None:
-        self._apply = apply
         self._log_limits = log_limits
         self._slots = slots
         self._outgoing: dict[str, OutgoingSnapshot] = {}
         self._incoming: IncomingSnapshot | None = None
         self._streams_begun = 0
-        self._commit_floor = journal.applied_index
-        # The leader's commit index at some time: once it is applied, we were current then.
-        self._catching_up: tuple[int, float] | None = None
-        self.current_at: float | None = None
-        self._round = 0
+        self._may_compact = False
         self._heartbeat_due = False
-        self.unsent = False
-        self._waiting: dict[int, tuple[int, ProposalDone]] = {}
-        self._reads: deque[tuple[int, int, ReadDone]] = deque()
-        self.completions: list[Callable[[], None]] = []
         super().__init__(
             shard_id=shard_id,
             self_id=self_id,
             peer_ids=peer_ids,
             journal=journal,
             admission=admission,
+            apply=apply,
             timing=timing,
             rng=rng,
             preferred_leader=preferred_leader,
@@ -108,20 +90,11 @@ class Replica(Voter):
     # ---------------------------------------------------------------- leadership
 
     def _abandon_leadership(self) -> None:
-        """Tell everyone who waits: a later leader may or may not commit what we accepted."""
         self._SyncObj__raftElectionDeadline = clock.now + self._SyncObj__generateRaftTimeout()
         self._heartbeat_due = self.unsent = False
-        for index, (_term, done) in self._waiting.items():
-            self.completions.append(partial(done, ProposalOutcome.UNKNOWN, index, None))
-        self._waiting.clear()
-        self._fail_reads()
+        self._fail_waiting()
         for peer_id in list(self._outgoing):
             self._end_stream(peer_id)
-
-    def _fail_reads(self) -> None:
-        for _round, _index, done in self._reads:
-            self.completions.append(partial(done, False, self._SyncObj__raftLastApplied))
-        self._reads.clear()
 
     def _SyncObj__onBecomeLeader(self) -> None:
         last_index = self._journal.last_index
@@ -180,8 +153,7 @@ class Replica(Voter):
                 raise FatalRaftError(f"entry {index} is neither command nor no-op")
             journal.add(payload, index, entry.term)
         self._SyncObj__leaderCommitIndex = message.commit_index
-        if self._catching_up is None:
-            self._catching_up = (message.commit_index, clock.now)
+        self._hear_commit(message.commit_index)
         # Not beyond `index`: what follows in our log may be another leader's.
         self._SyncObj__raftCommitIndex = max(commit, min(message.commit_index, index))
         return index
@@ -432,21 +404,13 @@ class Replica(Voter):
         """How much of a snapshot has come in; 0 if none is on its way."""
         return 0 if self._incoming is None else max(1, self._incoming.received_bytes)
 
-    # ---------------------------------------------------------------- proposals, apply, reads
-
-    def propose(self, payload: bytes, done: ProposalDone) -> None:
-        """Append a command, if we lead."""
-        if self._SyncObj__raftState != Role.LEADER:
-            self.completions.append(partial(done, ProposalOutcome.NOT_LEADER, 0, None))
-            return
-        index = self._journal.last_index + 1
-        term = self._SyncObj__raftCurrentTerm
-        self._journal.add(_REGULAR_PREFIX + payload, index, term)
-        self._waiting[index] = (term, done)
-        self.unsent = True
+    # ---------------------------------------------------------------- time, apply, compaction
 
     def tick(self) -> None:
-        """Let time pass: elections, commit, apply, heartbeats."""
+        """Let time pass: compaction, elections, commit, heartbeats."""
+        if self._may_compact:
+            self._may_compact = False
+            self._compact()
         if (
             self._SyncObj__raftState == Role.FOLLOWER
             and self._SyncObj__raftElectionDeadline >= clock.now
@@ -456,38 +420,11 @@ class Replica(Voter):
         else:
             self.doTick(0.0)
 
-    def _SyncObj__applyLogEntries(self) -> bool:
-        """Hand committed entries to the state machine, raw, a bounded number per tick."""
-        commit, applied = self._SyncObj__raftCommitIndex, self._SyncObj__raftLastApplied
-        require(self._commit_floor <= commit, "the commit index must not fall")
-        require(applied <= commit <= self._journal.last_index, "commit index outside the log")
-        self._commit_floor = commit
-        if applied == commit:
-            self._note_current(applied)
-            return False
-        size = term = 0
-        stop = min(commit, applied + APPLY_ENTRIES_MAX)
-        while applied < stop and size < APPLY_BYTES_MAX:
-            entry: Entry = self._journal.entry(applied + 1)
-            payload, index, term = entry
-            result = None
-            if payload[0] == Kind.REGULAR:
-                result = self._apply(index, payload[1:])
-            else:
-                require(payload[0] == Kind.NO_OP, f"entry {index} is neither command nor no-op")
-            size += len(payload)
-            applied = self._SyncObj__raftLastApplied = index
-            waiting = self._waiting.pop(index, None)
-            if waiting is not None:
-                proposed_term, done = waiting
-                require(proposed_term == term, f"entry {index} is not the one proposed")
-                self.completions.append(partial(done, ProposalOutcome.APPLIED, index, result))
-        self._journal.save_applied(applied, term)
-        if self._incoming is not None and self._incoming.index <= applied:
+    def _applied_up_to(self, index: int) -> None:
+        if self._incoming is not None and self._incoming.index <= index:
             self._abandon_install()
-        self._note_current(applied)
-        self._compact()
-        return False
+        # In the next turn: it writes to the log, and this turn's log is committed already.
+        self._may_compact = True
 
     def _compact(self) -> None:
         """Drop applied entries that exceed the limits, a bounded number."""
@@ -519,38 +456,6 @@ class Replica(Voter):
                     target = min(target, peer.match_index)
         if target > first:
             journal.drop_before(target)
-
-    def _note_current(self, applied: int) -> None:
-        if self._catching_up is not None and self._catching_up[0] <= applied:
-            self.current_at = self._catching_up[1]
-            self._catching_up = None
-
-    def read_index(self, done: ReadDone) -> None:
-        """Queue a linearizable read (thesis, section 6.4).
-
-        It waits until a round that starts after now is answered by a majority, so that no
-        later leader exists, and until everything committed before now is applied: up to the
-        commit index, and up to this term's no-op, which follows all earlier leaders' commits.
-        """
-        if self._SyncObj__raftState != Role.LEADER:
-            self.completions.append(partial(done, False, self._SyncObj__raftLastApplied))
-            return
-        noop_index = self._SyncObj__noopIDx
-        if noop_index is None:
-            raise FatalRaftError("a leader without a no-op")
-        round_needed = self._round + 1 if self._peers else 0
-        index = max(self._SyncObj__raftCommitIndex, noop_index)
-        self._reads.append((round_needed, index, done))
-
-    def serve_reads(self) -> None:
-        """Complete the reads whose round is confirmed and whose index is applied."""
-        if not self._reads:
-            return
-        rounds = sorted([self._round, *(peer.acked_round for peer in self._peers.values())])
-        confirmed = rounds[-self._majority]
-        applied = self._SyncObj__raftLastApplied
-        while self._reads and self._reads[0][0] <= confirmed and self._reads[0][1] <= applied:
-            self.completions.append(partial(self._reads.popleft()[2], True, applied))
 
     # ---------------------------------------------------------------- for the group's status
 

@@ -82,7 +82,10 @@ class Hosts:
         shutil.rmtree(self.folder / node_id)
 
     def turn(self, node_id: str) -> dict[str, list[peer_pb2.RaftMessage]]:
-        return self.nodes[node_id].turn()
+        """Take both halves of a turn; return what the first one sends."""
+        outbox = self.nodes[node_id].turn()
+        self.nodes[node_id].apply()
+        return outbox
 
     def turn_all(self, seconds: float = 0.0) -> None:
         self.now += seconds

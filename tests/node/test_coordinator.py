@@ -136,7 +136,7 @@ def test_a_participant_without_decision_asks_a_home_that_never_began(bank: Bank)
     old = bank.hosts.leader(0)
     # The home's leader asks, and is gone before its own part is on a majority.
     bank.hosts.execute(old, command, shard_id=0)
-    bank.hosts.nodes[old].turn()
+    bank.hosts.turn(old)
     calls = bank.hosts.nodes[old].take_calls()
     assert [type(call.command) for call in calls] == [Prepare]
     prepare = calls[0].command

@@ -1,6 +1,7 @@
 """A node that comes back without its data, on real stores."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView
 from ledger_node.audit import Audit, audit
 from ledger_node.raft import LogLimits, snapshots
+from ledger_node.store import Store
 from tests.node.hosts import Hosts, results
 
 ALICE = derive_account_id("main", "alice")
@@ -62,8 +64,11 @@ def begin_install(hosts: Hosts, node_id: str) -> None:
     raise AssertionError("no snapshot came")
 
 
-def fail(_clock: object) -> None:
-    raise OSError("the disk failed")
+def fail_at_the_end(store: Store, commit_log: Callable[[], None]) -> None:
+    """Commit what an install writes by itself, but not what its turn does."""
+    if store.log(0).installing() is None:
+        raise OSError("the disk failed")
+    commit_log()
 
 
 def rejoin(hosts: Hosts) -> None:
@@ -117,11 +122,11 @@ def test_it_may_die_in_any_turn_of_the_install(
         for _ in range(turns):
             hosts.turn_all(0.01)
         # Its next turn writes, but is not committed.
-        before = audits(hosts)
+        before, store = audits(hosts), hosts.stores[node_id]
         hosts.now += 0.05
-        monkeypatch.setattr(hosts.stores[node_id], "end_turn", fail)
+        monkeypatch.setattr(store, "commit_log", partial(fail_at_the_end, store, store.commit_log))
         with pytest.raises(OSError, match="disk"):
-            hosts.nodes[node_id].turn()
+            hosts.turn(node_id)
         longest = max(longest, hosts.nodes[node_id].replica_statuses()[0].installing_bytes)
         done = before[list(hosts.nodes).index(node_id)].accounts == 2
         hosts.stop(node_id)

@@ -6,6 +6,7 @@ would find after a crash, without opening its store.
 
 import shutil
 import zlib
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ class SimulatedCrash(BaseException):
 
 class DiskError(lmdb.DiskError):
     """The disk failed."""
+
+
+class CrashPoint(Enum):
+    """Where, at a commit."""
+
+    BEFORE = "before it"
+    AFTER = "right after it"
+    SENT = "after it, when the messages of its turn are sent, and nothing of it is applied"
 
 
 class ShadowLog:
@@ -143,8 +152,12 @@ class SimulatedStore(Store):
     fail_next_checkpoint = False
     crash_after_commit = False
     crash_after_checkpoint = False
-    crash_at: tuple[int, bool] | None = None
-    """Crash at this many commits from now, right after it (True) or right before."""
+    crash_at: "tuple[int, CrashPoint] | None" = None
+    """Crash at this many commits from now."""
+    crash_between_halves = False
+    """Crash once the messages of a turn are sent, before its second half."""
+    applies = False
+    """Whether the second half of a turn is under way."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -153,7 +166,7 @@ class SimulatedStore(Store):
     @property
     def uncommitted(self) -> bool:
         """Whether something was written to the log that is not committed."""
-        return self._log.is_open
+        return bool(self._written)
 
     @property
     def txn(self) -> lmdb.Transaction:
@@ -177,6 +190,7 @@ class SimulatedStore(Store):
         """Commit, unless the disk or the process fails first."""
         if not self._log.is_open:
             return
+        require(not (self.applies and self._written), "the second half of a turn wrote to the log")
         dies = self._commit_begins()
         if self.fail_next_commit:
             raise DiskError("simulated: no space left on device")
@@ -207,11 +221,12 @@ class SimulatedStore(Store):
         """Crash if that is to be; return whether to crash when the commit is done."""
         dies = False
         if self.crash_at is not None:
-            left, after = self.crash_at
-            self.crash_at = (left - 1, after)
-            if left == 1 and not after:
+            left, point = self.crash_at
+            self.crash_at = (left - 1, point)
+            if left == 1 and point is CrashPoint.BEFORE:
                 raise SimulatedCrash
-            dies = left == 1
+            dies = left == 1 and point is CrashPoint.AFTER
+            self.crash_between_halves |= left == 1 and point is CrashPoint.SENT
         if self.fuse is not None:
             raise SimulatedCrash
         return dies
@@ -260,7 +275,27 @@ class _Log(LogTables):
         super().clear()
         self._simulated._written.append((self._simulated.shadows[self._shard_id].clear,))
 
+    def save_raft_row(self, key: bytes, row: bytes) -> None:
+        super().save_raft_row(key, row)
+        self._note_write()
+
+    def save_installing(self, index: int, term: int) -> None:
+        super().save_installing(index, term)
+        self._note_write()
+
+    def drop_installing(self) -> None:
+        super().drop_installing()
+        self._note_write()
+
+    def _note_write(self) -> None:
+        """Note a write that the shadow has no use for."""
+        self._simulated._written.append((_nothing,))
+
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
         super().save_hard_state(term, voted_for)
         shadow = self._simulated.shadows[self._shard_id]
         self._simulated._written.append((shadow.save_hard_state, term, voted_for))
+
+
+def _nothing() -> None:
+    pass

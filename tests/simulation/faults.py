@@ -83,6 +83,7 @@ class Faults:
                 host.store.fuse = None
                 host.store.fail_next_commit = host.store.crash_after_commit = False
                 host.store.fail_next_checkpoint = host.store.crash_after_checkpoint = False
+                host.store.crash_between_halves = False
             host.start()
 
     def _inject(self, fault: Fault) -> None:
@@ -112,12 +113,15 @@ class Faults:
             host.store.fuse = round(amount**2 * 60)
 
     def _crash_after_commit(self, host: Host, amount: float) -> None:
-        """Crash once a turn is on disk, before anything of it is released.
+        """Crash once a turn's log is on disk, before anything of the turn is released.
 
-        Or once the state is, too, at the next checkpoint.
+        Or when its messages are sent, and nothing of it is applied. Or once the state is on disk,
+        too, at the next checkpoint.
         """
-        if host.store is not None and amount < 0.6:
+        if host.store is not None and amount < 0.35:
             host.store.crash_after_commit = True
+        elif host.store is not None and amount < 0.7:
+            host.store.crash_between_halves = True
         elif host.store is not None:
             host.store.crash_after_checkpoint = True
 

@@ -23,6 +23,8 @@ T = TypeVar("T")
 Outbox = dict[str, list[RaftMessage]]
 
 DRAIN_S_MAX = 1.5
+# Of the time that a turn takes, for its first half: the disk's part.
+LOG_SHARE = 0.7
 WALL_START_US = 1_700_000_000_000_000
 
 
@@ -39,7 +41,7 @@ class HostEvents(Protocol):
         """The host's disk was emptied."""
 
     def turned(self, host: "Host", outbox: Outbox) -> None:
-        """A turn was committed; nothing of it is released yet."""
+        """Half of a turn is done; nothing of it is released yet."""
 
     def released(self, host: "Host", outbox: Outbox) -> None:
         """A turn's messages leave the process."""
@@ -72,6 +74,7 @@ class Host:
         self._busy_until = 0.0
         self._turn_at: float | None = None
         self._in_turn = False
+        self._between_halves = False
         # Clocks: local time is _local + (now - _since) * rate.
         self._since = 0.0
         self._local = engine.rng.uniform(0, 1000)
@@ -130,6 +133,7 @@ class Host:
         self._client = self.new_client(self.id)
         self._busy_until = self._engine.now
         self._turn_at = None
+        self._between_halves = False
         self.events.started(self)
         self.wake()
 
@@ -247,7 +251,7 @@ class Host:
 
     def wake(self) -> None:
         """Take a turn soon: what arrives meanwhile shares it."""
-        if self.node is not None:
+        if self.node is not None and not self._between_halves:
             self._turn_no_later_than(self._engine.now + self._plan.turn_s * 0.2)
 
     def _turn_no_later_than(self, time_s: float) -> None:
@@ -265,16 +269,73 @@ class Host:
         self._engine.at(time_s, due)
 
     def _turn(self) -> None:
-        """Take a turn; its outputs leave when the disk is done."""
+        """Take a turn's first half; its messages leave when the disk is done, then comes the rest.
+
+        Without messages the rest comes at once.
+        """
+        node, engine = self.node, self._engine
+        assert node is not None
+        self._take_time(LOG_SHARE)
+        outbox = self._half(node.turn)
+        if outbox is None:
+            return
+        engine.counts["turns"] += 1
+        self.events.turned(self, outbox)
+        if not outbox:
+            self._finish_turn()
+            return
+        self._between_halves = True
+        life = self.life
+
+        def release() -> None:
+            if self.node is not None and self.life == life:
+                self._between_halves = False
+                self.events.released(self, outbox)
+                self._take_time(1 - LOG_SHARE)
+                self._finish_turn()
+
+        engine.at(self._busy_until, release)
+
+    def _finish_turn(self) -> None:
+        """Take a turn's second half; replies and calls leave when the disk is done."""
         node, store, engine = self.node, self.store, self._engine
         assert node is not None
         assert store is not None
+        if store.crash_between_halves:
+            self.crash("crashed between the halves of a turn")
+            return
+        store.applies = True
+        if self._half(node.apply) is None:
+            return
+        store.applies = False
+        self.events.turned(self, {})
+        calls = node.take_calls()
+        if calls:
+            life = self.life
+
+            def release() -> None:
+                if self.node is not None and self.life == life:
+                    for call in calls:
+                        self._carry_out(call)
+
+            engine.at(self._busy_until, release)
+        due_at = engine.now + max(0.0, node.next_turn_at() - self.clock()) / self.rate
+        self._turn_no_later_than(due_at)
+
+    def _take_time(self, share: float) -> None:
+        """Be busy for a share of a turn, from now on."""
+        engine = self._engine
         slow = engine.now < self.disk_slow_until
         duration_s = self.disk_slow_s if slow else self._plan.turn_s
-        self._busy_until = engine.now + duration_s * engine.rng.uniform(0.2, 1.0)
+        self._busy_until = engine.now + share * duration_s * engine.rng.uniform(0.2, 1.0)
+
+    def _half(self, work: Callable[[], Outbox | None]) -> Outbox | None:
+        """Do half of a turn; return what it sends, or None if the process did not survive it."""
+        store = self.store
+        assert store is not None
         self._in_turn = True
         try:
-            outbox = node.turn()
+            outbox = work() or {}
         except SimulatedCrash:
             why = "crashed in a turn"
             if store.crash_after_commit:
@@ -282,31 +343,16 @@ class Host:
             elif store.crash_after_checkpoint:
                 why = "crashed after a checkpoint"
             self.crash(why)
-            return
+            return None
         except DiskError:
             # The server ends the process here: `fatal.die`.
             self.crash("stopped at a failed commit")
-            return
+            return None
         finally:
             self._in_turn = False
         if self.strict:
-            require(not store.uncommitted, "a turn ended with something not committed")
-        engine.counts["turns"] += 1
-        self.events.turned(self, outbox)
-        calls = node.take_calls()
-        if outbox or calls:
-            life = self.life
-
-            def release() -> None:
-                if self.node is not None and self.life == life:
-                    if outbox:
-                        self.events.released(self, outbox)
-                    for call in calls:
-                        self._carry_out(call)
-
-            engine.at(self._busy_until, release)
-        due_at = engine.now + max(0.0, node.next_turn_at() - self.clock()) / self.rate
-        self._turn_no_later_than(due_at)
+            require(not store.uncommitted, "half a turn ended with something not committed")
+        return outbox
 
     def _carry_out(self, call: ShardCall) -> None:
         """Send a command of the coordinator to another shard; its end reaches this life only."""

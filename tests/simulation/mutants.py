@@ -27,7 +27,7 @@ from ledger_node.raft.library import SyncObj
 from ledger_node.raft.progress import Progress
 from ledger_node.raft.replica import Replica
 from ledger_node.state_machine import StateMachine
-from ledger_node.store import ShardTables, Store, StoredRaftLog
+from ledger_node.store import ShardTables, StoredRaftLog
 from ledger_node.store_balances import BalanceTables
 from ledger_node.store_log import LogTables
 from tests.simulation.disk import DiskError, SimulatedStore
@@ -135,40 +135,58 @@ def _count_votes() -> list[Patch]:
 
 @mutant("messages and replies leave before the commit of their turn")
 def _persist_after_send() -> list[Patch]:
-    turn = Node.turn
+    turn, apply = Node.turn, Node.apply
 
     def late(self: Any) -> Any:
         store = self._store
-        store.end_turn(self._clock)  # what the last turn wrote
-        store.end_turn = lambda _clock: None
+        store.commit_log()  # what the last turn wrote
+        store.end_turn(self._clock)
+        store.commit_log = lambda: None
         try:
             return turn(self)
         finally:
+            del store.commit_log
+
+    def later(self: Any) -> None:
+        store = self._store
+        store.end_turn = lambda _clock: None
+        try:
+            apply(self)
+        finally:
             del store.end_turn
 
-    return [(Node, "turn", late)]
+    return [(Node, "turn", late), (Node, "apply", later)]
+
+
+def _before_commit(early: Callable[[Any], None]) -> list[Patch]:
+    """Let nodes do something right before the log of a turn is committed."""
+    turn = Node.turn
+
+    def hasty(self: Any) -> Any:
+        store, commit_log = self._store, self._store.commit_log
+
+        def commit() -> None:
+            early(self)
+            commit_log()
+
+        store.commit_log = commit
+        try:
+            return turn(self)
+        finally:
+            del store.commit_log
+
+    return [(Node, "turn", hasty)]
 
 
 @mutant("replies leave before the commit of their turn")
 def _acknowledge_before_commit() -> list[Patch]:
-    turn = Node.turn
+    def acknowledge(node: Any) -> None:
+        for replica in node._replicas.values():
+            replica.group.apply(node._clock())
+            for complete in replica.group.take_completions():
+                complete()
 
-    def early(self: Any) -> Any:
-        store, end_turn = self._store, self._store.end_turn
-
-        def acknowledge(clock: Callable[[], float]) -> None:
-            for replica in self._replicas.values():
-                for complete in replica.group.take_completions():
-                    complete()
-            end_turn(clock)
-
-        store.end_turn = acknowledge
-        try:
-            return turn(self)
-        finally:
-            del store.end_turn
-
-    return [(Node, "turn", early)]
+    return _before_commit(acknowledge)
 
 
 @mutant("a failed commit is ignored")
@@ -232,14 +250,13 @@ def _cut_early() -> list[Patch]:
 
 @mutant("the state is durable before the log that led to it")
 def _state_first() -> list[Patch]:
-    end_turn = Store.end_turn
+    def hasty(node: Any) -> None:
+        for replica in node._replicas.values():
+            replica.group.apply(node._clock())
+        node._store._write_back()
+        node._store._state.commit()
 
-    def hasty(self: Any, clock: Callable[[], float]) -> None:
-        self._write_back()
-        self._state.commit()
-        end_turn(self, clock)
-
-    return [(SimulatedStore, "end_turn", hasty)]
+    return _before_commit(hasty)
 
 
 @mutant("a checkpoint is made without the balances in memory")

@@ -109,6 +109,7 @@ class Bounds(msgspec.Struct, frozen=True):
     message_bytes: int = 1 << 20
     flush_messages: int = 2
     apply_entries: int = 64
+    gather_entries: int = 16
     hint_steps: int = 1024
     window_bytes: int = 2 << 20
     window_entries: int = 2048
@@ -203,7 +204,7 @@ def draw_plan(seed: int, *, length: float = 1.0) -> Plan:
         shards=rng.choice((2, 2, 3, 4)),
         pre_vote=rng.random() < 1 / 3,
         timing=timing,
-        bounds=_draw_checkpoints(seed, _draw_bounds(rng, timing), timing),
+        bounds=_draw_late_bounds(seed, _draw_bounds(rng, timing), timing),
         network=_draw_network(rng, timing),
         turn_s=rng.choice((0.0002, 0.001, 0.004)),
         run_s=run_s,
@@ -253,10 +254,12 @@ def _draw_bounds(rng: random.Random, timing: Timing) -> Bounds:
     )
 
 
-def _draw_checkpoints(seed: int, bounds: Bounds, timing: Timing) -> Bounds:
+def _draw_late_bounds(seed: int, bounds: Bounds, timing: Timing) -> Bounds:
+    """Draw when the state follows the log: in memory, and on disk."""
     rng = random.Random(f"checkpoints {seed}")
     interval_s = rng.choice((0.0, 0.02, 0.15, 0.15, timing.election_max_s * 2))
-    return msgspec.structs.replace(bounds, checkpoint_s=interval_s)
+    gather_entries = rng.choice((1, 3, 16, 16))
+    return msgspec.structs.replace(bounds, checkpoint_s=interval_s, gather_entries=gather_entries)
 
 
 def _draw_network(rng: random.Random, timing: Timing) -> NetworkPlan:

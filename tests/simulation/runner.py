@@ -14,7 +14,7 @@ from ledger_node import coordinator
 from ledger_node import node as node_module
 from ledger_node import store as store_module
 from ledger_node.books import InvariantError
-from ledger_node.raft import FatalRaftError, journal, progress, replica, snapshots
+from ledger_node.raft import FatalRaftError, applying, journal, progress, replica, snapshots
 from ledger_node.store import ShardTables, StoreCorruptError
 from tests.simulation import across
 from tests.simulation.checks import Checks
@@ -97,7 +97,8 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (replica, "MESSAGE_ENTRIES_MAX", bounds.message_entries),
             (replica, "MESSAGE_BYTES_MAX", bounds.message_bytes),
             (replica, "FLUSH_MESSAGES_MAX", bounds.flush_messages),
-            (replica, "APPLY_ENTRIES_MAX", bounds.apply_entries),
+            (applying, "APPLY_ENTRIES_MAX", bounds.apply_entries),
+            (applying, "GATHER_ENTRIES_MAX", bounds.gather_entries),
             (replica, "HINT_STEPS_MAX", bounds.hint_steps),
             (progress, "WINDOW_BYTES_MAX", bounds.window_bytes),
             (progress, "WINDOW_ENTRIES_MAX", bounds.window_entries),
@@ -178,7 +179,7 @@ class Cluster:
         self.checks.wiped(host)
 
     def turned(self, host: Host, outbox: Outbox) -> None:
-        """Check, and add to the trace."""
+        """Check, and add what will be sent to the trace."""
         if outbox:
             note = self.engine.note
             for peer_id in sorted(outbox):

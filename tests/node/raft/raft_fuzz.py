@@ -18,6 +18,7 @@ from ledger_node.raft import (
     RaftTiming,
     Role,
     StreamSlots,
+    applying,
     journal,
     progress,
     replica,
@@ -32,7 +33,7 @@ def draw_bounds(rnd: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replica, "MESSAGE_ENTRIES_MAX", rnd.choice([1, 2, 5, 512]))
     patch.setattr(replica, "MESSAGE_BYTES_MAX", rnd.choice([12, 40, 1 << 20]))
     patch.setattr(replica, "FLUSH_MESSAGES_MAX", rnd.choice([1, 2, 4]))
-    patch.setattr(replica, "APPLY_ENTRIES_MAX", rnd.choice([1, 3, 64]))
+    patch.setattr(applying, "APPLY_ENTRIES_MAX", rnd.choice([1, 3, 64]))
     patch.setattr(replica, "HINT_STEPS_MAX", rnd.choice([1, 3, 1024]))
     patch.setattr(progress, "WINDOW_BYTES_MAX", rnd.choice([12, 60, 4 << 20]))
     patch.setattr(progress, "WINDOW_ENTRIES_MAX", rnd.choice([1, 4, 2048]))
@@ -43,6 +44,12 @@ def draw_bounds(rnd: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(snapshots, "WINDOW_CHUNKS", rnd.choice([1, 2, 4]))
     patch.setattr(snapshots, "RESEND_S", rnd.choice([0.02, 0.1, 0.2]))
     patch.setattr(snapshots, "IDLE_S_MAX", rnd.choice([1.5, 10.0]))
+    patch.setattr(applying, "GATHER_ENTRIES_MAX", rnd.choice([1, 4, 16]))
+
+
+def group_gathers(host: Host) -> bool:
+    group = host.group
+    return group.applied_index < group.commit_index and not group.has_pending_work
 
 
 def is_vote(encoded: bytes) -> bool:
@@ -72,6 +79,7 @@ class Fuzz:
         self.acked: dict[int, bytes] = {}
         self.acked_max = 0
         self.checked_to = dict.fromkeys(self.names, 0)
+        self.applied_to = dict.fromkeys(self.names, 0)
         self.term_seen = dict.fromkeys(self.names, 0)
         self.proposals = 0
 
@@ -87,6 +95,7 @@ class Fuzz:
         self.duplicate = 0.0 if self.fifo else rnd.choice([0.0, 0.1, 0.4])
         self.keep_links = not self.fifo and rnd.choice([True, False])
         self.die = rnd.choice([0.0, 0.0, 0.002, 0.01, 0.05])
+        self.gathers = rnd.choice([0.0, 0.7, 0.95])
         events: dict[Callable[[], None], float] = {
             self.deliver_some: rnd.choice([40, 80, 160]),
             self.pass_time: rnd.choice([5, 15, 40]),
@@ -128,7 +137,7 @@ class Fuzz:
             log_limits=self.log_limits,
             slots=StreamSlots(self.slots),
         )
-        self.checked_to[name] = 0
+        self.checked_to[name] = self.applied_to[name] = 0
 
     def crash(self, name: str) -> None:
         self.stores[name].crash()
@@ -144,17 +153,23 @@ class Fuzz:
         inbound: Iterable[tuple[str, RaftMessage]] = (),
         work: Iterable[Work] = (),
     ) -> None:
-        die = self.rnd.random() < self.die
-        released = self.hosts[name].turn(self.clock[name], inbound, work, die)
-        if released is None:
+        host, now = self.hosts[name], self.clock[name]
+        messages = host.begin(now, inbound, work, die=self.rnd.random() < self.die / 2)
+        if messages is None:
             self.crash(name)
             return
         self.check(name)
         self.counts["installs"] += self.stores[name].take_installs()
-        messages, completions = released
         for peer, message in messages:
             if (name, peer) not in self.cut:
                 self.links[name, peer].append(message.SerializeToString())
+        if self.rnd.random() < self.die / 2:
+            self.counts["crashes between halves"] += 1
+            self.crash(name)
+            return
+        completions = host.apply(now, may_gather=self.rnd.random() < self.gathers)
+        self.counts["gathered"] += group_gathers(host)
+        self.check_applied(name)
         for completion in completions:
             completion()
 
@@ -190,9 +205,16 @@ class Fuzz:
                 self.committed[index] = entry
                 self.commit_term[index] = group.term
             assert self.committed[index] == entry, "two commits at one index"
-            if index <= group.applied_index and entry[1][0] == 0:
-                assert image.state[index] == entry[1][1:], "applied something else"
         self.checked_to[name] = group.commit_index
+
+    def check_applied(self, name: str) -> None:
+        group, image = self.hosts[name].group, self.stores[name].disk
+        assert group.applied_index <= group.commit_index
+        for index in range(self.applied_to[name] + 1, group.applied_index + 1):
+            known = self.committed.get(index)
+            if known is not None and known[1][0] == 0:
+                assert image.state[index] == known[1][1:], "applied something else"
+        self.applied_to[name] = group.applied_index
 
     def done(self, payload: bytes) -> Callable[[ProposalOutcome, int, int | None], None]:
         calls: list[ProposalOutcome] = []
@@ -359,7 +381,7 @@ class Fuzz:
     def recover(self) -> None:
         """Heal everything: a new write must be applied everywhere, and nothing be lost."""
         self.cut.clear()
-        self.die = self.duplicate = 0.0
+        self.die = self.duplicate = self.gathers = 0.0
         for name in self.names:
             if name not in self.hosts:
                 self.start(name)

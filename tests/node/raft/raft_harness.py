@@ -1,13 +1,15 @@
 """A cluster of Raft groups in memory: simulated time, disks that forget, links that lose.
 
 Every replica lives in a host that works in turns as a node does: feed, tick, flush, commit,
-release. A crash loses what the last commit did not cover.
+release messages, and then apply, release completions. A crash loses what the last commit did not
+cover.
 """
 
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
 from ledger_node.raft import (
@@ -160,6 +162,9 @@ class MemoryStore:
         self._writes: list[Callable[[Image], None]] = []
         self._staging = False
         self._installs = 0
+        self.log_writes = 0
+        self.runs: list[int] = []
+        """How many entries were applied in one go, each time."""
 
     def take_installs(self) -> int:
         installs, self._installs = self._installs, 0
@@ -184,13 +189,13 @@ class MemoryStore:
         return self.view.term, self.view.voted_for
 
     def save_hard_state(self, term: int, voted_for: str | None) -> None:
-        self._write(lambda image: image.save_hard_state(term, voted_for))
+        self._write_log(lambda image: image.save_hard_state(term, voted_for))
 
     def load_standing(self) -> Standing | None:
         return self.view.standing
 
     def save_standing(self, standing: Standing) -> None:
-        self._write(lambda image: image.save_standing(standing))
+        self._write_log(lambda image: image.save_standing(standing))
 
     def applied_index(self) -> int:
         return self.view.applied
@@ -222,13 +227,13 @@ class MemoryStore:
         return entry
 
     def append(self, index: int, term: int, payload: bytes) -> None:
-        self._write(lambda image: image.append(index, term, payload))
+        self._write_log(lambda image: image.append(index, term, payload))
 
     def truncate_from(self, index: int) -> None:
-        self._write(lambda image: image.truncate_from(index))
+        self._write_log(lambda image: image.truncate_from(index))
 
     def drop_before(self, index: int) -> None:
-        self._write(lambda image: image.drop_before(index))
+        self._write_log(lambda image: image.drop_before(index))
 
     def open_snapshot(self) -> MemoryReader:
         self.readers.append(MemoryReader(self.disk))
@@ -257,15 +262,21 @@ class MemoryStore:
         self._write(lambda image: image.finish_install(index, term))
 
     def restart_at(self, index: int, term: int, payload: bytes) -> None:
-        self._write(lambda image: image.restart_at(index, term, payload))
+        self._write_log(lambda image: image.restart_at(index, term, payload))
 
     def tidy(self) -> None:
         if self.view.spare is not None and not self._staging:
             self._write(Image.clear_spare)
 
-    def apply(self, index: int, payload: bytes) -> int:
-        self._write(lambda image: image.apply(index, payload))
-        return index
+    def _write_log(self, write: Callable[[Image], None]) -> None:
+        self.log_writes += 1
+        self._write(write)
+
+    def apply(self, entries: Sequence[tuple[int, bytes]], wanted: bool) -> Sequence[int]:
+        for index, payload in entries:
+            self._write(partial(Image.apply, index=index, payload=payload))
+        self.runs.append(len(entries))
+        return [index for index, _payload in entries] if wanted else ()
 
 
 class Host:
@@ -313,8 +324,20 @@ class Host:
         inbound: Iterable[tuple[str, RaftMessage]] = (),
         work: Iterable[Work] = (),
         die: bool = False,
+        may_gather: bool = False,
     ) -> tuple[list[tuple[str, RaftMessage]], list[Callable[[], None]]] | None:
         """One turn; None if the process died before its commit."""
+        messages = self.begin(now, inbound, work, die)
+        return None if messages is None else (messages, self.apply(now, may_gather))
+
+    def begin(
+        self,
+        now: float,
+        inbound: Iterable[tuple[str, RaftMessage]] = (),
+        work: Iterable[Work] = (),
+        die: bool = False,
+    ) -> list[tuple[str, RaftMessage]] | None:
+        """The first half of a turn: what it sends; None if the process died before its commit."""
         group = self.group
         for peer, message in inbound:
             group.receive(now, peer, message)
@@ -325,7 +348,15 @@ class Host:
         if die:
             return None
         self.store.commit()
-        return group.take_messages(), group.take_completions()
+        return group.take_messages()
+
+    def apply(self, now: float, may_gather: bool = False) -> list[Callable[[], None]]:
+        """The second half of a turn: what it completes."""
+        written = self.store.log_writes
+        self.group.apply(now, may_gather=may_gather)
+        assert self.store.log_writes == written, "the second half wrote to the log"
+        self.store.commit()
+        return self.group.take_completions()
 
 
 class Cluster:

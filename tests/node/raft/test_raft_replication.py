@@ -9,7 +9,7 @@ from ledger.internal.v1.peer_pb2 import (
     LogEntry,
     RaftMessage,
 )
-from ledger_node.raft import FatalRaftError, ProposalOutcome, progress, replica
+from ledger_node.raft import FatalRaftError, ProposalOutcome, applying, progress, replica
 
 
 def append(
@@ -335,7 +335,7 @@ def test_the_heartbeats_of_all_groups_of_a_node_fall_together() -> None:
 
 
 def test_a_follower_knows_how_current_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "APPLY_ENTRIES_MAX", 1)
+    monkeypatch.setattr(applying, "APPLY_ENTRIES_MAX", 1)
     c = Cluster("ABC")
     assert c.group("B").current_at is None
     c.elect("A", "BC")

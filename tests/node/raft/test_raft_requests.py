@@ -1,13 +1,14 @@
 """Proposals, apply and reads: what a client may be told, and when."""
 
 import random
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
 from raft_harness import CALM, Cluster, MemoryStore
 
 from ledger.internal.v1.peer_pb2 import RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY, RaftMessage
-from ledger_node.raft import FatalRaftError, ProposalOutcome, RaftGroup, replica
+from ledger_node.raft import FatalRaftError, ProposalOutcome, RaftGroup, applying
 
 
 def test_a_proposal_is_acknowledged_once_a_majority_has_it_on_disk() -> None:
@@ -105,8 +106,8 @@ def test_apply_is_resumed_after_a_restart_and_repeats_nothing() -> None:
     assert [c.state(name) for name in c.names] == [[b"1", b"2", b"3"]] * 3
 
 
-def test_apply_is_bounded_per_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "APPLY_ENTRIES_MAX", 2)
+def test_apply_is_bounded_per_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "APPLY_ENTRIES_MAX", 2)
     c = Cluster("A")
     c.campaign("A")
     c.propose("A", b"1", b"2", b"3")
@@ -115,7 +116,7 @@ def test_apply_is_bounded_per_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     c.turn("A")
     assert c.state("A") == [b"1", b"2", b"3"]
     assert not c.group("A").has_pending_work
-    monkeypatch.setattr(replica, "APPLY_BYTES_MAX", 3)
+    monkeypatch.setattr(applying, "APPLY_BYTES_MAX", 3)
     c.propose("A", b"xx", b"yy")
     assert c.state("A")[3:] == [b"xx"]
 
@@ -124,8 +125,8 @@ def test_an_exception_in_apply_passes_through_and_applies_nothing_twice() -> Non
     store = MemoryStore()
     calls: list[bytes] = []
 
-    def apply(index: int, payload: bytes) -> int:
-        calls.append(payload)
+    def apply(entries: Sequence[tuple[int, bytes]], _wanted: bool) -> Sequence[int]:
+        calls.extend(payload for _index, payload in entries)
         raise RuntimeError("broken")
 
     group = RaftGroup(
@@ -140,8 +141,9 @@ def test_an_exception_in_apply_passes_through_and_applies_nothing_twice() -> Non
     )
     group.tick(1e6)
     group.propose(1e6, b"x", lambda outcome, index, result: None)
+    group.tick(1e6)
     with pytest.raises(RuntimeError, match="broken"):
-        group.tick(1e6)
+        group.apply(1e6)
     assert calls == [b"x"]
     assert group.take_completions() == []
 
@@ -257,7 +259,7 @@ def test_a_new_leader_reads_only_after_its_no_op() -> None:
 
 
 def test_a_read_waits_until_its_index_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "APPLY_ENTRIES_MAX", 1)
+    monkeypatch.setattr(applying, "APPLY_ENTRIES_MAX", 1)
     c = Cluster("A")
     c.campaign("A")
     c.turn("A")
