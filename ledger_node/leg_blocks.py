@@ -22,12 +22,7 @@ from ledger_core.transfer_legs import leg_command, prepare_of
 from ledger_node.books import Books
 from ledger_node.commit_rules import PARTICIPANT_MARK, prepare, prepared_record
 from ledger_node.leg_booking import begin
-from ledger_node.leg_records import (
-    home_template,
-    participant_template,
-    prepare_template,
-    prepare_who,
-)
+from ledger_node.leg_records import home_template, participant_template
 from ledger_node.leg_rules import (
     commit_each,
     committed_record,
@@ -56,7 +51,6 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         prepared = prepare_of(block, item, books.shard_id)
         clearing: list[EntryRecord] = []
         if why is None:
-            books.tables.save_undecided(int(work.numbers[item]), prepared)
             clearing = clearing_entries(
                 books,
                 prepared.transaction,
@@ -67,14 +61,8 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         return prepared_record(books, prepared, why, clearing)
 
     work.record(participant_template(work.book_number, block.currency), record_of)
-    plain = work.plain_items()
-    if len(plain):
-        template = prepare_template(block.ledger, block.currency, books.shard_id)
-        books.tables.put_undecided(
-            number_keys(work.numbers[plain]), work.rows(template, plain, prepare_who)
-        )
     numbers = work.numbers[work.taken]
-    books.tables.put_pending(number_keys(numbers))
+    books.tables.put_undecided(number_keys(numbers))
     # Whoever sent the block finishes it, unless he is gone.
     books.undecided_later += numbers.tolist()
     refused = work.refused

@@ -188,7 +188,6 @@ class LegBooking:
             "peer": big_endian(peer_shards(block)[items]),
             "time": big_endian(np.array([self.books.meta.time_us])),
             "number": np.zeros((1, 8), np.uint8),
-            "routing": big_endian(np.array([block.routing_id], np.uint64)),
             "origin": self.origins[items],
             "request_id": uuid_texts(self.origins[items, :16]),
             # As `Direction` has them, 1 and 2: the forms are named after the first entry's side.

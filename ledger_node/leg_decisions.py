@@ -61,7 +61,7 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
         books.tables.put_transactions(number_keys(work.numbers[items]), rows)
     if ends.any():
         _book(books, block, work, ends.nonzero()[0])
-        books.tables.drop_decided(number_keys(work.numbers[ends]))
+        books.tables.drop_undecided_all(number_keys(work.numbers[ends]))
     for item in (work.numbers == 0).nonzero()[0].tolist():
         apply_decision(books, decision_of(block, item))
     return Done()

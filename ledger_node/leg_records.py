@@ -14,11 +14,6 @@ from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
-    NO_HASH,
-    CreateTransaction,
-    Entry,
-    Prepare,
-    Source,
     TransferPart,
 )
 from ledger_core.ledgers import Currency
@@ -31,7 +26,7 @@ from ledger_node.store_leg_columns import CHECKSUM_BYTES, KeptRows
 _encode = msgspec.msgpack.Encoder().encode
 _decode_who = msgspec.msgpack.Decoder(tuple[str, str, str]).decode
 
-_HOME, _OTHER, _CLEARING, _AMOUNT, _TIME, _NUMBER, _ROUTING = U64_MARKS[:7]
+_HOME, _OTHER, _CLEARING, _AMOUNT, _TIME, _NUMBER = U64_MARKS[:6]
 _PEER = 0x7EE7
 _ORIGIN = b"origin-origin-origin-orig"
 _REQUEST_ID = "request-id-request-id-request-id-36-"
@@ -47,7 +42,6 @@ _U64_COLUMNS = {
     "amount": _AMOUNT,
     "time": _TIME,
     "number": _NUMBER,
-    "routing": _ROUTING,
 }
 
 
@@ -120,21 +114,6 @@ def participant_template(book: int, currency: Currency) -> LegTemplate:
     record.entries[0] = msgspec.structs.replace(record.entries[0], shard_id=_PEER)
     record.home_shard_id, record.home_number = _PEER, _NUMBER
     return _template(record.encoded(), _encode(_WHO)[1:])
-
-
-@functools.lru_cache(maxsize=1_024)
-def prepare_template(ledger: str, currency: Currency, shard_id: int) -> LegTemplate:
-    """Return the template of what a participant keeps to ask the home: `Prepare`."""
-    source = Source(*_WHO[1:])
-    entries = [
-        Entry(_HOME, Direction.DEBIT, _AMOUNT, currency, _PEER),
-        Entry(_OTHER, Direction.DEBIT, _AMOUNT, currency, shard_id),
-    ]
-    transaction = CreateTransaction(
-        _HOME, 0, "", True, _REQUEST_ID, entries, ledger, actor=_WHO[0], source=source
-    )
-    prepared = Prepare(_ROUTING, _ORIGIN, NO_HASH, _PEER, transaction)
-    return _template(_encode(prepared), _encode((_WHO[0], source))[1:])
 
 
 # Records that are decided
@@ -249,11 +228,6 @@ def uuid_texts(raw: Bytes) -> Bytes:
 def record_who(part: TransferPart) -> bytes:
     """Return who asked, as a record has it."""
     return _encode((part.actor, part.source.correlation_id, part.source.peer))[1:]
-
-
-def prepare_who(part: TransferPart) -> bytes:
-    """Return who asked, as a Prepare has it."""
-    return _encode((part.actor, part.source))[1:]
 
 
 def joined(heads: Bytes, middles: bytes | Sequence[bytes], tails: Bytes) -> KeptRows:

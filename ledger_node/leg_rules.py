@@ -60,7 +60,7 @@ def prepare_each(books: Books, block: PrepareTransfers) -> TransferVotesView:
     refused = {}
     before = len(books.undecided)
     for index in range(len(block.forms)):
-        vote = prepare(books, prepare_of(block, index, books.shard_id))
+        vote = prepare(books, prepare_of(block, index, books.shard_id), of_block=True)
         if vote.refused is not None:
             refused[index] = vote.refused
     # Whoever sent the block finishes it, unless he is gone.

@@ -31,8 +31,10 @@ def prove_indexes(proof: Proof) -> None:
     _prove_log(proof)
     _prove_requests(proof)
     _prove_in_flight(proof)
-    for key, prepare in proof.rows("undecided", lambda _key, row: _decode_prepare(row)):
+    for key, prepare in proof.rows("undecided", lambda _key, row: row and _decode_prepare(row)):
         (number,) = key_numbers("undecided", key)
+        if not prepare:
+            continue  # Its record tells what was prepared, and is checked for itself.
         record = _transaction(proof, number)
         if record is not None and record.origin != prepare.origin:
             name = proof.transaction(number)

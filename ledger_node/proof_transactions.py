@@ -277,7 +277,7 @@ class _KeySum:
 
 
 def _pending_keys(_proof: Proof, number: int, record: TransactionRecord) -> Iterator[bytes]:
-    if record.status in _OPEN:
+    if record.is_pending:
         yield number.to_bytes(8)
 
 
@@ -287,7 +287,7 @@ def _expiration_keys(_proof: Proof, number: int, record: TransactionRecord) -> I
 
 
 def _undecided_keys(_proof: Proof, number: int, record: TransactionRecord) -> Iterator[bytes]:
-    if record.status is TransactionStatus.UNDECIDED and record.home_shard_id is not None:
+    if record.awaits_home:
         yield number.to_bytes(8)
 
 

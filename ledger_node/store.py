@@ -38,7 +38,8 @@ In the state:
     ledgers        name -> LedgerRecord, of the ledgers that this shard keeps
     names          ledger, 0, name -> NameRecord, of the account names that this shard keeps
     in_flight      transaction number -> InFlightRecord: the home has to tell its participants
-    undecided      transaction number -> Prepare: a participant waits for the home's decision
+    undecided      transaction number -> Prepare, or nothing where the record tells what was
+                   prepared: a participant waits for the home's decision
     expirations    time, transaction number -> nothing: pending transactions that will expire
     journal        running number -> JournalRecord: log entries, kept for good, and the hash chain
     account_events slot, journal number, ordinal -> AccountEventRecord
@@ -47,7 +48,7 @@ In the state:
     total_marks    group number, block of entries -> sums before the block
     effective_sums subject, level, bucket of effective time -> sums (`EFFECTIVE_SHIFTS`)
     effective_log  subject, time of recording -> sums of what has an effective time of its own
-    pending        transaction number -> nothing: those with money reserved here
+    pending        transaction number -> nothing: those with money reserved here, but undecided
     settlements    book, day -> SettlementRecord
     references     digest, transaction number -> nothing: by external reference and metadata key
 

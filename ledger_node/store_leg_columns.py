@@ -4,13 +4,16 @@ LMDB's own loops (`getmulti`, `putmulti`) find and store them. Keys are best sor
 neighbours share the pages that are walked.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+import zlib
+from collections.abc import Sequence
 from typing import Final
 
 import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger_core.transfers import split_rows
 from ledger_node.store_columns import ColumnTables
 
 Rows = list[tuple[bytes, bytes]]
@@ -27,7 +30,6 @@ class LegTables(ColumnTables):
 
     _in_flight: lmdb._Database
     _undecided: lmdb._Database
-    _pending: lmdb._Database
 
     def find_requests(self, keys: Sequence[bytes]) -> Rows:
         """Return the sealed `RequestRow`s of the requests that are known."""
@@ -41,28 +43,30 @@ class LegTables(ColumnTables):
         """Store the encoded `TransactionRecord`s of transactions, new or changed."""
         self._store(self._transactions, numbers, rows)
 
-    def put_undecided(self, numbers: Sequence[bytes], rows: KeptRows) -> None:
-        """Note that this shard waits for decisions: the encoded `Prepare`s."""
-        self._store(self._undecided, numbers, rows)
+    def put_undecided(self, numbers: Sequence[bytes]) -> None:
+        """Note that this shard waits for decisions; the records tell what it prepared."""
+        self._put_notes(self._undecided, numbers, b"")
 
     def put_in_flight(self, numbers: Sequence[bytes], row: bytes) -> None:
         """Note that participants have to be told: one `InFlightRecord` for all."""
-        self._store(self._in_flight, numbers, [row] * len(numbers))
+        self._put_notes(self._in_flight, numbers, row)
 
-    def put_pending(self, numbers: Iterable[bytes]) -> None:
-        """Note that transactions have reserved money here."""
-        with self._source.txn.cursor(self._pending) as cursor:
-            cursor.putmulti([(number, b"") for number in numbers])
-
-    def drop_decided(self, numbers: Sequence[bytes]) -> None:
-        """Note that this shard has the decisions: nothing is reserved for them any more."""
+    def drop_undecided_all(self, numbers: Sequence[bytes]) -> None:
+        """Note that this shard has the decisions."""
         self._drop(self._undecided, numbers)
-        self._drop(self._pending, numbers)
 
     def drop_in_flight_if(self, numbers: Sequence[bytes], row: bytes) -> None:
         """Note that participants have been told, of those whose `InFlightRecord` is ``row``."""
-        found = self._found(self._in_flight, numbers)
-        self._drop(self._in_flight, [number for number, sealed in found if sealed[:-4] == row])
+        found = self._get_many(self._in_flight, numbers)
+        if found != _notes(numbers, row):
+            # Some are missing, or are of other kinds.
+            found = self._find_rows(self._in_flight, numbers)
+            numbers = [number for number, sealed in found if sealed[:-CHECKSUM_BYTES] == row]
+        self._drop(self._in_flight, numbers)
+
+    def _put_notes(self, table: lmdb._Database, keys: Sequence[bytes], row: bytes) -> None:
+        with self._source.txn.cursor(table) as cursor:
+            cursor.putmulti(_notes(keys, row))
 
     def _drop(self, table: lmdb._Database, keys: Sequence[bytes]) -> None:
         """Remove rows; most are neighbours, and the cursor goes on to the next by itself."""
@@ -81,6 +85,15 @@ class LegTables(ColumnTables):
             self._put_sealed(table, keys, rows.view(f"V{rows.shape[1]}")[:, 0])
         else:
             self._put_rows(table, keys, rows)
+
+
+def _notes(keys: Sequence[bytes], row: bytes) -> Rows:
+    """Return a row under many keys, each with its checksum."""
+    checksums = map(zlib.crc32, itertools.repeat(row), map(zlib.crc32, keys))
+    sealed = np.empty((len(keys), len(row) + CHECKSUM_BYTES), np.uint8)
+    sealed[:, : len(row)] = np.frombuffer(row, np.uint8)
+    sealed[:, len(row) :] = np.array([*checksums], "<u4").view(np.uint8).reshape(-1, CHECKSUM_BYTES)
+    return [*zip(keys, split_rows(sealed), strict=True)]
 
 
 def number_keys(numbers: NDArray[np.integer]) -> list[bytes]:

@@ -84,7 +84,6 @@ _decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
 _decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
 _decode_name = msgspec.msgpack.Decoder(NameRecord).decode
 _decode_in_flight = msgspec.msgpack.Decoder(InFlightRecord).decode
-_decode_prepare = msgspec.msgpack.Decoder(Prepare).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,14 +376,17 @@ class ShardTables(HistoryTables, LegTables):
                 found.append(number)
         return found
 
-    def find_undecided(self, number: int) -> Prepare | None:
-        """Return what this shard prepared, while it waits for the decision."""
-        data = self._get_row(self._undecided, _U64.pack(number))
-        return None if data is None else _decode_prepare(data)
+    def find_undecided(self, number: int) -> bytes | None:
+        """Return the encoded `Prepare` whose decision this shard waits for.
 
-    def save_undecided(self, number: int, prepare: Prepare) -> None:
-        """Note that this shard waits for a decision."""
-        self._put_row(self._undecided, _U64.pack(number), _encode(prepare))
+        Empty where the transaction's record tells all of it: `prepared.find_prepared`.
+        """
+        return self._get_row(self._undecided, _U64.pack(number))
+
+    def save_undecided(self, number: int, prepare: Prepare | None) -> None:
+        """Note that this shard waits for a decision; None: the record tells what it prepared."""
+        row = b"" if prepare is None else _encode(prepare)
+        self._put_row(self._undecided, _U64.pack(number), row)
 
     def drop_undecided(self, number: int) -> None:
         """Note that this shard has the decision."""

@@ -299,7 +299,7 @@ def rows_of(tables: object, name: str) -> dict[bytes, object]:
             if name == "transactions":
                 row = TransactionRecord.decoded(value[:-4])
             elif name == "undecided":
-                row = msgspec.msgpack.decode(value[:-4], type=Prepare)
+                row = value[:-4] and msgspec.msgpack.decode(value[:-4], type=Prepare)
             found[bytes(key)] = row
     return found
 
