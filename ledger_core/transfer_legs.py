@@ -200,6 +200,8 @@ def legs_fault(block: TransfersBetweenShards, shard_id: int) -> str | None:
     elif isinstance(block, ApplyTransfers):
         count = len(block.statuses)
         columns = {8: [block.first_accounts, block.numbers], 16: [block.request_ids]}
+        if block.prepared:
+            columns[8].append(block.prepared)
     else:
         count = len(block.forms)
         columns = {

@@ -70,7 +70,7 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         vote = prepare(books, prepare_of(block, item, books.shard_id))
         if vote.refused is not None:
             refused[item] = vote.refused
-    return TransferVotesView(dict(sorted(refused.items())))
+    return TransferVotesView(dict(sorted(refused.items())), work.numbers.astype("<u8").tobytes())
 
 
 def commit_transfers(

@@ -94,10 +94,34 @@ class _Work:
 
 def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     """Look at all that a block names; None where it is to be done item by item."""
-    keys = origin_keys(origin_rows(block.first_accounts, block.request_ids), PARTICIPANT_MARK)
+    books.write_rows()
+    origins = origin_rows(block.first_accounts, block.request_ids)
+    return _read_prepared(books, block, origins) or _read_requested(books, block, origins)
+
+
+def _read_prepared(books: Books, block: ApplyTransfers, origins: Bytes) -> _Work | None:
+    """Look where the block says that they are; None unless all are there, plain, and settle."""
+    numbers, count = u64_column(block.prepared), len(block.statuses)
+    keys = number_keys(numbers)
+    if len(keys) < count or len({*keys}) < count or block.refused:
+        return None
+    found = books.tables.find_transactions(keys)
+    if len(found) < count:
+        return None
+    work = _Work(count)
+    work.numbers[:] = numbers
+    _recognise(books, block, work, dict(enumerate([row for _, row in found])), origins)
+    # What the origins do not fit is another transaction than the block means.
+    if not work.undecided.all() or float(work.amounts.sum(dtype=np.float64)) >= _SUM_MAX:
+        return None
+    return work
+
+
+def _read_requested(books: Books, block: ApplyTransfers, origins: Bytes) -> _Work | None:
+    """Look for all by their requests; None where it is to be done item by item."""
+    keys = origin_keys(origins, PARTICIPANT_MARK)
     if len({*keys}) < len(keys):
         return None
-    books.write_rows()
     work = _Work(len(keys))
     found = books.tables.find_requests(keys)
     packed = np.frombuffer(b"".join([sealed for _, sealed in found]), _REQUEST)
@@ -111,7 +135,7 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     if len(records) < len(known):
         raise InvariantError("a transaction of a request is missing")
     rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
-    _recognise(books, block, work, rows)
+    _recognise(books, block, work, rows, origins)
     plain = {item for items, _ in work.settled for item in items.tolist()}
     for item in sorted(rows.keys() - plain):
         row = rows[item]
@@ -123,8 +147,10 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     return work
 
 
-def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes]) -> None:
-    """Find the plain records that are to be settled, and settle them."""
+def _recognise(
+    books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes], origins: Bytes
+) -> None:
+    """Find the plain records of these origins that are to be settled, and settle them."""
     by_size: dict[int, list[int]] = {}
     sizes = {*map(len, rows.values())}
     if len(sizes) == 1 and block.statuses == bytes([TransactionStatus.SETTLED]) * len(rows):
@@ -142,7 +168,7 @@ def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int,
                 continue
             currency = Currency(book.currency, book.currency_exponent)
             template = participant_template(number, currency)
-            found = find_undecided(template, matrix)
+            found = find_undecided(template, matrix, origins[left])
             if found is None:
                 continue
             items = left[found.places]

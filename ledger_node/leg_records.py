@@ -132,13 +132,17 @@ class Undecided:
     amounts: I64Array
 
 
-def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
-    """Recognise plain records of transfers at their participant, nothing else, by their bytes."""
+def find_undecided(template: LegTemplate, rows: Bytes, origins: Bytes) -> Undecided | None:
+    """Recognise plain records of transfers at their participant, nothing else, by their bytes.
+
+    ``origins`` are what those of the rows must be.
+    """
     head, tail = template.head, template.tail
     if rows.shape[1] <= head.size + tail.size:
         return None
     heads, whos, tails = _cut(template, rows)
     found = head.matches(heads) & tail.matches(tails)
+    found &= (tail.column(tails, "origin") == origins).all(axis=1)
     # Its own effective time, or a number at home, would make it another kind of record.
     found &= (head.column(heads, "time") == tail.column(tails, "time")).all(axis=1)
     found &= (tail.column(tails, "number") == 0).all(axis=1)

@@ -8,6 +8,8 @@ with the request. So nothing is ever undecided at a home, and what it settles it
 once is done here.
 """
 
+import numpy as np
+
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
     NO_HASH,
@@ -57,16 +59,18 @@ from ledger_node.views import refusal_view
 
 def prepare_each(books: Books, block: PrepareTransfers) -> TransferVotesView:
     """At the participant: reserve and vote on each, once; the votes stand."""
-    refused = {}
+    refused, numbers = {}, []
     before = len(books.undecided)
     for index in range(len(block.forms)):
+        number = books.meta.next_transaction
         vote = prepare(books, prepare_of(block, index, books.shard_id), of_block=True)
+        numbers.append(number if books.meta.next_transaction > number else 0)
         if vote.refused is not None:
             refused[index] = vote.refused
     # Whoever sent the block finishes it, unless he is gone.
     books.undecided_later += books.undecided[before:]
     del books.undecided[before:]
-    return TransferVotesView(refused)
+    return TransferVotesView(refused, np.array(numbers, "<u8").tobytes())
 
 
 def commit_each(

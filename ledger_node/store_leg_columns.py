@@ -4,6 +4,7 @@ LMDB's own loops (`getmulti`, `putmulti`) find and store them. Keys are best sor
 neighbours share the pages that are walked.
 """
 
+import functools
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ Rows = list[tuple[bytes, bytes]]
 """Keys with their rows; these end with their checksums, of `CHECKSUM_BYTES`."""
 
 CHECKSUM_BYTES: Final = 4
+
+# CRC-32 of anything that is followed by its CRC-32.
+_RESIDUE: Final = 0x2144DF1C
 
 KeptRows = NDArray[np.uint8] | Sequence[bytes]
 """Rows to be stored: as one array, with room for the checksums at the end, or one by one."""
@@ -77,6 +81,12 @@ class LegTables(ColumnTables):
                     delete()
 
     def _found(self, table: lmdb._Database, keys: Sequence[bytes]) -> Rows:
+        """Return (key, row with its checksum) of those that exist, in order."""
+        found = self._get_many(table, keys)
+        if len({len(sealed) for _, sealed in found}) == 1:
+            joined = b"".join(itertools.chain.from_iterable(found))
+            if zlib.crc32(joined) == residue(len(joined) // len(found), len(found)):
+                return found
         return self._find_rows(table, keys)
 
     def _store(self, table: lmdb._Database, keys: Sequence[bytes], rows: KeptRows) -> None:
@@ -85,6 +95,24 @@ class LegTables(ColumnTables):
             self._put_sealed(table, keys, rows.view(f"V{rows.shape[1]}")[:, 0])
         else:
             self._put_rows(table, keys, rows)
+
+
+@functools.lru_cache(maxsize=256)
+def _residues(_size: int) -> list[int]:
+    return [0]
+
+
+def residue(size: int, count: int) -> int:
+    """Return the CRC-32 of so many sound rows of one size, each with its key before it, joined.
+
+    As `ledger_node.store_columns` explains for balances: one pass over many rows finds a damaged
+    one as surely as a pass over each.
+    """
+    known = _residues(size)
+    zeros = bytes(size)
+    while len(known) <= count:
+        known.append(_RESIDUE ^ zlib.crc32(zeros, known[-1]) ^ zlib.crc32(zeros))
+    return known[count]
 
 
 def _notes(keys: Sequence[bytes], row: bytes) -> Rows:
