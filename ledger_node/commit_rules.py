@@ -15,6 +15,7 @@ Transaction Management in the R* Distributed Database Management System, 1986.)
 """
 
 import msgspec
+import numpy as np
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
@@ -82,7 +83,10 @@ def prepare(books: Books, command: Prepare, *, of_block: bool = False) -> VoteVi
     book_new(books, number, record, kind)
     books.tables.add_request(key, RequestRow(command.body_hash, number, 0))
     if refused is None:
-        books.tables.save_undecided(number, None if of_block else command)
+        if of_block:
+            books.tables.put_undecided(np.array([number]))
+        else:
+            books.tables.save_undecided(number, command)
         books.undecided.append(number)
     return VoteView(refused)
 

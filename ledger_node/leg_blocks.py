@@ -10,9 +10,6 @@ between two shards) makes the block be done item by item (`leg_rules`).
 `tests/node/test_leg_blocks.py` holds every row and every answer against that.
 """
 
-from typing import Final
-
-import msgspec
 import numpy as np
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
@@ -30,13 +27,10 @@ from ledger_node.leg_rules import (
     prepare_each,
     transfers_view,
 )
-from ledger_node.records import EntryRecord, InFlightRecord, TransactionRecord
+from ledger_node.records import EntryRecord, TransactionRecord
 from ledger_node.refusal_rules import refused_status
-from ledger_node.store_leg_columns import number_keys
 from ledger_node.transaction_rules import clearing_entries
 from ledger_node.transfer_rules import Execute
-
-_TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
 
 
 def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesView:
@@ -62,7 +56,7 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
 
     work.record(participant_template(work.book_number, block.currency), record_of)
     numbers = work.numbers[work.taken]
-    books.tables.put_undecided(number_keys(numbers))
+    books.tables.put_undecided(numbers)
     # Whoever sent the block finishes it, unless he is gone.
     books.undecided_later += numbers.tolist()
     refused = work.refused
@@ -96,7 +90,7 @@ def commit_transfers(
 
     refusals = work.record(home_template(work.book_number, block.currency), record_of)
     numbers = work.numbers[work.taken]
-    books.tables.put_in_flight(number_keys(numbers), _TO_TELL)
+    books.tables.put_in_flight(numbers)
     books.in_flight_later += numbers.tolist()
     statuses = np.where(work.taken, np.uint8(TransactionStatus.SETTLED), np.uint8(0))
     for item, why in work.refused.items():

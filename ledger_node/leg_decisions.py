@@ -8,7 +8,6 @@ decoded. Whatever has another shape than a transfer's makes the block be done it
 
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,12 +31,11 @@ from ledger_node.entry_columns import (
 )
 from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
 from ledger_node.leg_rules import apply_each
-from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.records import REQUEST_ROW_BYTES, TransactionRecord
 from ledger_node.row_templates import Bytes
 from ledger_node.store_columns import place_slots
 from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
 
-_TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
 _SUM_MAX: Final = 1 << 62
 # As `RequestRow` packs it.
 _REQUEST: Final = np.dtype(
@@ -61,7 +59,7 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
         books.tables.put_transactions(number_keys(work.numbers[items]), rows)
     if ends.any():
         _book(books, block, work, ends.nonzero()[0])
-        books.tables.drop_undecided_all(number_keys(work.numbers[ends]))
+        books.tables.drop_undecided_all(work.numbers[ends])
     for item in (work.numbers == 0).nonzero()[0].tolist():
         apply_decision(books, decision_of(block, item))
     return Done()
@@ -69,7 +67,7 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
 
 def delivered_transfers(books: Books, block: DeliveredTransfers) -> Done:
     """At the home: the participants have these; nothing is left to tell."""
-    books.tables.drop_in_flight_if(number_keys(u64_column(block.numbers)), _TO_TELL)
+    books.tables.drop_in_flight_all(u64_column(block.numbers))
     return Done()
 
 

@@ -40,7 +40,6 @@ from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, delivered, prepare
 from ledger_node.records import (
     EntryRecord,
-    InFlightRecord,
     ParticipantRecord,
     RequestRow,
     TransactionRecord,
@@ -143,7 +142,7 @@ def commit_transfer(books: Books, command: CreateTransaction, vote: Refused | No
     book_new(books, number, record, EntryKind.POSTED if refused is None else EntryKind.REFUSED)
     books.tables.add_request(record.origin, RequestRow(NO_HASH, number, 0))
     if refused is None:
-        books.tables.save_in_flight(number, InFlightRecord(0))
+        books.tables.put_in_flight(np.array([number]))
         books.in_flight_later.append(number)
     return number
 

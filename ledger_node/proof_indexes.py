@@ -31,10 +31,8 @@ def prove_indexes(proof: Proof) -> None:
     _prove_log(proof)
     _prove_requests(proof)
     _prove_in_flight(proof)
-    for key, prepare in proof.rows("undecided", lambda _key, row: row and _decode_prepare(row)):
+    for key, prepare in proof.rows("undecided", lambda _key, row: _decode_prepare(row)):
         (number,) = key_numbers("undecided", key)
-        if not prepare:
-            continue  # Its record tells what was prepared, and is checked for itself.
         record = _transaction(proof, number)
         if record is not None and record.origin != prepare.origin:
             name = proof.transaction(number)
@@ -92,6 +90,14 @@ def _prove_in_flight(proof: Proof) -> None:
             proof.fault("in_flight", name, f"its transaction has no state {record.state} to tell")
         elif (record.prepare is not None) != (transaction.status is TransactionStatus.UNDECIDED):
             proof.fault("in_flight", name, f"it does not fit its state {transaction.status.name}")
+    for number in proof.numbers_of_bits("in_flight_bits"):
+        transaction = _transaction(proof, number)
+        if transaction is None or not transaction.participants:
+            name = proof.transaction(number)
+            proof.fault("in_flight_bits", name, "there is nothing to tell of it")
+        elif transaction.status is not TransactionStatus.SETTLED:
+            name, status = proof.transaction(number), transaction.status.name
+            proof.fault("in_flight_bits", name, f"it does not fit its state {status}")
     for number in proof.undecided_at_home:
         if not proof.shard.has("in_flight", number.to_bytes(8)):
             name = proof.transaction(number)

@@ -38,8 +38,9 @@ In the state:
     ledgers        name -> LedgerRecord, of the ledgers that this shard keeps
     names          ledger, 0, name -> NameRecord, of the account names that this shard keeps
     in_flight      transaction number -> InFlightRecord: the home has to tell its participants
-    undecided      transaction number -> Prepare, or nothing where the record tells what was
-                   prepared: a participant waits for the home's decision
+    in_flight_bits the same of what blocks have settled: sets of numbers (`store_bits`)
+    undecided      transaction number -> Prepare: a participant waits for the home's decision
+    undecided_bits the same of what blocks have prepared, which the records tell: sets of numbers
     expirations    time, transaction number -> nothing: pending transactions that will expire
     journal        running number -> JournalRecord: log entries, kept for good, and the hash chain
     account_events slot, journal number, ordinal -> AccountEventRecord

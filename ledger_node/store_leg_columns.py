@@ -14,7 +14,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_core.transfers import split_rows
+from ledger_node.store_bits import BitTables
 from ledger_node.store_columns import ColumnTables
 
 Rows = list[tuple[bytes, bytes]]
@@ -29,11 +29,11 @@ KeptRows = NDArray[np.uint8] | Sequence[bytes]
 """Rows to be stored: as one array, with room for the checksums at the end, or one by one."""
 
 
-class LegTables(ColumnTables):
+class LegTables(ColumnTables, BitTables):
     """The part of `ShardTables` that reads and writes many rows of transactions between shards."""
 
-    _in_flight: lmdb._Database
-    _undecided: lmdb._Database
+    _in_flight_bits: lmdb._Database
+    _undecided_bits: lmdb._Database
 
     def find_requests(self, keys: Sequence[bytes]) -> Rows:
         """Return the sealed `RequestRow`s of the requests that are known."""
@@ -47,38 +47,21 @@ class LegTables(ColumnTables):
         """Store the encoded `TransactionRecord`s of transactions, new or changed."""
         self._store(self._transactions, numbers, rows)
 
-    def put_undecided(self, numbers: Sequence[bytes]) -> None:
+    def put_undecided(self, numbers: NDArray[np.integer]) -> None:
         """Note that this shard waits for decisions; the records tell what it prepared."""
-        self._put_notes(self._undecided, numbers, b"")
+        self._set_bits(self._undecided_bits, numbers)
 
-    def put_in_flight(self, numbers: Sequence[bytes], row: bytes) -> None:
-        """Note that participants have to be told: one `InFlightRecord` for all."""
-        self._put_notes(self._in_flight, numbers, row)
+    def drop_undecided_all(self, numbers: NDArray[np.integer]) -> None:
+        """Note that this shard has the decisions on what blocks have prepared."""
+        self._clear_bits(self._undecided_bits, numbers)
 
-    def drop_undecided_all(self, numbers: Sequence[bytes]) -> None:
-        """Note that this shard has the decisions."""
-        self._drop(self._undecided, numbers)
+    def put_in_flight(self, numbers: NDArray[np.integer]) -> None:
+        """Note that participants have to be told first states: ``InFlightRecord(0)``."""
+        self._set_bits(self._in_flight_bits, numbers)
 
-    def drop_in_flight_if(self, numbers: Sequence[bytes], row: bytes) -> None:
-        """Note that participants have been told, of those whose `InFlightRecord` is ``row``."""
-        found = self._get_many(self._in_flight, numbers)
-        if found != _notes(numbers, row):
-            # Some are missing, or are of other kinds.
-            found = self._find_rows(self._in_flight, numbers)
-            numbers = [number for number, sealed in found if sealed[:-CHECKSUM_BYTES] == row]
-        self._drop(self._in_flight, numbers)
-
-    def _put_notes(self, table: lmdb._Database, keys: Sequence[bytes], row: bytes) -> None:
-        with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(_notes(keys, row))
-
-    def _drop(self, table: lmdb._Database, keys: Sequence[bytes]) -> None:
-        """Remove rows; most are neighbours, and the cursor goes on to the next by itself."""
-        with self._source.txn.cursor(table) as cursor:
-            key_now, seek, delete = cursor.key, cursor.set_key, cursor.delete
-            for key in keys:
-                if key_now() == key or seek(key):
-                    delete()
+    def drop_in_flight_all(self, numbers: NDArray[np.integer]) -> None:
+        """Note that participants have been told what blocks have committed."""
+        self._clear_bits(self._in_flight_bits, numbers)
 
     def _found(self, table: lmdb._Database, keys: Sequence[bytes]) -> Rows:
         """Return (key, row with its checksum) of those that exist, in order."""
@@ -113,15 +96,6 @@ def residue(size: int, count: int) -> int:
     while len(known) <= count:
         known.append(_RESIDUE ^ zlib.crc32(zeros, known[-1]) ^ zlib.crc32(zeros))
     return known[count]
-
-
-def _notes(keys: Sequence[bytes], row: bytes) -> Rows:
-    """Return a row under many keys, each with its checksum."""
-    checksums = map(zlib.crc32, itertools.repeat(row), map(zlib.crc32, keys))
-    sealed = np.empty((len(keys), len(row) + CHECKSUM_BYTES), np.uint8)
-    sealed[:, : len(row)] = np.frombuffer(row, np.uint8)
-    sealed[:, len(row) :] = np.array([*checksums], "<u4").view(np.uint8).reshape(-1, CHECKSUM_BYTES)
-    return [*zip(keys, split_rows(sealed), strict=True)]
 
 
 def number_keys(numbers: NDArray[np.integer]) -> list[bytes]:
