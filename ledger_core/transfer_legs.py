@@ -238,6 +238,8 @@ def _asked_fault(block: LegBlock, shard_id: int) -> str | None:
 
 
 def _decided_fault(block: ApplyTransfers) -> str | None:
+    if not block.refused and block.statuses.count(TransactionStatus.SETTLED) == len(block.statuses):
+        return None
     if set(block.statuses) - set(_DECIDED):
         return "has a status that is no decision"
     settled = [index for index, s in enumerate(block.statuses) if s == TransactionStatus.SETTLED]

@@ -27,6 +27,7 @@ from ledger_node.entry_columns import (
     EntryColumns,
     IndexArray,
     book_columns,
+    distinct,
     read_balances,
 )
 from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
@@ -42,6 +43,9 @@ _REQUEST: Final = np.dtype(
     [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("checksum", "<u4")]
 )
 assert _REQUEST.itemsize == REQUEST_ROW_BYTES + CHECKSUM_BYTES
+# numpy compares with plain numbers much faster.
+_SETTLED: Final = int(TransactionStatus.SETTLED)
+_END_KINDS: Final = np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED)
 _OPEN: Final = (TransactionStatus.UNDECIDED, TransactionStatus.PENDING)
 
 
@@ -151,11 +155,11 @@ def _recognise(
     """Find the plain records of these origins that are to be settled, and settle them."""
     by_size: dict[int, list[int]] = {}
     sizes = {*map(len, rows.values())}
-    if len(sizes) == 1 and block.statuses == bytes([TransactionStatus.SETTLED]) * len(rows):
+    if len(sizes) == 1 and block.statuses == bytes([_SETTLED]) * len(rows):
         by_size[sizes.pop()] = [*rows]
     else:
         for item, row in rows.items():
-            if block.statuses[item] == TransactionStatus.SETTLED:
+            if block.statuses[item] == _SETTLED:
                 by_size.setdefault(len(row), []).append(item)
     for size, of_size in by_size.items():
         left = np.array(of_size)
@@ -211,10 +215,9 @@ def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -
     places = books.tables.places(work.accounts[items].ravel())
     if not places.all():
         raise InvariantError("an account of a transaction is missing")
-    slots, account = np.unique(place_slots(places), return_inverse=True)
+    slots, account = distinct(place_slots(places))
     statuses: NDArray[np.uint8] = np.frombuffer(block.statuses, np.uint8)[items]
-    settled = statuses == TransactionStatus.SETTLED
-    kinds = np.where(settled, np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED))
+    kinds = np.where(statuses == _SETTLED, *_END_KINDS)
     entries = EntryColumns(
         account,
         work.debits[items].ravel(),
