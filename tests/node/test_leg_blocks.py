@@ -404,6 +404,28 @@ def test_a_counter_that_might_overflow_is_judged_item_by_item(twins: Twins) -> N
     assert found == [True] * 3 + [False] * 7
 
 
+def test_what_is_where_the_votes_said_is_not_searched_for(twins: Twins) -> None:
+    """Whoever asked. Where a block names others than it means, all of it is searched for."""
+    first, second, third = (plain_prepare(twins.requests[i : i + 6], PARTS) for i in (0, 6, 12))
+    twins.both(first)
+    told = []
+    for block in (second, third):
+        (votes,) = twins.both(block)
+        assert isinstance(votes, TransferVotesView)
+        told.append(msgspec.structs.replace(settled(block), prepared=votes.numbers))
+        assert twins.both(block) == [TransferVotesView({}, bytes(48))]
+    with patch.object(leg_decisions, "_read_requested", side_effect=AssertionError):
+        twins.arrays.apply(told[0])
+    with one_by_one():
+        twins.items.apply(told[0])
+    twins.compare()
+    for lies in (told[0].prepared, first.first_accounts, told[1].prepared[:40] + bytes(8)):
+        twins.both(msgspec.structs.replace(told[1], prepared=lies))
+    # What the lies named is as it was, and what the block meant is settled: only the first are not.
+    left = twins.arrays.store.shard(1).undecided_numbers()
+    assert left == [number - 6 for number in np.frombuffer(told[0].prepared, "<u8").tolist()]
+
+
 PARTS = [TransferPart(2, "alice", Source("job", "10.0.0.1")), TransferPart(3), TransferPart(1, "x")]
 
 
