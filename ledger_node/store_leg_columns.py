@@ -66,6 +66,8 @@ class LegTables(ColumnTables, BitTables):
     def _found(self, table: lmdb._Database, keys: Sequence[bytes]) -> Rows:
         """Return (key, row with its checksum) of those that exist, in order."""
         found = self._get_many(table, keys)
+        if not found:
+            return found
         if len({len(sealed) for _, sealed in found}) == 1:
             joined = b"".join(itertools.chain.from_iterable(found))
             if zlib.crc32(joined) == residue(len(joined) // len(found), len(found)):
