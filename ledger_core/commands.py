@@ -355,7 +355,8 @@ class ApplyTransfers(msgspec.Struct, tag=24, tag_field="kind", array_like=True, 
     """At the participant of all of them: what they have become at their homes.
 
     ``first_accounts`` and ``request_ids`` name them, ``numbers`` (u64 each) and ``statuses`` (a
-    byte each) are those at home.
+    byte each) are those at home. ``prepared`` (u64 each) are their numbers at the participant as
+    its votes told them, or 0, or it is empty: it only says where to look first.
     """
 
     routing_id: U64
@@ -365,6 +366,7 @@ class ApplyTransfers(msgspec.Struct, tag=24, tag_field="kind", array_like=True, 
     numbers: bytes
     statuses: bytes
     refused: dict[U64, Refused] = {}
+    prepared: bytes = b""
 
 
 class DeliveredTransfers(msgspec.Struct, tag=25, tag_field="kind", array_like=True, frozen=True):

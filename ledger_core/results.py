@@ -428,9 +428,14 @@ class TransfersView(msgspec.Struct, tag=22, tag_field="kind", array_like=True, f
 
 
 class TransferVotesView(msgspec.Struct, tag=23, tag_field="kind", array_like=True, frozen=True):
-    """Votes on the items of `PrepareTransfers`: yes, but for those in ``refused``, by item."""
+    """Votes on the items of `PrepareTransfers`: yes, but for those in ``refused``, by item.
+
+    ``numbers`` (u64 each, little-endian) are those of the transactions at the participant; 0: it
+    knew the item before.
+    """
 
     refused: dict[int, Refused]
+    numbers: bytes = b""
 
 
 class BalanceBookView(msgspec.Struct, array_like=True, frozen=True):

@@ -200,6 +200,8 @@ def legs_fault(block: TransfersBetweenShards, shard_id: int) -> str | None:
     elif isinstance(block, ApplyTransfers):
         count = len(block.statuses)
         columns = {8: [block.first_accounts, block.numbers], 16: [block.request_ids]}
+        if block.prepared:
+            columns[8].append(block.prepared)
     else:
         count = len(block.forms)
         columns = {
@@ -236,6 +238,8 @@ def _asked_fault(block: LegBlock, shard_id: int) -> str | None:
 
 
 def _decided_fault(block: ApplyTransfers) -> str | None:
+    if not block.refused and block.statuses.count(TransactionStatus.SETTLED) == len(block.statuses):
+        return None
     if set(block.statuses) - set(_DECIDED):
         return "has a status that is no decision"
     settled = [index for index, s in enumerate(block.statuses) if s == TransactionStatus.SETTLED]

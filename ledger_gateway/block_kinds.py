@@ -49,13 +49,17 @@ DECIDED = np.dtype(
         ("second", "<u8"),
         ("request_id", "V16"),
         ("number", "<u8"),
+        ("prepared", "<u8"),
         ("home", "<u2"),
         ("other", "<u2"),
         ("status", "u1"),
         ("item", "<u4"),
     ]
 )
-"""A transfer between two shards that has become something at its home, and its place in a call."""
+"""A transfer between two shards that has become something at its home, and its place in a call.
+
+``number`` is that at its home, ``prepared`` that at its participant, where the vote told it.
+"""
 
 DELIVERED_LINGER_S = 0.05
 _TERMS_MAX = 1_024
@@ -141,6 +145,7 @@ def _apply(terms: BlockTerms, pieces: Sequence[Piece], rows: Rows) -> ApplyTrans
         numbers=_column(rows, "number"),
         statuses=_column(rows, "status"),
         refused=_joined(pieces, [piece.refused for piece in pieces]),
+        prepared=_column(rows, "prepared"),
     )
 
 
@@ -185,7 +190,14 @@ def numbers_of(view: TransfersView) -> NDArray[np.uint64]:
 
 
 def _split_votes(result: Result, counts: Sequence[int]) -> Sequence[Answer]:
-    return _cut(unwrap(result, TransferVotesView).refused, counts)
+    votes = unwrap(result, TransferVotesView)
+    if len(counts) == 1:
+        return [votes]
+    ends = [*accumulate(counts)]
+    return [
+        TransferVotesView(refused, votes.numbers[8 * (end - count) : 8 * end])
+        for refused, count, end in zip(_cut(votes.refused, counts), counts, ends, strict=True)
+    ]
 
 
 def _split_done(result: Result, counts: Sequence[int]) -> Sequence[Answer]:

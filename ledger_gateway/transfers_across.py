@@ -25,7 +25,8 @@ import numpy as np
 from ledger_core.accounts import TransactionStatus
 from ledger_core.commands import Refused
 from ledger_core.errors import LedgerError, OutcomeUnknownError, ShardUnavailableError
-from ledger_core.results import TransactionView, TransfersView, refused_by
+from ledger_core.results import TransactionView, TransfersView, TransferVotesView, refused_by
+from ledger_core.transfer_legs import u64_column
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
 from ledger_gateway.block_kinds import (
     APPLY,
@@ -148,6 +149,8 @@ class _Call:
         self._lane = way.lanes.lane
         self._deadline = deadline
         self._refused: dict[int, Refused] = {}
+        # What the transfers are to their participants, as far as the votes told it.
+        self._prepared = np.zeros(len(placed.rows), np.uint64)
 
     async def prepare(self, items: IndexArray) -> None:
         """Step 1. Let what has its vote go on in a wave, as soon as most of it has."""
@@ -177,8 +180,10 @@ class _Call:
                 )
             self._placed.outcomes.blocks.append((part, answer))
             return
-        assert isinstance(answer, dict)
-        self._refused |= {int(part[place]): refused for place, refused in answer.items()}
+        assert isinstance(answer, TransferVotesView)
+        self._refused |= {int(part[place]): refused for place, refused in answer.refused.items()}
+        if answer.numbers:
+            self._prepared[part] = u64_column(answer.numbers)
         voted.append(part)
 
     async def _commit(self, items: IndexArray) -> None:
@@ -244,6 +249,7 @@ class _Call:
         for name in ("first", "second", "request_id", "home", "other"):
             rows[name] = asked[name]
         rows["item"], rows["number"] = items, numbers_of(view)
+        rows["prepared"] = self._prepared[items]
         rows["status"] = np.frombuffer(view.statuses, np.uint8)
         refusals = dict(view.refusals)
         for place, other in view.others.items():

@@ -15,6 +15,7 @@ Transaction Management in the R* Distributed Database Management System, 1986.)
 """
 
 import msgspec
+import numpy as np
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
@@ -57,8 +58,11 @@ PARTICIPANT_MARK = b"p"
 _UNDECIDED = TransactionStatus.UNDECIDED
 
 
-def prepare(books: Books, command: Prepare) -> VoteView:
-    """At a participant: reserve and vote, once; the vote stands."""
+def prepare(books: Books, command: Prepare, *, of_block: bool = False) -> VoteView:
+    """At a participant: reserve and vote, once; the vote stands.
+
+    ``of_block``: the transaction's record will tell all that is asked, so nothing else is kept.
+    """
     key = participant_key(command.origin)
     known = books.tables.find_request(key)
     if known is not None:
@@ -79,7 +83,10 @@ def prepare(books: Books, command: Prepare) -> VoteView:
     book_new(books, number, record, kind)
     books.tables.add_request(key, RequestRow(command.body_hash, number, 0))
     if refused is None:
-        books.tables.save_undecided(number, command)
+        if of_block:
+            books.tables.put_undecided(np.array([number]))
+        else:
+            books.tables.save_undecided(number, command)
         books.undecided.append(number)
     return VoteView(refused)
 
@@ -206,6 +213,8 @@ def learn_decision(
         record.refusal = command.refused
         record.states.append(StateRecord(command.status, books.meta.time_us, command.request_id))
         ends = command.status is not TransactionStatus.PENDING
+        if not ends:
+            books.tables.add_pending(number)
         if command.status.is_refusal:
             note_refused_transaction(books, number, record)
     elif command.refused is not None and record.refusal not in (None, command.refused):

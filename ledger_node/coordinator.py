@@ -33,6 +33,7 @@ from ledger_core.commands import (
 from ledger_core.ids import transaction_request_key
 from ledger_core.results import Done, Result, TransactionView, VoteView, refused_by
 from ledger_node.backlog import Backlog
+from ledger_node.prepared import find_prepared
 from ledger_node.records import ParticipantRecord, TransactionRecord
 from ledger_node.store import ShardTables
 from ledger_node.transaction_rules import routing_ids
@@ -443,7 +444,7 @@ class Coordinator:
     # At a participant
 
     def _ask_home(self, shard_id: int, number: int, prepared: _Prepared) -> None:
-        prepare = self._tables(shard_id).find_undecided(number)
+        prepare = find_prepared(self._tables(shard_id), shard_id, number)
         if prepare is None:
             self._forget_prepared((shard_id, number))
             return

@@ -30,6 +30,7 @@ _EFFECTS = np.array([(0, 0), *(ENTRY_EFFECT[kind] for kind in EntryKind)])
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
 )
+_DEBIT, _CREDIT = np.int64(Direction.DEBIT), np.int64(Direction.CREDIT)
 _COUNTER_NAMES = ("debits_posted", "credits_posted", "debits_pending", "credits_pending")
 
 
@@ -73,6 +74,18 @@ class EntryColumns:
             self.kind[kept],
             self.number[kept],
         )
+
+
+def distinct(values: I64Array) -> tuple[I64Array, IndexArray]:
+    """Return values as they rise, each once, and the place of every one among them."""
+    # As `numpy.unique` does it, with less around it.
+    order = values.argsort()
+    rising = values[order]
+    is_first = np.ones(len(values), bool)
+    np.not_equal(rising[1:], rising[:-1], out=is_first[1:])
+    places = np.empty(len(values), np.intp)
+    places[order] = is_first.cumsum() - 1
+    return rising[is_first], places
 
 
 def read_balances(books: Books, slots: I64Array) -> AccountColumns:
@@ -144,7 +157,7 @@ class _Effects:
 
     def __init__(self, entries: EntryColumns) -> None:
         posted, pending = _EFFECTS[entries.kind].T
-        side = np.where(entries.debits, np.int64(Direction.DEBIT), np.int64(Direction.CREDIT))
+        side = np.where(entries.debits, _DEBIT, _CREDIT)
         self.sides: I64Array = entries.kind.astype(np.int64) << 8 | side
         self.transactions: I64Array | None = pending if pending.any() else None
         self.counters: list[I64Array | None] = [None] * 4

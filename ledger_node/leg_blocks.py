@@ -10,9 +10,6 @@ between two shards) makes the block be done item by item (`leg_rules`).
 `tests/node/test_leg_blocks.py` holds every row and every answer against that.
 """
 
-from typing import Final
-
-import msgspec
 import numpy as np
 
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
@@ -22,12 +19,7 @@ from ledger_core.transfer_legs import leg_command, prepare_of
 from ledger_node.books import Books
 from ledger_node.commit_rules import PARTICIPANT_MARK, prepare, prepared_record
 from ledger_node.leg_booking import begin
-from ledger_node.leg_records import (
-    home_template,
-    participant_template,
-    prepare_template,
-    prepare_who,
-)
+from ledger_node.leg_records import home_template, participant_template
 from ledger_node.leg_rules import (
     commit_each,
     committed_record,
@@ -35,13 +27,10 @@ from ledger_node.leg_rules import (
     prepare_each,
     transfers_view,
 )
-from ledger_node.records import EntryRecord, InFlightRecord, TransactionRecord
+from ledger_node.records import EntryRecord, TransactionRecord
 from ledger_node.refusal_rules import refused_status
-from ledger_node.store_leg_columns import number_keys
 from ledger_node.transaction_rules import clearing_entries
 from ledger_node.transfer_rules import Execute
-
-_TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
 
 
 def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesView:
@@ -56,7 +45,6 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         prepared = prepare_of(block, item, books.shard_id)
         clearing: list[EntryRecord] = []
         if why is None:
-            books.tables.save_undecided(int(work.numbers[item]), prepared)
             clearing = clearing_entries(
                 books,
                 prepared.transaction,
@@ -67,14 +55,8 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         return prepared_record(books, prepared, why, clearing)
 
     work.record(participant_template(work.book_number, block.currency), record_of)
-    plain = work.plain_items()
-    if len(plain):
-        template = prepare_template(block.ledger, block.currency, books.shard_id)
-        books.tables.put_undecided(
-            number_keys(work.numbers[plain]), work.rows(template, plain, prepare_who)
-        )
     numbers = work.numbers[work.taken]
-    books.tables.put_pending(number_keys(numbers))
+    books.tables.put_undecided(numbers)
     # Whoever sent the block finishes it, unless he is gone.
     books.undecided_later += numbers.tolist()
     refused = work.refused
@@ -82,7 +64,7 @@ def prepare_transfers(books: Books, block: PrepareTransfers) -> TransferVotesVie
         vote = prepare(books, prepare_of(block, item, books.shard_id))
         if vote.refused is not None:
             refused[item] = vote.refused
-    return TransferVotesView(dict(sorted(refused.items())))
+    return TransferVotesView(dict(sorted(refused.items())), work.numbers.astype("<u8").tobytes())
 
 
 def commit_transfers(
@@ -108,7 +90,7 @@ def commit_transfers(
 
     refusals = work.record(home_template(work.book_number, block.currency), record_of)
     numbers = work.numbers[work.taken]
-    books.tables.put_in_flight(number_keys(numbers), _TO_TELL)
+    books.tables.put_in_flight(numbers)
     books.in_flight_later += numbers.tolist()
     statuses = np.where(work.taken, np.uint8(TransactionStatus.SETTLED), np.uint8(0))
     for item, why in work.refused.items():

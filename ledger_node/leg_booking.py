@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from ledger_node.row_templates import Bytes
 from ledger_node.store_leg_columns import KeptRows, number_keys
 from ledger_node.transaction_rules import add_references
 from ledger_node.views import refusal_view
+
+_REFUSED: Final = np.uint8(EntryKind.REFUSED)
 
 
 def begin(books: Books, block: LegBlock, mark: bytes = b"") -> "LegBooking | None":
@@ -107,7 +110,7 @@ class LegBooking:
         sides, taken = self.sides, self.taken
         count = len(taken)
         kept = np.stack([self.todo & sides.known, taken], axis=1).ravel()
-        kinds = np.where(taken, np.uint8(kind), np.uint8(EntryKind.REFUSED))
+        kinds = np.where(taken, np.uint8(kind), _REFUSED)
         entries = EntryColumns(
             np.stack([sides.own, sides.clearing], axis=1).ravel(),
             np.stack([sides.debits, ~sides.debits], axis=1).ravel(),
@@ -188,7 +191,6 @@ class LegBooking:
             "peer": big_endian(peer_shards(block)[items]),
             "time": big_endian(np.array([self.books.meta.time_us])),
             "number": np.zeros((1, 8), np.uint8),
-            "routing": big_endian(np.array([block.routing_id], np.uint64)),
             "origin": self.origins[items],
             "request_id": uuid_texts(self.origins[items, :16]),
             # As `Direction` has them, 1 and 2: the forms are named after the first entry's side.

@@ -8,7 +8,6 @@ decoded. Whatever has another shape than a transfer's makes the block be done it
 
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,22 +27,25 @@ from ledger_node.entry_columns import (
     EntryColumns,
     IndexArray,
     book_columns,
+    distinct,
     read_balances,
 )
 from ledger_node.leg_records import find_undecided, participant_template, settled_rows, uuid_texts
 from ledger_node.leg_rules import apply_each
-from ledger_node.records import REQUEST_ROW_BYTES, InFlightRecord, TransactionRecord
+from ledger_node.records import REQUEST_ROW_BYTES, TransactionRecord
 from ledger_node.row_templates import Bytes
 from ledger_node.store_columns import place_slots
 from ledger_node.store_leg_columns import CHECKSUM_BYTES, number_keys
 
-_TO_TELL: Final = msgspec.msgpack.encode(InFlightRecord(0))
 _SUM_MAX: Final = 1 << 62
 # As `RequestRow` packs it.
 _REQUEST: Final = np.dtype(
     [("hash", "V16"), ("number", "<i8"), ("state", "<u4"), ("pad", "V4"), ("checksum", "<u4")]
 )
 assert _REQUEST.itemsize == REQUEST_ROW_BYTES + CHECKSUM_BYTES
+# numpy compares with plain numbers much faster.
+_SETTLED: Final = int(TransactionStatus.SETTLED)
+_END_KINDS: Final = np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED)
 _OPEN: Final = (TransactionStatus.UNDECIDED, TransactionStatus.PENDING)
 
 
@@ -61,7 +63,7 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
         books.tables.put_transactions(number_keys(work.numbers[items]), rows)
     if ends.any():
         _book(books, block, work, ends.nonzero()[0])
-        books.tables.drop_decided(number_keys(work.numbers[ends]))
+        books.tables.drop_undecided_all(work.numbers[ends])
     for item in (work.numbers == 0).nonzero()[0].tolist():
         apply_decision(books, decision_of(block, item))
     return Done()
@@ -69,7 +71,7 @@ def apply_transfers(books: Books, block: ApplyTransfers) -> Done:
 
 def delivered_transfers(books: Books, block: DeliveredTransfers) -> Done:
     """At the home: the participants have these; nothing is left to tell."""
-    books.tables.drop_in_flight_if(number_keys(u64_column(block.numbers)), _TO_TELL)
+    books.tables.drop_in_flight_all(u64_column(block.numbers))
     return Done()
 
 
@@ -94,10 +96,34 @@ class _Work:
 
 def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     """Look at all that a block names; None where it is to be done item by item."""
-    keys = origin_keys(origin_rows(block.first_accounts, block.request_ids), PARTICIPANT_MARK)
+    books.write_rows()
+    origins = origin_rows(block.first_accounts, block.request_ids)
+    return _read_prepared(books, block, origins) or _read_requested(books, block, origins)
+
+
+def _read_prepared(books: Books, block: ApplyTransfers, origins: Bytes) -> _Work | None:
+    """Look where the block says that they are; None unless all are there, plain, and settle."""
+    numbers, count = u64_column(block.prepared), len(block.statuses)
+    keys = number_keys(numbers)
+    if len(keys) < count or len({*keys}) < count or block.refused:
+        return None
+    found = books.tables.find_transactions(keys)
+    if len(found) < count:
+        return None
+    work = _Work(count)
+    work.numbers[:] = numbers
+    _recognise(books, block, work, dict(enumerate([row for _, row in found])), origins)
+    # What the origins do not fit is another transaction than the block means.
+    if not work.undecided.all() or float(work.amounts.sum(dtype=np.float64)) >= _SUM_MAX:
+        return None
+    return work
+
+
+def _read_requested(books: Books, block: ApplyTransfers, origins: Bytes) -> _Work | None:
+    """Look for all by their requests; None where it is to be done item by item."""
+    keys = origin_keys(origins, PARTICIPANT_MARK)
     if len({*keys}) < len(keys):
         return None
-    books.write_rows()
     work = _Work(len(keys))
     found = books.tables.find_requests(keys)
     packed = np.frombuffer(b"".join([sealed for _, sealed in found]), _REQUEST)
@@ -111,7 +137,7 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     if len(records) < len(known):
         raise InvariantError("a transaction of a request is missing")
     rows = {item: row for item, (_, row) in zip(known.tolist(), records, strict=True)}
-    _recognise(books, block, work, rows)
+    _recognise(books, block, work, rows, origins)
     plain = {item for items, _ in work.settled for item in items.tolist()}
     for item in sorted(rows.keys() - plain):
         row = rows[item]
@@ -123,15 +149,17 @@ def _read(books: Books, block: ApplyTransfers) -> _Work | None:
     return work
 
 
-def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes]) -> None:
-    """Find the plain records that are to be settled, and settle them."""
+def _recognise(
+    books: Books, block: ApplyTransfers, work: _Work, rows: dict[int, bytes], origins: Bytes
+) -> None:
+    """Find the plain records of these origins that are to be settled, and settle them."""
     by_size: dict[int, list[int]] = {}
     sizes = {*map(len, rows.values())}
-    if len(sizes) == 1 and block.statuses == bytes([TransactionStatus.SETTLED]) * len(rows):
+    if len(sizes) == 1 and block.statuses == bytes([_SETTLED]) * len(rows):
         by_size[sizes.pop()] = [*rows]
     else:
         for item, row in rows.items():
-            if block.statuses[item] == TransactionStatus.SETTLED:
+            if block.statuses[item] == _SETTLED:
                 by_size.setdefault(len(row), []).append(item)
     for size, of_size in by_size.items():
         left = np.array(of_size)
@@ -142,7 +170,7 @@ def _recognise(books: Books, block: ApplyTransfers, work: _Work, rows: dict[int,
                 continue
             currency = Currency(book.currency, book.currency_exponent)
             template = participant_template(number, currency)
-            found = find_undecided(template, matrix)
+            found = find_undecided(template, matrix, origins[left])
             if found is None:
                 continue
             items = left[found.places]
@@ -187,10 +215,9 @@ def _book(books: Books, block: ApplyTransfers, work: _Work, items: IndexArray) -
     places = books.tables.places(work.accounts[items].ravel())
     if not places.all():
         raise InvariantError("an account of a transaction is missing")
-    slots, account = np.unique(place_slots(places), return_inverse=True)
+    slots, account = distinct(place_slots(places))
     statuses: NDArray[np.uint8] = np.frombuffer(block.statuses, np.uint8)[items]
-    settled = statuses == TransactionStatus.SETTLED
-    kinds = np.where(settled, np.uint8(EntryKind.SETTLED), np.uint8(EntryKind.CANCELLED))
+    kinds = np.where(statuses == _SETTLED, *_END_KINDS)
     entries = EntryColumns(
         account,
         work.debits[items].ravel(),

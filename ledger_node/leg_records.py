@@ -14,25 +14,22 @@ from numpy.typing import NDArray
 
 from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import (
-    NO_HASH,
-    CreateTransaction,
-    Entry,
-    Prepare,
-    Source,
     TransferPart,
 )
 from ledger_core.ledgers import Currency
 from ledger_core.transfers import I64Array, U64Array, big_endian, split_rows
 from ledger_node.entry_columns import IndexArray
 from ledger_node.records import EntryRecord, ParticipantRecord, StateRecord, TransactionRecord
-from ledger_node.row_templates import U64_MARKS, Bytes, RowTemplate, places_of
+from ledger_node.row_templates import U64_MARKS, Bytes, RowTemplate, all_true, places_of
 from ledger_node.store_leg_columns import CHECKSUM_BYTES, KeptRows
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_who = msgspec.msgpack.Decoder(tuple[str, str, str]).decode
 
-_HOME, _OTHER, _CLEARING, _AMOUNT, _TIME, _NUMBER, _ROUTING = U64_MARKS[:7]
+_HOME, _OTHER, _CLEARING, _AMOUNT, _TIME, _NUMBER = U64_MARKS[:6]
 _PEER = 0x7EE7
+# numpy compares with plain numbers much faster.
+_DEBIT, _CREDIT = int(Direction.DEBIT), int(Direction.CREDIT)
 _ORIGIN = b"origin-origin-origin-orig"
 _REQUEST_ID = "request-id-request-id-request-id-36-"
 _WHO = ("actor", "correlation", "peer")
@@ -47,7 +44,6 @@ _U64_COLUMNS = {
     "amount": _AMOUNT,
     "time": _TIME,
     "number": _NUMBER,
-    "routing": _ROUTING,
 }
 
 
@@ -122,21 +118,6 @@ def participant_template(book: int, currency: Currency) -> LegTemplate:
     return _template(record.encoded(), _encode(_WHO)[1:])
 
 
-@functools.lru_cache(maxsize=1_024)
-def prepare_template(ledger: str, currency: Currency, shard_id: int) -> LegTemplate:
-    """Return the template of what a participant keeps to ask the home: `Prepare`."""
-    source = Source(*_WHO[1:])
-    entries = [
-        Entry(_HOME, Direction.DEBIT, _AMOUNT, currency, _PEER),
-        Entry(_OTHER, Direction.DEBIT, _AMOUNT, currency, shard_id),
-    ]
-    transaction = CreateTransaction(
-        _HOME, 0, "", True, _REQUEST_ID, entries, ledger, actor=_WHO[0], source=source
-    )
-    prepared = Prepare(_ROUTING, _ORIGIN, NO_HASH, _PEER, transaction)
-    return _template(_encode(prepared), _encode((_WHO[0], source))[1:])
-
-
 # Records that are decided
 
 
@@ -153,32 +134,39 @@ class Undecided:
     amounts: I64Array
 
 
-def find_undecided(template: LegTemplate, rows: Bytes) -> Undecided | None:
-    """Recognise plain records of transfers at their participant, nothing else, by their bytes."""
+def find_undecided(template: LegTemplate, rows: Bytes, origins: Bytes) -> Undecided | None:
+    """Recognise plain records of transfers at their participant, nothing else, by their bytes.
+
+    ``origins`` are what those of the rows must be.
+    """
     head, tail = template.head, template.tail
     if rows.shape[1] <= head.size + tail.size:
         return None
     heads, whos, tails = _cut(template, rows)
     found = head.matches(heads) & tail.matches(tails)
+    found &= all_true(tail.column(tails, "origin") == origins)
     # Its own effective time, or a number at home, would make it another kind of record.
-    found &= (head.column(heads, "time") == tail.column(tails, "time")).all(axis=1)
-    found &= (tail.column(tails, "number") == 0).all(axis=1)
+    found &= all_true(head.column(heads, "time") == tail.column(tails, "time"))
+    found &= all_true(tail.column(tails, "number") == 0)
     own, clearing = head.column(heads, "other_side"), tail.column(tails, "clearing_side")
     sides = np.concatenate([own, clearing, head.column(heads, "side")], axis=1)
-    found &= ((sides == Direction.DEBIT) | (sides == Direction.CREDIT)).all(axis=1)
+    found &= all_true((sides == _DEBIT) | (sides == _CREDIT))
     if not ((whos == whos[0]).all() and _is_who(whos[0].tobytes())):
         found &= np.array([_is_who(who) for who in split_rows(whos)], bool)
     places = found.nonzero()[0]
     if not len(places):
         return None
+    if len(places) < len(rows):
+        rows, sides = rows[places], sides[places]
+        heads, whos, tails = _cut(template, rows)
     accounts = (head.column(heads, "other"), tail.column(tails, "clearing"))
     amounts = (head.column(heads, "amount", 1), tail.column(tails, "amount"))
     return Undecided(
         places,
-        rows[places],
-        np.stack([_numbers(column[places]) for column in accounts], axis=1),
-        sides[places, :2] == Direction.DEBIT,
-        np.stack([_numbers(column[places]) for column in amounts], axis=1).view(np.int64),
+        rows,
+        _numbers(accounts),
+        sides[:, :2] == _DEBIT,
+        _numbers(amounts).view(np.int64),
     )
 
 
@@ -229,8 +217,10 @@ def _is_who(encoded: bytes) -> bool:
     return True
 
 
-def _numbers(column: Bytes) -> U64Array:
-    return np.ascontiguousarray(column).view(">u8").ravel().astype(np.uint64)
+def _numbers(columns: tuple[Bytes, Bytes]) -> U64Array:
+    """Return two columns of numbers, side by side."""
+    found: U64Array = np.concatenate(columns, axis=1).view(">u8").astype(np.uint64)
+    return found
 
 
 def uuid_texts(raw: Bytes) -> Bytes:
@@ -249,11 +239,6 @@ def uuid_texts(raw: Bytes) -> Bytes:
 def record_who(part: TransferPart) -> bytes:
     """Return who asked, as a record has it."""
     return _encode((part.actor, part.source.correlation_id, part.source.peer))[1:]
-
-
-def prepare_who(part: TransferPart) -> bytes:
-    """Return who asked, as a Prepare has it."""
-    return _encode((part.actor, part.source))[1:]
 
 
 def joined(heads: Bytes, middles: bytes | Sequence[bytes], tails: Bytes) -> KeptRows:

@@ -8,6 +8,8 @@ with the request. So nothing is ever undecided at a home, and what it settles it
 once is done here.
 """
 
+import numpy as np
+
 from ledger_core.accounts import Direction, EntryKind, TransactionStatus
 from ledger_core.commands import (
     NO_HASH,
@@ -38,7 +40,6 @@ from ledger_node.books import Books, InvariantError
 from ledger_node.commit_rules import apply_decision, delivered, prepare
 from ledger_node.records import (
     EntryRecord,
-    InFlightRecord,
     ParticipantRecord,
     RequestRow,
     TransactionRecord,
@@ -57,16 +58,18 @@ from ledger_node.views import refusal_view
 
 def prepare_each(books: Books, block: PrepareTransfers) -> TransferVotesView:
     """At the participant: reserve and vote on each, once; the votes stand."""
-    refused = {}
+    refused, numbers = {}, []
     before = len(books.undecided)
     for index in range(len(block.forms)):
-        vote = prepare(books, prepare_of(block, index, books.shard_id))
+        number = books.meta.next_transaction
+        vote = prepare(books, prepare_of(block, index, books.shard_id), of_block=True)
+        numbers.append(number if books.meta.next_transaction > number else 0)
         if vote.refused is not None:
             refused[index] = vote.refused
     # Whoever sent the block finishes it, unless he is gone.
     books.undecided_later += books.undecided[before:]
     del books.undecided[before:]
-    return TransferVotesView(refused)
+    return TransferVotesView(refused, np.array(numbers, "<u8").tobytes())
 
 
 def commit_each(
@@ -139,7 +142,7 @@ def commit_transfer(books: Books, command: CreateTransaction, vote: Refused | No
     book_new(books, number, record, EntryKind.POSTED if refused is None else EntryKind.REFUSED)
     books.tables.add_request(record.origin, RequestRow(NO_HASH, number, 0))
     if refused is None:
-        books.tables.save_in_flight(number, InFlightRecord(0))
+        books.tables.put_in_flight(np.array([number]))
         books.in_flight_later.append(number)
     return number
 

@@ -15,6 +15,7 @@ import msgspec
 from ledger_core.accounts import Counters
 from ledger_core.ids import format_account_id, format_transaction_id
 from ledger_node.records import GroupRecord, ShardMeta
+from ledger_node.store_bits import numbers_of_row
 from ledger_node.store_files import DAMAGE_ADVICE, StoreCorruptError
 from ledger_node.store_scan import ScannedShard, row_name
 
@@ -135,6 +136,11 @@ class Proof:
                 self.fault(table, row_name(table, key), plain(error))
                 continue
             yield key, decoded
+
+    def numbers_of_bits(self, table: str) -> Iterator[int]:
+        """Yield the numbers in a table of `store_bits`."""
+        for _, numbers in self.rows(table, lambda key, row: [*numbers_of_row(key, row)]):
+            yield from numbers
 
     def account(self, account_id: int) -> str:
         """Name an account."""

@@ -90,6 +90,14 @@ def _prove_in_flight(proof: Proof) -> None:
             proof.fault("in_flight", name, f"its transaction has no state {record.state} to tell")
         elif (record.prepare is not None) != (transaction.status is TransactionStatus.UNDECIDED):
             proof.fault("in_flight", name, f"it does not fit its state {transaction.status.name}")
+    for number in proof.numbers_of_bits("in_flight_bits"):
+        transaction = _transaction(proof, number)
+        if transaction is None or not transaction.participants:
+            name = proof.transaction(number)
+            proof.fault("in_flight_bits", name, "there is nothing to tell of it")
+        elif transaction.status is not TransactionStatus.SETTLED:
+            name, status = proof.transaction(number), transaction.status.name
+            proof.fault("in_flight_bits", name, f"it does not fit its state {status}")
     for number in proof.undecided_at_home:
         if not proof.shard.has("in_flight", number.to_bytes(8)):
             name = proof.transaction(number)

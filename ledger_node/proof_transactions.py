@@ -277,7 +277,7 @@ class _KeySum:
 
 
 def _pending_keys(_proof: Proof, number: int, record: TransactionRecord) -> Iterator[bytes]:
-    if record.status in _OPEN:
+    if record.is_pending:
         yield number.to_bytes(8)
 
 
@@ -287,7 +287,7 @@ def _expiration_keys(_proof: Proof, number: int, record: TransactionRecord) -> I
 
 
 def _undecided_keys(_proof: Proof, number: int, record: TransactionRecord) -> Iterator[bytes]:
-    if record.status is TransactionStatus.UNDECIDED and record.home_shard_id is not None:
+    if record.awaits_home:
         yield number.to_bytes(8)
 
 
@@ -308,25 +308,42 @@ _KEYS: Final[dict[str, Callable[[Proof, int, TransactionRecord], Iterator[bytes]
 def _prove_keys(proof: Proof, table: str, expected: _KeySum) -> None:
     """Check that a table has the keys that transactions ask for, and no others."""
     found = _KeySum()
-    for key, _value in proof.raw(table):
+    for key in _keys_found(proof, table):
         found.add(key)
     if (found.count, found.sum) == (expected.count, expected.sum):
         return
     keys_of = _KEYS[table]
-    for key, _value in proof.raw(table):
+    for key in _keys_found(proof, table):
         record = _record(proof, int.from_bytes(key[-8:]))
         number = int.from_bytes(key[-8:])
         if record is None or key not in keys_of(proof, number, record):
             name = proof.transaction(number)
             status = record.status.name if record else "missing"
             proof.fault(table, row_name(table, key), f"must not be there: {name} is {status}")
+    listed = {*_keys_of_bits(proof, table)}
     for raw, _value in proof.raw("transactions"):
         number = int.from_bytes(raw)
         record = _record(proof, number)
         for key in keys_of(proof, number, record) if record else ():
-            if not proof.shard.has(table, key):
+            if key not in listed and not proof.shard.has(table, key):
                 name = proof.transaction(number)
                 proof.fault(table, row_name(table, key), f"the row of {name} is missing")
+
+
+def _keys_found(proof: Proof, table: str) -> Iterator[bytes]:
+    """Yield the keys of a table, and those that a table of bits stands for."""
+    for key, _value in proof.raw(table):
+        yield key
+    for key in _keys_of_bits(proof, table):
+        if proof.shard.has(table, key):
+            proof.fault(table, row_name(table, key), "it is noted twice")
+        yield key
+
+
+def _keys_of_bits(proof: Proof, table: str) -> Iterator[bytes]:
+    if table == "undecided":
+        for number in proof.numbers_of_bits("undecided_bits"):
+            yield number.to_bytes(8)
 
 
 def _record(proof: Proof, number: int) -> TransactionRecord | None:

@@ -465,6 +465,17 @@ class TransactionRecord(msgspec.Struct, array_like=True):
         """The status now."""
         return self.states[-1].status
 
+    @property
+    def awaits_home(self) -> bool:
+        """Whether this shard prepared it, and waits for the decision of its home."""
+        return self.home_shard_id is not None and self.status is TransactionStatus.UNDECIDED
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has money reserved here, and is for this shard to list as such."""
+        open_ = (TransactionStatus.PENDING, TransactionStatus.UNDECIDED)
+        return self.status in open_ and not self.awaits_home
+
     def reference_digests(self, ledger: str) -> list[bytes]:
         """Return what it is found by: its external reference and metadata keys."""
         digests = [metadata_key_digest(ledger, key) for key in self.metadata]

@@ -44,8 +44,7 @@ class RowTemplate:
         """Tell which rows of the template's length are of it, whatever their columns are."""
         differs = rows != self._bytes
         differs &= self._fixed
-        found: NDArray[np.bool_] = ~differs.any(axis=1)
-        return found
+        return all_true(~differs)
 
     def place(self, name: str) -> tuple[int, list[int]]:
         """Return how long the values of a column are, and where they start."""
@@ -61,6 +60,14 @@ class RowTemplate:
         size, places = self._columns[name]
         for at in places:
             rows[:, at : at + size] = column
+
+
+def all_true(matrix: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which rows are all true. Nearly always all of them are: that is told much faster."""
+    found: NDArray[np.bool_] = np.ones(len(matrix), bool)
+    if not matrix.all():
+        np.logical_and.reduce(matrix, axis=1, out=found)
+    return found
 
 
 def places_of(encoded: bytes, mark: bytes) -> tuple[int, list[int]]:

@@ -39,7 +39,9 @@ In the state:
     ledgers        name -> LedgerRecord, of the ledgers that this shard keeps
     names          ledger, 0, name -> NameRecord, of the account names that this shard keeps
     in_flight      transaction number -> InFlightRecord: the home has to tell its participants
+    in_flight_bits the same of what blocks have settled: sets of numbers (`store_bits`)
     undecided      transaction number -> Prepare: a participant waits for the home's decision
+    undecided_bits the same of what blocks have prepared, which the records tell: sets of numbers
     expirations    time, transaction number -> nothing: pending transactions that will expire
     journal        running number -> JournalRecord: log entries, kept for good, and the hash chain
     account_events slot, journal number, ordinal -> AccountEventRecord
@@ -48,7 +50,7 @@ In the state:
     total_marks    group number, block of entries -> sums before the block
     effective_sums subject, level, bucket of effective time -> sums (`EFFECTIVE_SHIFTS`)
     effective_log  subject, time of recording -> sums of what has an effective time of its own
-    pending        transaction number -> nothing: those with money reserved here
+    pending        transaction number -> nothing: those with money reserved here, but undecided
     settlements    book, day -> SettlementRecord
     references     digest, transaction number -> nothing: by external reference and metadata key
 

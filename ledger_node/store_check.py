@@ -57,7 +57,9 @@ _SEALED_TABLES: Final = (
     "names",
     "ledgers",
     "in_flight",
+    "in_flight_bits",
     "undecided",
+    "undecided_bits",
     "transactions",
     "account_info",
     "accounts",
@@ -420,7 +422,7 @@ class _ShardCheck:
                 continue
             if record.status in (TransactionStatus.PENDING, TransactionStatus.UNDECIDED):
                 pending.update(entry.account_id for entry in record.booked)
-                if next(listed, None) != number:
+                if record.is_pending and next(listed, None) != number:
                     yield f"{self._name}: transaction {number} is not listed as pending"
                     return
             digests = record.reference_digests(self._meta.books[record.book].ledger)

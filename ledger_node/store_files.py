@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 
 # The folders of a store's two files, each named data.mdb.
 LOG_FOLDER: Final = "log"

@@ -13,6 +13,7 @@ from typing import Final
 
 import lmdb
 import msgspec
+import numpy as np
 
 from ledger_core.commands import Prepare
 from ledger_core.ids import U64_MAX
@@ -56,7 +57,9 @@ STATE_TABLES = (
     "ledgers",
     "names",
     "in_flight",
+    "in_flight_bits",
     "undecided",
+    "undecided_bits",
     "expirations",
     "journal",
     "account_events",
@@ -86,7 +89,6 @@ _decode_transaction = msgspec.msgpack.Decoder(TransactionRecord).decode
 _decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
 _decode_name = msgspec.msgpack.Decoder(NameRecord).decode
 _decode_in_flight = msgspec.msgpack.Decoder(InFlightRecord).decode
-_decode_prepare = msgspec.msgpack.Decoder(Prepare).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,9 @@ class ShardTables(BalanceTables, HistoryTables, LegTables):
         self._ledgers = state["ledgers"]
         self._names = state["names"]
         self._in_flight = state["in_flight"]
+        self._in_flight_bits = state["in_flight_bits"]
         self._undecided = state["undecided"]
+        self._undecided_bits = state["undecided_bits"]
         self._expirations = state["expirations"]
         self._journal = state["journal"]
         self._account_events = state["account_events"]
@@ -349,7 +353,9 @@ class ShardTables(BalanceTables, HistoryTables, LegTables):
     def find_in_flight(self, number: int) -> InFlightRecord | None:
         """Return what the participants of a transaction have yet to be told."""
         data = self._get_row(self._in_flight, _U64.pack(number))
-        return None if data is None else _decode_in_flight(data)
+        if data is not None:
+            return _decode_in_flight(data)
+        return InFlightRecord(0) if self._has_bit(self._in_flight_bits, number) else None
 
     def save_in_flight(self, number: int, record: InFlightRecord) -> None:
         """Note that participants have to be told."""
@@ -357,7 +363,8 @@ class ShardTables(BalanceTables, HistoryTables, LegTables):
 
     def drop_in_flight(self, number: int) -> None:
         """Note that all participants have been told."""
-        self._source.txn.delete(_U64.pack(number), db=self._in_flight)
+        if not self._source.txn.delete(_U64.pack(number), db=self._in_flight):
+            self._clear_bits(self._in_flight_bits, np.array([number], np.uint64))
 
     def in_flight_numbers(
         self, first: int = 1, last: int = U64_MAX, limit: int | None = None
@@ -366,26 +373,38 @@ class ShardTables(BalanceTables, HistoryTables, LegTables):
 
         Of the numbers from ``first`` to ``last`` the lowest, ``limit`` at most.
         """
-        return self._numbers(self._in_flight, first, last, limit)
+        tables = self._in_flight, self._in_flight_bits
+        return self._numbers(*tables, first, last, limit)
 
     def _numbers(
-        self, table: lmdb._Database, first: int, last: int, limit: int | None
+        self,
+        table: lmdb._Database,
+        bits: lmdb._Database,
+        first: int,
+        last: int,
+        limit: int | None,
     ) -> list[int]:
+        """Return the numbers that are keys of a table, or in the bits of another one."""
         found: list[int] = []
         with self._source.txn.cursor(table) as cursor:
-            if not cursor.set_range(_U64.pack(first)):
-                return found
-            for key in islice(cursor.iternext(keys=True, values=False), limit):
-                (number,) = _U64.unpack(key)
-                if number > last:
-                    break
-                found.append(number)
-        return found
+            if cursor.set_range(_U64.pack(first)):
+                for key in islice(cursor.iternext(keys=True, values=False), limit):
+                    (number,) = _U64.unpack(key)
+                    if number > last:
+                        break
+                    found.append(number)
+        of_bits = islice(self._numbers_of_bits(bits, first, last), limit)
+        return sorted({*found, *of_bits})[:limit]
 
-    def find_undecided(self, number: int) -> Prepare | None:
-        """Return what this shard prepared, while it waits for the decision."""
+    def find_undecided(self, number: int) -> bytes | None:
+        """Return the encoded `Prepare` whose decision this shard waits for.
+
+        Empty where the transaction's record tells all of it: `prepared.find_prepared`.
+        """
         data = self._get_row(self._undecided, _U64.pack(number))
-        return None if data is None else _decode_prepare(data)
+        if data is not None:
+            return data
+        return b"" if self._has_bit(self._undecided_bits, number) else None
 
     def save_undecided(self, number: int, prepare: Prepare) -> None:
         """Note that this shard waits for a decision."""
@@ -393,13 +412,15 @@ class ShardTables(BalanceTables, HistoryTables, LegTables):
 
     def drop_undecided(self, number: int) -> None:
         """Note that this shard has the decision."""
-        self._source.txn.delete(_U64.pack(number), db=self._undecided)
+        if not self._source.txn.delete(_U64.pack(number), db=self._undecided):
+            self._clear_bits(self._undecided_bits, np.array([number], np.uint64))
 
     def undecided_numbers(
         self, first: int = 1, last: int = U64_MAX, limit: int | None = None
     ) -> list[int]:
         """Return the transactions for whose decision this shard waits: as `in_flight_numbers`."""
-        return self._numbers(self._undecided, first, last, limit)
+        tables = self._undecided, self._undecided_bits
+        return self._numbers(*tables, first, last, limit)
 
     def expirations_until(self, time_us: int) -> Iterator[tuple[int, int]]:
         """Yield (time, transaction number) of what expires at or before a time, earliest first."""

@@ -361,7 +361,7 @@ def book_new(books: Books, number: int, record: TransactionRecord, kind: EntryKi
         books.book_entries(number, known, kind)
         note_refused_transaction(books, number, record)
         return
-    if kind is EntryKind.PENDING:
+    if kind is EntryKind.PENDING and not record.awaits_home:
         books.tables.add_pending(number)
     books.book_entries(number, record.booked, kind, effective_us=_own_effective_us(record))
     check_floors(books, record.booked, nets=kind is EntryKind.POSTED)

@@ -222,12 +222,14 @@ def test_a_block_has_the_items_of_its_pieces_with_their_texts_votes_and_sources(
 def test_every_item_gets_its_own_vote(sizes: list[int], data: st.DataObject) -> None:
     places = data.draw(st.sets(st.integers(0, sum(sizes) - 1)))
     refused = {place: Refused(1, place) for place in places}
-    found = PREPARE.split(TransferVotesView(refused), sizes)
+    numbers = np.arange(sum(sizes), dtype="<u8")
+    found = PREPARE.split(TransferVotesView(refused, numbers.tobytes()), sizes)
     start = 0
     for size, of_piece in zip(sizes, found, strict=True):
-        assert of_piece == {
-            place - start: refused[place] for place in places if start <= place < start + size
-        }
+        assert of_piece == TransferVotesView(
+            {place - start: refused[place] for place in places if start <= place < start + size},
+            numbers[start : start + size].tobytes(),
+        )
         start += size
 
 

@@ -220,7 +220,8 @@ async def test_homes_get_items_in_the_order_of_the_request(work: Work) -> None:
 async def test_a_vote_against_is_carried_to_the_home_and_back(
     work: Work, shards: BulkShards
 ) -> None:
-    votes = answers(PrepareTransfers, TransferVotesView({1: CLOSED}), 1)
+    known = np.array([11, 12], "<u8").tobytes()
+    votes = answers(PrepareTransfers, TransferVotesView({1: CLOSED}, known), 1)
     view = TransfersView(
         1, 8, bytes([SETTLED, REJECTED, POOR]), {1: CLOSED_VIEW, 2: NO_FUNDS_VIEW}, {}
     )
@@ -238,6 +239,8 @@ async def test_a_vote_against_is_carried_to_the_home_and_back(
     assert (to_1.statuses, to_1.refused) == (bytes([SETTLED, REJECTED]), {1: CLOSED})
     no_funds = Refused(0, 5, 3, 1, RefusalReason.INSUFFICIENT_FUNDS)
     assert (to_2.statuses, to_2.refused) == (bytes([POOR]), {0: no_funds})
+    # Where the votes told it, the participant need not search.
+    assert (number_column(to_1.prepared), number_column(to_2.prepared)) == ([11, 12], [0])
     # A refusal is final: nobody waits for its delivery.
     assert await work.delivered() == {0: [8]}
 

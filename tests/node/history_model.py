@@ -164,9 +164,7 @@ class HistoryModel:
     def check_indexes(self) -> None:
         """Pending transactions are listed, and transactions are found by what they are given."""
         assert list(self.tables.pending_after(0)) == [
-            number
-            for number, record in self.records.items()
-            if record.status in (S.PENDING, S.UNDECIDED)
+            number for number, record in self.records.items() if record.is_pending
         ]
         expected: dict[bytes, list[int]] = defaultdict(list)
         for number, record in self.records.items():

@@ -87,6 +87,7 @@ def apply_block(
     numbers: Sequence[int],
     statuses: Sequence[TransactionStatus],
     refused: dict[int, Refused] | None = None,
+    prepared: Sequence[int] = (),
 ) -> ApplyTransfers:
     """All of one participant."""
     return ApplyTransfers(
@@ -97,6 +98,7 @@ def apply_block(
         _u64(numbers),
         bytes(statuses),
         refused or {},
+        _u64(prepared),
     )
 
 

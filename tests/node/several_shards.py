@@ -29,6 +29,7 @@ from ledger_core.ids import derive_account_id, shard_key, system_account_id, tra
 from ledger_core.ledgers import USD
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, Failure, TransactionView, VoteView
+from ledger_node.prepared import find_prepared
 from ledger_node.records import InFlightRecord, TransactionRecord
 from ledger_node.store import ShardRange
 from tests.node.history_model import HistoryModel
@@ -114,7 +115,7 @@ class World:
     def undecided(self, shard_id: int) -> dict[int, Prepare]:
         with self.shards[shard_id].store.read() as view:
             tables = view.shard(shard_id)
-            found = {n: tables.find_undecided(n) for n in tables.undecided_numbers()}
+            found = {n: find_prepared(tables, shard_id, n) for n in tables.undecided_numbers()}
         return {n: prepare for n, prepare in found.items() if prepare is not None}
 
     def record(self, shard_id: int, number: int) -> TransactionRecord:

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from ledger_core.accounts import TransactionStatus
-from ledger_core.commands import FreezeAccount, Prepare, TransferText
+from ledger_core.commands import FreezeAccount, TransferText
 from ledger_core.results import TransfersView, TransferVotesView
-from ledger_node.records import InFlightRecord, StateRecord, TransactionRecord
+from ledger_node.records import StateRecord, TransactionRecord
 from ledger_node.store_tables import STATE_TABLES
 from tests.node.leg_blocks import (
     apply_block,
@@ -21,7 +21,7 @@ from tests.node.leg_blocks import (
     transfer_id,
 )
 from tests.node.several_shards import World
-from tests.node.test_deep_audit import altered, audited, change, changing, decoder, rows_of
+from tests.node.test_deep_audit import audited, change, changing, decoder, rows_of
 
 S = TransactionStatus
 Rows = dict[str, dict[bytes, bytes]]
@@ -29,7 +29,7 @@ Rows = dict[str, dict[bytes, bytes]]
 # What the steps of blocks write to, beyond what every log entry does.
 WRITTEN = (
     *("transactions", "requests", "entries", "journal", "balances", "totals", "references"),
-    *("in_flight", "undecided", "pending", "meta"),
+    *("in_flight_bits", "undecided_bits", "meta"),
 )
 
 
@@ -113,8 +113,8 @@ def test_a_whole_store_passes(whole: tuple[Path, Rows]) -> None:
     assert (found.faults, found.finished, found.orphaned_holds) == ([], True, 0)
     made = whole[1]
     assert {table for table in WRITTEN if table in made and not made[table]} == set()
-    assert made["in_flight"]
-    assert made["undecided"]
+    assert made["in_flight_bits"]
+    assert made["undecided_bits"]
 
 
 @pytest.mark.parametrize("table", [table for table in WRITTEN if table in STATE_TABLES])
@@ -190,17 +190,21 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         _change_record(_committed, lambda row: msgspec.structs.replace(row, clearing=[])),
         r"table transactions, transaction \d+ .*: debits of those booked here exceed credits by",
     ),
-    "the step that is in flight": (
-        lambda path: change(
-            path, "in_flight", decoder(InFlightRecord), lambda _row: True, altered(state=1)
-        ),
-        r"table in_flight, transaction \d+ \(\w+\): its transaction has no state 1 to tell",
+    "a transfer that nobody is to be told of is in flight": (
+        lambda path: change(path, "in_flight_bits", bytes, bool, lambda row: b"\xff" * len(row)),
+        r"table in_flight_bits, transaction \d+ \(\w+\): there is nothing to tell of it",
     ),
-    "what was prepared": (
-        lambda path: change(
-            path, "undecided", decoder(Prepare), lambda _row: True, altered(origin=bytes(25))
-        ),
-        r"table undecided, transaction \d+ .*: it was prepared for another transaction",
+    "a transfer that is not there is in flight": (
+        lambda path: change(path, "in_flight_bits", bytes, bool, lambda row: row[:-1] + b"\x80"),
+        r"table in_flight_bits, transaction 1023: there is nothing to tell of it",
+    ),
+    "a transfer that is decided is undecided": (
+        lambda path: change(path, "undecided_bits", bytes, bool, lambda row: b"\xff" * len(row)),
+        r"table undecided, transaction \d+: must not be there: transaction \d+ .* is SETTLED",
+    ),
+    "a transfer that is undecided waits for nothing": (
+        lambda path: change(path, "undecided_bits", bytes, bool, lambda row: bytes(len(row))),
+        r"table undecided, transaction \d+: the row of transaction \d+ .* is missing",
     ),
 }
 

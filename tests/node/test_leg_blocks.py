@@ -211,12 +211,16 @@ class Twins:
             c["parts"],  # type: ignore[arg-type]
         )
 
-    def status_here(self, home: int, request: uuid.UUID) -> S | None:
+    def number_here(self, home: int, request: uuid.UUID) -> int:
         tables = self.items.store.shard(1)
         row = tables.find_request(b"p" + request.bytes + b"a" + home.to_bytes(8))
-        if row is None or not row.number:
+        return 0 if row is None else row.number
+
+    def status_here(self, home: int, request: uuid.UUID) -> S | None:
+        number = self.number_here(home, request)
+        if not number:
             return None
-        record = tables.find_transaction(row.number)
+        record = self.items.store.shard(1).find_transaction(number)
         assert record is not None
         return record.status
 
@@ -240,6 +244,10 @@ class Twins:
                     status = S.REJECTED if why.entry_index else S.INSUFFICIENT_FUNDS
                 self.decided[key] = status, why
             decisions.append(self.decided[key])
+        # Where the votes said that they are: right, or a lie, or not at all.
+        numbers = [self.number_here(*key) for key in chosen]
+        if rng.random() < 0.3:
+            numbers[rng.randrange(len(numbers))] = rng.choice((*numbers, *self.numbers, 0, 2**63))
         return ApplyTransfers(
             OWN[0],
             "main",
@@ -248,6 +256,7 @@ class Twins:
             b"".join(rng.choice((5, 2**50)).to_bytes(8, "little") for _ in chosen),
             bytes(status for status, _ in decisions),
             {i: why for i, (_, why) in enumerate(decisions) if why is not None},
+            b"".join(n.to_bytes(8, "little") for n in numbers) if rng.random() < 0.8 else b"",
         )
 
     def deliver(self) -> DeliveredTransfers:
@@ -299,7 +308,7 @@ def rows_of(tables: object, name: str) -> dict[bytes, object]:
             if name == "transactions":
                 row = TransactionRecord.decoded(value[:-4])
             elif name == "undecided":
-                row = msgspec.msgpack.decode(value[:-4], type=Prepare)
+                row = value[:-4] and msgspec.msgpack.decode(value[:-4], type=Prepare)
             found[bytes(key)] = row
     return found
 
@@ -395,6 +404,28 @@ def test_a_counter_that_might_overflow_is_judged_item_by_item(twins: Twins) -> N
     assert found == [True] * 3 + [False] * 7
 
 
+def test_what_is_where_the_votes_said_is_not_searched_for(twins: Twins) -> None:
+    """Whoever asked. Where a block names others than it means, all of it is searched for."""
+    first, second, third = (plain_prepare(twins.requests[i : i + 6], PARTS) for i in (0, 6, 12))
+    twins.both(first)
+    told = []
+    for block in (second, third):
+        (votes,) = twins.both(block)
+        assert isinstance(votes, TransferVotesView)
+        told.append(msgspec.structs.replace(settled(block), prepared=votes.numbers))
+        assert twins.both(block) == [TransferVotesView({}, bytes(48))]
+    with patch.object(leg_decisions, "_read_requested", side_effect=AssertionError):
+        twins.arrays.apply(told[0])
+    with one_by_one():
+        twins.items.apply(told[0])
+    twins.compare()
+    for lies in (told[0].prepared, first.first_accounts, told[1].prepared[:40] + bytes(8)):
+        twins.both(msgspec.structs.replace(told[1], prepared=lies))
+    # What the lies named is as it was, and what the block meant is settled: only the first are not.
+    left = twins.arrays.store.shard(1).undecided_numbers()
+    assert left == [number - 6 for number in np.frombuffer(told[0].prepared, "<u8").tolist()]
+
+
 PARTS = [TransferPart(2, "alice", Source("job", "10.0.0.1")), TransferPart(3), TransferPart(1, "x")]
 
 
@@ -465,12 +496,14 @@ def test_only_plain_records_are_recognised(
     ((_, sealed),) = tables.find_transactions([number.to_bytes(8)])
     row = np.frombuffer(sealed[:-4], np.uint8).reshape(1, -1)
     template = participant_template(0, USD)
-    assert find_undecided(template, row) is not None
-    # As wide as plain rows are, where numbers are, and everything else as it is changed.
     record = TransactionRecord.decoded(sealed[:-4])
+    origin = np.frombuffer(record.origin, np.uint8).reshape(1, -1)
+    assert find_undecided(template, row, origin) is not None
+    assert find_undecided(template, row, origin ^ 1) is None
+    # As wide as plain rows are, where numbers are, and everything else as it is changed.
     change(record)
     wide = np.frombuffer(widened(record), np.uint8).reshape(1, -1)
-    assert find_undecided(template, wide) is None
+    assert find_undecided(template, wide, origin) is None
 
 
 def widened(record: TransactionRecord) -> bytes:
@@ -516,4 +549,5 @@ def test_a_record_that_is_only_encoded_wider_is_recognised(twins: Twins) -> None
     record = tables.find_transaction(tables.meta().next_transaction - 1)
     assert record is not None
     row = np.frombuffer(widened(record), np.uint8).reshape(1, -1)
-    assert find_undecided(participant_template(0, USD), row) is not None
+    origin = np.frombuffer(record.origin, np.uint8).reshape(1, -1)
+    assert find_undecided(participant_template(0, USD), row, origin) is not None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ledger_core.accounts import EntryKind, TransactionStatus
@@ -319,5 +320,9 @@ def test_an_item_is_prepared_as_the_command_that_it_stands_for(world: World) -> 
     prepare(world, 1, legs)
     (prepared,) = world.undecided(1).values()
     assert isinstance(prepared, Prepare)
-    assert prepared == prepare_of(prepare_block(world, 1, legs), 0, 1)
+    block = prepare_block(world, 1, legs)
+    # Any account of the participant leads to it.
+    block = msgspec.structs.replace(block, routing_id=prepared.routing_id)
+    assert prepared.routing_id == account_of(world, legs[0].other)
+    assert prepared == prepare_of(block, 0, 1)
     assert prepared.transaction == leg_command(commit_block(world, 0, legs), 0, 0)

@@ -188,14 +188,19 @@ def test_transactions_are_listed_as_pending_while_they_hold_money(shard: Shard) 
     assert pending(shard) == [3]
 
 
-def test_what_is_undecided_holds_money_on_both_sides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled", [True, False])
+def test_what_is_undecided_is_listed_on_both_sides(tmp_path: Path, settled: bool) -> None:
+    """As pending at its home; at the participant as undecided, until it is pending for good."""
     world = World(tmp_path)
-    command = world.create([world.entry(0, 0, -5), world.entry(1, 0, 5)], "t")
+    command = world.create([world.entry(0, 0, -5), world.entry(1, 0, 5)], "t", settled=settled)
     world.begin(command)
     world.apply(1, world.prepare_of(command))
-    assert pending(world.shards[0]) == pending(world.shards[1]) == [3]
+    assert (pending(world.shards[0]), pending(world.shards[1])) == ([3], [])
+    assert [*world.undecided(1)] == [3]
     world.drive()
-    assert pending(world.shards[0]) == pending(world.shards[1]) == []
+    assert [*world.undecided(1)] == []
+    left = [] if settled else [3]
+    assert pending(world.shards[0]) == pending(world.shards[1]) == left
     world.close()
 
 

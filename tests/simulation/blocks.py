@@ -22,6 +22,7 @@ from ledger_core.results import (
     TransfersView,
     TransferVotesView,
 )
+from ledger_core.transfer_legs import u64_column
 from tests.node.leg_blocks import (
     apply_block,
     commit_block,
@@ -52,6 +53,8 @@ class Item:
     command: CreateTransaction
     done: Callable[[Answer], None]
     refused: Refused | None = None
+    prepared: int = 0
+    """The number at its participant, where the vote told it."""
     view: TransactionView | None = None
     index: int = 0
     ended: bool = False
@@ -97,8 +100,10 @@ class Blocks:
                     item.end(Answer(answer.end))
             return
         assert isinstance(votes, TransferVotesView), votes
+        numbers = u64_column(votes.numbers).tolist() or [0] * len(items)
         for place, item in enumerate(items):
             item.refused = votes.refused.get(place)
+            item.prepared = numbers[place]
 
     def _commit(self) -> None:
         if self._dead(Rounds.PREPARED):
@@ -149,8 +154,8 @@ class Blocks:
             return
 
         def block(commands: Sequence[CreateTransaction]) -> Command:
-            of = {item.command.request_id: item.view for item in self._items}
-            views = [of[command.request_id] for command in commands]
+            of = {item.command.request_id: item for item in self._items}
+            views = [of[command.request_id].view for command in commands]
             known = [view for view in views if view is not None]
             assert len(known) == len(views)
             refused = {
@@ -159,7 +164,11 @@ class Blocks:
                 if view.refusal is not None
             }
             return apply_block(
-                commands, [view.number for view in known], [v.status for v in known], refused
+                commands,
+                [view.number for view in known],
+                [view.status for view in known],
+                refused,
+                [of[command.request_id].prepared for command in commands],
             )
 
         self._round(self._open(), participant_of, block, self._applied, self._deliver)
