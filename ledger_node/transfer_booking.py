@@ -2,10 +2,13 @@
 
 An entry says what its account's counters are after it, so each account's entries are taken one
 after the other (`Sides.by_account`), and sums so far (`Moved`) give all of them at once.
+
+A block has one segment: its command. Where the blocks of several commands are joined, each has its
+own; log entries begin and end between them.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -43,6 +46,7 @@ from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
+    IndexArray,
     Moved,
     Sides,
     available,
@@ -61,12 +65,51 @@ _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
 _POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The items, from ``start`` to before ``end``, of a command of a log entry.
+
+    ``time_us`` is when that log entry is recorded.
+    """
+
+    start: int
+    end: int
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The packed entries of a segment. The rows of their accounts are stored already.
+
+    ``totals`` has what they add to groups of accounts: (group, debits, credits).
+    """
+
+    first_position: int
+    rows: bytes
+    totals: list[tuple[int, int, int]]
+
+    def append(self, books: Books) -> None:
+        """Append the entries to those of the log entry that is under way."""
+        if self.first_position != books.meta.next_position:
+            raise InvariantError("something else was booked between the segments of a block")
+        imbalance = 0
+        for group, debited, credited in self.totals:
+            if debited or credited:
+                totals = books.totals(group)
+                totals.debits_posted += debited
+                totals.credits_posted += credited
+                imbalance += debited - credited
+        if imbalance:
+            raise InvariantError("a block of transfers leaves the books unbalanced")
+        books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
+
+
 @dataclass(slots=True)
 class Booking:
     """The items of a block that become transactions, on their way into the tables.
 
     ``statuses`` has that of each item, 0 where it makes no transaction; ``moved`` is by those that
-    are settled.
+    are settled. Call `book`, then `append` for each of the ``segments``, in their order.
     """
 
     books: Books
@@ -75,28 +118,50 @@ class Booking:
     sides: Sides
     moved: Moved
     statuses: NDArray[np.uint8]
+    refused: dict[int, Refused]
+    segments: list[Segment]
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _special: list[int] = field(default_factory=list)
+    _entries: list[_Entries] = field(default_factory=list)
 
-    def book(
-        self, keys: list[bytes], refused: dict[int, Refused]
-    ) -> tuple[int, dict[int, RefusalView]]:
-        """Write all rows; return the first transaction number, and why items were refused."""
+    def book(self, keys: list[bytes]) -> None:
+        """Write the rows that no log entry has to itself."""
         items = self.statuses.nonzero()[0].tolist()
         if not items:
+            return
+        lengths = [segment.end - segment.start for segment in self.segments]
+        segment_of = np.arange(len(lengths)).repeat(lengths)
+        times_us = np.array([segment.time_us for segment in self.segments])[segment_of]
+        first_number = self.books.meta.next_transaction
+        self._entries = self._book_entries(first_number, segment_of, times_us)
+        self._numbers = dict(zip(items, itertools.count(first_number), strict=False))
+        self._add_requests(keys)
+        special = {*self.refused, *self.block.texts}.intersection(items)
+        self._add_plain([item for item in items if item not in special], times_us)
+        self._special = sorted(special)
+
+    def append(self, place: int = 0) -> tuple[int, dict[int, RefusalView]]:
+        """Make a segment part of the log entry that is under way, which has the segment's time.
+
+        Returns the first transaction number, 0 if there is none, and why items were refused.
+        """
+        start, end = self.segments[place].start, self.segments[place].end
+        count = int(np.count_nonzero(self.statuses[start:end]))
+        if not count:
             return 0, {}
-        first_number = self.books.take_transaction_numbers(len(items))
-        self._book_entries(first_number)
-        numbers = dict(zip(items, itertools.count(first_number), strict=False))
-        self._add_requests(numbers, keys)
-        special = {*refused, *self.block.texts}.intersection(items)
-        self._add_plain([item for item in items if item not in special], numbers)
+        first_number = self.books.take_transaction_numbers(count)
+        if self._entries:
+            self._entries[place].append(self.books)
         refusals = {}
-        for item in sorted(special):
-            if view := self._add_special(item, numbers[item], refused.get(item)):
-                refusals[item] = view
+        for item in self._special:
+            if start <= item < end and (view := self._add_special(item)):
+                refusals[item - start] = view
         return first_number, refusals
 
-    def _book_entries(self, first_number: int) -> None:
-        """Append two entries for each item, but none of accounts that do not exist."""
+    def _book_entries(
+        self, first_number: int, segment_of: IndexArray, times_us: I64Array
+    ) -> list[_Entries]:
+        """Book two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
         recorded = self.statuses != 0
         numbers = recorded.cumsum() + (first_number - 1)
@@ -104,21 +169,29 @@ class Booking:
             kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
-        if len(sides.item):
-            _book_entries(self.books, self.accounts, sides, moved, numbers)
+        if not len(sides.item):
+            return []
+        first, segments = self.books.meta.next_position, segment_of[sides.item]
+        columns = _Columns(numbers[sides.item], times_us[sides.item])
+        rows = _book_entries(self.books, self.accounts, sides, moved, columns)
+        groups = self.accounts.rows["group"].astype(np.int64)[sides.account]
+        totals = _totals(groups, sides, moved, segments, len(self.segments))
+        return _cut(first, rows, segments, totals)
 
-    def _add_requests(self, numbers: dict[int, int], keys: list[bytes]) -> None:
+    def _add_requests(self, keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
+        numbers = self._numbers
         numbered = np.array(list(numbers.values()), np.int64)
         self.books.tables.add_request_rows([keys[item] for item in numbers], numbered)
 
-    def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
+    def _add_plain(self, items: list[int], times_us: I64Array) -> None:
         """Write the transactions of items that were settled and have no texts."""
+        numbers = self._numbers
         books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
         transfers = self._plain_transfers()
-        ends = ends_of(block_parts(self.block), books.meta.time_us)
+        ends = ends_of(block_parts(self.block), times_us)
         for book in sorted({book_of[item] for item in items}):
-            heads = plain_rows(transfers, book, books.meta.books[book], books.meta.time_us)
+            heads = plain_rows(transfers, book, books.meta.books[book], times_us)
             of_book = [item for item in items if book_of[item] == book]
             books.tables.add_transaction_rows(
                 [numbers[item].to_bytes(8) for item in of_book],
@@ -138,9 +211,9 @@ class Booking:
             first_accounts(block), second, signed, values, debits, block.request_ids
         )
 
-    def _add_special(self, item: int, number: int, refused: Refused | None) -> RefusalView | None:
+    def _add_special(self, item: int) -> RefusalView | None:
         """Write the transaction of an item that was refused, or has texts."""
-        books = self.books
+        books, number, refused = self.books, self._numbers[item], self.refused.get(item)
         asked = expanded = transfer_command(self.block, item, books.shard_id)
         if not asked.entries:
             made = expand(Books(books.tables, books.meta, books.shard_id), asked)
@@ -157,9 +230,18 @@ class Booking:
         return refusal_view(record, books.meta.books[record.book])
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What entries have from their items: transaction numbers, and when they are recorded."""
+
+    number: I64Array
+    time_us: I64Array
+
+
 def _book_entries(
-    books: Books, accounts: Accounts, sides: Sides, moved: Moved, numbers: I64Array
-) -> None:
+    books: Books, accounts: Accounts, sides: Sides, moved: Moved, columns: _Columns
+) -> bytes:
+    """Store the rows of accounts, and marks; return the packed entries."""
     first, groups = books.meta.next_position, sides.by_account
     order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
     count, touched = len(order), sides.touched
@@ -176,9 +258,9 @@ def _book_entries(
     entries[starts, _PREVIOUS] = rows["last_position"]
     # In the order of the items.
     entries[order] = entries.copy()
-    entries[:, _TRANSACTION] = numbers[sides.item]
+    entries[:, _TRANSACTION] = columns.number
     entries[:, _AMOUNT] = sides.amount
-    entries[:, _TIME] = books.meta.time_us
+    entries[:, _TIME] = columns.time_us
     entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
     entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
     rows["debits_posted"] += moved.sums[0]
@@ -187,9 +269,8 @@ def _book_entries(
     rows["last_position"] = order[ends - 1] + first
     _check(rows, accounts.credit_normal[touched], moved)
     books.tables.save_balance_rows(accounts.slots[touched], rows)
-    _add_totals(books, rows["group"], moved)
-    _add_marks(books, accounts, sides, entries[:, _SEQUENCE])
-    books.append_rows(_with_checksums(entries), count)
+    _add_marks(books, accounts, sides, entries)
+    return _with_checksums(entries)
 
 
 def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
@@ -204,27 +285,45 @@ def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
             raise InvariantError("a block of transfers overdraws an account")
 
 
-def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
-    sums = np.zeros((2, books.meta.next_group), np.int64)
-    at = account_groups.astype(np.int64)
-    np.add.at(sums[0], at, moved.sums[0])
-    np.add.at(sums[1], at, moved.sums[1])
-    debited, credited = sums.tolist()
-    for number in sorted(set(at.tolist())):
-        if debited[number] or credited[number]:
-            totals = books.totals(number)
-            totals.debits_posted += debited[number]
-            totals.credits_posted += credited[number]
+def _totals(
+    groups: I64Array, sides: Sides, moved: Moved, segments: I64Array, count: int
+) -> list[list[tuple[int, int, int]]]:
+    """Return what the sides of each segment add to groups: (group, debits, credits)."""
+    touched = sorted(set(groups.tolist()))
+    width = touched[-1] + 1
+    sums = np.zeros((count, 2, width), np.int64)
+    np.add.at(sums.reshape(-1), (2 * segments + ~sides.debits) * width + groups, moved.effects)
+    return [
+        list(zip(touched, debited, credited, strict=True))
+        for debited, credited in sums[:, :, touched].tolist()
+    ]
 
 
-def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Array) -> None:
-    meta = books.meta
+def _cut(
+    first_position: int,
+    rows: bytes,
+    segments: I64Array,
+    totals: list[list[tuple[int, int, int]]],
+) -> list[_Entries]:
+    """Cut packed entries where a segment ends."""
+    found, start = [], 0
+    counts = np.bincount(segments, minlength=len(totals)).tolist()
+    for count, of_segment in zip(counts, totals, strict=True):
+        end = start + count * ENTRY_ROW_BYTES
+        position = first_position + start // ENTRY_ROW_BYTES
+        found.append(_Entries(position, rows[start:end], of_segment))
+        start = end
+    return found
+
+
+def _add_marks(books: Books, accounts: Accounts, sides: Sides, entries: NDArray[np.int64]) -> None:
+    first, sequences = books.meta.next_position, entries[:, _SEQUENCE]
     for side in (sequences % ENTRIES_PER_MARK == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
             int(accounts.slots[sides.account[side]]),
             int(sequences[side]),
-            meta.next_position + side,
-            meta.time_us,
+            first + side,
+            int(entries[side, _TIME]),
         )
 
 
