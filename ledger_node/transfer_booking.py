@@ -46,7 +46,6 @@ from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
-    IndexArray,
     Moved,
     Sides,
     available,
@@ -81,19 +80,20 @@ class Segment:
 class _Entries:
     """The packed entries of a segment. The rows of their accounts are stored already.
 
-    ``totals`` has what they add to groups of accounts: (group, debits, credits).
+    ``totals`` has credits and debits that they add to each of some ``groups`` of accounts.
     """
 
     first_position: int
     rows: bytes
-    totals: list[tuple[int, int, int]]
+    groups: list[int]
+    totals: list[list[int]]
 
     def append(self, books: Books) -> None:
         """Append the entries to those of the log entry that is under way."""
         if self.first_position != books.meta.next_position:
             raise InvariantError("something else was booked between the segments of a block")
         imbalance = 0
-        for group, debited, credited in self.totals:
+        for group, (credited, debited) in zip(self.groups, self.totals, strict=True):
             if debited or credited:
                 totals = books.totals(group)
                 totals.debits_posted += debited
@@ -130,10 +130,9 @@ class Booking:
         if not items:
             return
         lengths = [segment.end - segment.start for segment in self.segments]
-        segment_of = np.arange(len(lengths)).repeat(lengths)
-        times_us = np.array([segment.time_us for segment in self.segments])[segment_of]
+        times_us = np.array([segment.time_us for segment in self.segments]).repeat(lengths)
         first_number = self.books.meta.next_transaction
-        self._entries = self._book_entries(first_number, segment_of, times_us)
+        self._entries = self._book_entries(first_number, times_us)
         self._numbers = dict(zip(items, itertools.count(first_number), strict=False))
         self._add_requests(keys)
         special = {*self.refused, *self.block.texts}.intersection(items)
@@ -158,9 +157,7 @@ class Booking:
                 refusals[item - start] = view
         return first_number, refusals
 
-    def _book_entries(
-        self, first_number: int, segment_of: IndexArray, times_us: I64Array
-    ) -> list[_Entries]:
+    def _book_entries(self, first_number: int, times_us: I64Array) -> list[_Entries]:
         """Book two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
         recorded = self.statuses != 0
@@ -171,12 +168,35 @@ class Booking:
             moved = Moved(sides, moved.effects[kept])
         if not len(sides.item):
             return []
-        first, segments = self.books.meta.next_position, segment_of[sides.item]
-        columns = _Columns(numbers[sides.item], times_us[sides.item])
-        rows = _book_entries(self.books, self.accounts, sides, moved, columns)
-        groups = self.accounts.rows["group"].astype(np.int64)[sides.account]
-        totals = _totals(groups, sides, moved, segments, len(self.segments))
-        return _cut(first, rows, segments, totals)
+        rows = _book_entries(
+            self.books,
+            self.accounts,
+            sides,
+            moved,
+            numbers=numbers[sides.item],
+            times_us=times_us[sides.item],
+        )
+        return self._cut(rows, sides, moved)
+
+    def _cut(self, rows: bytes, sides: Sides, moved: Moved) -> list[_Entries]:
+        """Cut packed entries at the ends of segments; add up what each adds to groups."""
+        ends = sides.item.searchsorted([segment.end for segment in self.segments]).tolist()
+        starts = [0, *ends[:-1]]
+        group_of = self.accounts.rows["group"].astype(np.int64)[sides.account]
+        groups = sorted(set(group_of.tolist()))
+        width = groups[-1] + 1
+        at = 2 * group_of
+        at += sides.debits
+        for place, start in enumerate(starts[1:], 1):
+            at[start : ends[place]] += place * 2 * width
+        sums = np.zeros(len(ends) * 2 * width, np.int64)
+        np.add.at(sums, at, moved.effects)
+        totals = sums.reshape(-1, width, 2).take(groups, 1).tolist()
+        first, size = self.books.meta.next_position, ENTRY_ROW_BYTES
+        return [
+            _Entries(first + start, rows[start * size : end * size], groups, of_segment)
+            for start, end, of_segment in zip(starts, ends, totals, strict=True)
+        ]
 
     def _add_requests(self, keys: list[bytes]) -> None:
         """Remember the requests, without a hash of their bodies: the transactions tell them."""
@@ -230,16 +250,14 @@ class Booking:
         return refusal_view(record, books.meta.books[record.book])
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """What entries have from their items: transaction numbers, and when they are recorded."""
-
-    number: I64Array
-    time_us: I64Array
-
-
 def _book_entries(
-    books: Books, accounts: Accounts, sides: Sides, moved: Moved, columns: _Columns
+    books: Books,
+    accounts: Accounts,
+    sides: Sides,
+    moved: Moved,
+    *,
+    numbers: I64Array,
+    times_us: I64Array,
 ) -> bytes:
     """Store the rows of accounts, and marks; return the packed entries."""
     first, groups = books.meta.next_position, sides.by_account
@@ -258,9 +276,9 @@ def _book_entries(
     entries[starts, _PREVIOUS] = rows["last_position"]
     # In the order of the items.
     entries[order] = entries.copy()
-    entries[:, _TRANSACTION] = columns.number
+    entries[:, _TRANSACTION] = numbers
     entries[:, _AMOUNT] = sides.amount
-    entries[:, _TIME] = columns.time_us
+    entries[:, _TIME] = times_us
     entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
     entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
     rows["debits_posted"] += moved.sums[0]
@@ -283,37 +301,6 @@ def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
         below &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
         if (below & (outflow(moved, credit_normal) > 0)).any():
             raise InvariantError("a block of transfers overdraws an account")
-
-
-def _totals(
-    groups: I64Array, sides: Sides, moved: Moved, segments: I64Array, count: int
-) -> list[list[tuple[int, int, int]]]:
-    """Return what the sides of each segment add to groups: (group, debits, credits)."""
-    touched = sorted(set(groups.tolist()))
-    width = touched[-1] + 1
-    sums = np.zeros((count, 2, width), np.int64)
-    np.add.at(sums.reshape(-1), (2 * segments + ~sides.debits) * width + groups, moved.effects)
-    return [
-        list(zip(touched, debited, credited, strict=True))
-        for debited, credited in sums[:, :, touched].tolist()
-    ]
-
-
-def _cut(
-    first_position: int,
-    rows: bytes,
-    segments: I64Array,
-    totals: list[list[tuple[int, int, int]]],
-) -> list[_Entries]:
-    """Cut packed entries where a segment ends."""
-    found, start = [], 0
-    counts = np.bincount(segments, minlength=len(totals)).tolist()
-    for count, of_segment in zip(counts, totals, strict=True):
-        end = start + count * ENTRY_ROW_BYTES
-        position = first_position + start // ENTRY_ROW_BYTES
-        found.append(_Entries(position, rows[start:end], of_segment))
-        start = end
-    return found
 
 
 def _add_marks(books: Books, accounts: Accounts, sides: Sides, entries: NDArray[np.int64]) -> None:
