@@ -5,9 +5,9 @@ entries that are applied in one go are joined: their columns follow each other, 
 read, judged and stored once. What each command and each log entry has of its own is added segment
 by segment (`Booking.append`): numbers, entries, totals, and its place in the journal.
 
-Every row is the same as if the log entries were applied one after the other. What needs more than
-the items of one block after the other (`transfer_rules`) is not joined: a request that is repeated,
-something that expires between two blocks, a block whose items are executed as commands.
+Every row is the same as if the log entries were applied one after the other. Blocks are not joined
+if they need more than booking item after item: if a request is repeated, if something expires
+between two of them, or if the items of one would be executed as commands (`transfer_rules`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -88,10 +88,12 @@ def apply_joined(
     Returns the results of each; no results where they are not ``wanted``.
     """
     blocks = [block for entry in stretch for block in entry.blocks]
-    if not 2 <= len(blocks) <= sum(len(block.forms) for block in blocks) <= TRANSFERS_PER_BLOCK_MAX:
+    if len(blocks) < 2:
         return None
     meta = tables.meta()
     segments = _segments(stretch, meta.time_us)
+    if segments[-1].end > TRANSFERS_PER_BLOCK_MAX:
+        return None
     if meta.importing or next(tables.expirations_until(segments[-1].time_us), None) is not None:
         return None
     books = Books(tables, meta, shard_id)

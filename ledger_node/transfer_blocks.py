@@ -250,7 +250,7 @@ class Judge:
     def could_overflow(self, before: int) -> bool:
         """Whether a counter of an account may have no room: then nothing can be judged here.
 
-        ``before``: the amounts of other blocks that are booked first, if their rows are not.
+        ``before``: the sum of what is booked before the last segment; that one could overflow, too.
         """
         # Posted and pending money count together.
         return 2 * (self._highest + before) + AMOUNTS_SUM_MAX > INT64_MAX
