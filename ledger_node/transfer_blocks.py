@@ -250,7 +250,8 @@ class Judge:
     def could_overflow(self, before: int) -> bool:
         """Whether a counter of an account may have no room: then nothing can be judged here.
 
-        ``before``: the sum of what is booked before the last segment; that one could overflow, too.
+        ``before``: the amounts of all segments but the last one. That one, too, is judged by what
+        it would find if the others were booked.
         """
         # Posted and pending money count together.
         return 2 * (self._highest + before) + AMOUNTS_SUM_MAX > INT64_MAX
