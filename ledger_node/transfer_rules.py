@@ -109,7 +109,8 @@ def judge_block(
     judged = todo & ~static_refusals(block, accounts, sides, book)
     moved = Moved(sides, sides.amount * judged[sides.item])
     judge = Judge(books, accounts, sides, moved)
-    if judge.could_overflow(int(sides.amount[: 2 * segments[-1].start].sum()) // 2):
+    last = segments[-1].start
+    if judge.could_overflow(int(sides.amount[: 2 * last].sum()) // 2 if last else 0):
         return None
     refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
     statuses = todo * np.uint8(SETTLED)

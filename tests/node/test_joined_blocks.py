@@ -238,7 +238,7 @@ def _columns(block: CreateTransfers) -> tuple[bytes, bytes, bytes, bytes, bytes]
 KINDS = ("plain", "plain", "poor", "one account", "wild", "another", "euro", "nothing")
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=12),
     cuts=st.sets(st.integers(1, 11), max_size=3),
