@@ -42,6 +42,7 @@ from ledger_node.store_columns import (
     BalanceRows,
     set_checksums,
 )
+from ledger_node.store_leg_columns import number_keys
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
@@ -120,24 +121,28 @@ class Booking:
     statuses: NDArray[np.uint8]
     refused: dict[int, Refused]
     segments: list[Segment]
-    _numbers: dict[int, int] = field(default_factory=dict)
+    _numbers: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     _special: list[int] = field(default_factory=list)
     _entries: list[_Entries] = field(default_factory=list)
 
     def book(self, keys: list[bytes]) -> None:
         """Write the rows that no log entry has to itself."""
-        items = self.statuses.nonzero()[0].tolist()
+        recorded = self.statuses != 0
+        items = recorded.nonzero()[0].tolist()
         if not items:
             return
         lengths = [segment.end - segment.start for segment in self.segments]
         times_us = np.array([segment.time_us for segment in self.segments]).repeat(lengths)
-        first_number = self.books.meta.next_transaction
-        self._entries = self._book_entries(first_number, times_us)
-        self._numbers = dict(zip(items, itertools.count(first_number), strict=False))
-        self._add_requests(keys)
-        special = {*self.refused, *self.block.texts}.intersection(items)
-        self._add_plain([item for item in items if item not in special], times_us)
-        self._special = sorted(special)
+        self._numbers = recorded.cumsum() + (self.books.meta.next_transaction - 1)
+        self._entries = self._book_entries(recorded, times_us)
+        # Without a hash of their bodies: the transactions tell them.
+        self.books.tables.add_request_rows(
+            keys if len(items) == len(keys) else [keys[item] for item in items],
+            self._numbers[recorded],
+        )
+        self._special = sorted({*self.refused, *self.block.texts}.intersection(items))
+        recorded[self._special] = False
+        self._add_plain(recorded, times_us)
 
     def append(self, place: int = 0) -> tuple[int, dict[int, RefusalView]]:
         """Make a segment part of the log entry that is under way, which has the segment's time.
@@ -145,7 +150,7 @@ class Booking:
         Returns the first transaction number, 0 if there is none, and why items were refused.
         """
         start, end = self.segments[place].start, self.segments[place].end
-        count = int(np.count_nonzero(self.statuses[start:end]))
+        count = end - start - self.statuses[start:end].tobytes().count(0)
         if not count:
             return 0, {}
         first_number = self.books.take_transaction_numbers(count)
@@ -157,11 +162,9 @@ class Booking:
                 refusals[item - start] = view
         return first_number, refusals
 
-    def _book_entries(self, first_number: int, times_us: I64Array) -> list[_Entries]:
+    def _book_entries(self, recorded: BoolArray, times_us: I64Array) -> list[_Entries]:
         """Book two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
-        recorded = self.statuses != 0
-        numbers = recorded.cumsum() + (first_number - 1)
         if not (self.accounts.all_known and recorded.all()):
             kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
@@ -173,7 +176,7 @@ class Booking:
             self.accounts,
             sides,
             moved,
-            numbers=numbers[sides.item],
+            numbers=self._numbers[sides.item],
             times_us=times_us[sides.item],
         )
         return self._cut(rows, sides, moved)
@@ -198,24 +201,17 @@ class Booking:
             for start, end, of_segment in zip(starts, ends, totals, strict=True)
         ]
 
-    def _add_requests(self, keys: list[bytes]) -> None:
-        """Remember the requests, without a hash of their bodies: the transactions tell them."""
-        numbers = self._numbers
-        numbered = np.array(list(numbers.values()), np.int64)
-        self.books.tables.add_request_rows([keys[item] for item in numbers], numbered)
-
-    def _add_plain(self, items: list[int], times_us: I64Array) -> None:
+    def _add_plain(self, plain: BoolArray, times_us: I64Array) -> None:
         """Write the transactions of items that were settled and have no texts."""
-        numbers = self._numbers
-        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
+        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]]
         transfers = self._plain_transfers()
         ends = ends_of(block_parts(self.block), times_us)
-        for book in sorted({book_of[item] for item in items}):
+        for book in sorted(set(book_of[plain].tolist())):
             heads = plain_rows(transfers, book, books.meta.books[book], times_us)
-            of_book = [item for item in items if book_of[item] == book]
+            items = (plain & (book_of == book)).nonzero()[0]
             books.tables.add_transaction_rows(
-                [numbers[item].to_bytes(8) for item in of_book],
-                [heads[item] + ends[item] for item in of_book],
+                number_keys(self._numbers[items]),
+                [heads[item] + ends[item] for item in items.tolist()],
             )
 
     def _plain_transfers(self) -> PlainTransfers:
@@ -233,7 +229,7 @@ class Booking:
 
     def _add_special(self, item: int) -> RefusalView | None:
         """Write the transaction of an item that was refused, or has texts."""
-        books, number, refused = self.books, self._numbers[item], self.refused.get(item)
+        books, number, refused = self.books, int(self._numbers[item]), self.refused.get(item)
         asked = expanded = transfer_command(self.block, item, books.shard_id)
         if not asked.entries:
             made = expand(Books(books.tables, books.meta, books.shard_id), asked)
