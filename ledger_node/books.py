@@ -2,7 +2,8 @@
 
 The rules read and change rows here; `Books.finish` checks that debits equal credits, adds to the
 sums by group and by effective time (`Sums`), and writes the entry of the journal. Until then only
-rows that nothing sums have reached the tables.
+rows that nothing sums have reached the tables. Several log entries share all this where their
+blocks of transfers are joined (`Books.next_log_entry`).
 """
 
 from collections import defaultdict
@@ -60,7 +61,7 @@ class InvariantError(Exception):
 
 
 class Books:
-    """The rows of a shard during the application of one log entry."""
+    """The rows of a shard during the application of a log entry, or of several in one go."""
 
     def __init__(self, tables: ShardTables, meta: ShardMeta, shard_id: int) -> None:
         self.tables = tables
@@ -172,12 +173,18 @@ class Books:
         self.tables.add_account(slot, record, balance)
         return slot
 
-    def book(self, ledger: str, currency: Currency) -> int:
-        """Return the index of a ledger's currency here; make it, and its external account."""
-        meta = self.meta
-        for index, book in enumerate(meta.books):
+    def find_book(self, ledger: str, currency: Currency) -> int | None:
+        """Return the index of a ledger's currency here; None: it has none yet."""
+        for index, book in enumerate(self.meta.books):
             if (book.ledger, book.currency) == (ledger, currency.code):
                 return index
+        return None
+
+    def book(self, ledger: str, currency: Currency) -> int:
+        """Return the index of a ledger's currency here; make it, and its external account."""
+        meta, found = self.meta, self.find_book(ledger, currency)
+        if found is not None:
+            return found
         index = len(meta.books)
         if index >> BOOK_BITS:
             raise InvariantError("a shard has 1,024 ledgers and currencies at most")
@@ -317,26 +324,45 @@ class Books:
 
     # The end of the log entry
 
+    def next_log_entry(self, index: int, time_us: int) -> None:
+        """Go on with another log entry, which is recorded at ``time_us``, or at the last one's.
+
+        What was done up to here belongs to the log entries before it; nothing, to begin with.
+        """
+        self._end_log_entry()
+        meta = self.meta
+        if index <= meta.applied_index:
+            raise InvariantError(f"log entry {index} is applied already")
+        meta.applied_index = index
+        meta.time_us = max(meta.time_us, time_us)
+        self._first_position = self._item_position = meta.next_position
+        self._sums.next_log_entry(meta.next_position)
+        self._entries, self._items, self._digests = [], [], []
+        self._item_entries = self._events = 0
+
     def finish(self, imported: int = 0) -> None:
         """Check that the books balance, then write what was gathered.
 
         ``imported`` is the number, where it comes from, of an entry of another journal.
         """
+        self._end_log_entry(imported)
+        self.write_rows()
+        for key in sorted(self._settlements):
+            self.tables.save_settlements(*key, self._settlements[key])
+        self._sums.write(self.meta.time_us)
+        self.tables.save_meta(self.meta)
+
+    def _end_log_entry(self, imported: int = 0) -> None:
+        """Write what is a log entry's own: its entries, and its entry of the journal."""
         if any(self._posted_imbalance.values()) or any(self._pending_imbalance.values()):
             raise InvariantError(
                 f"log entry {self.meta.applied_index} leaves the books unbalanced: "
                 f"posted {dict(self._posted_imbalance)}, pending {dict(self._pending_imbalance)}"
             )
-        self.write_rows()
-        tables = self.tables
-        for key in sorted(self._settlements):
-            tables.save_settlements(*key, self._settlements[key])
         if self._entries:
-            tables.append_entries(self._first_position, self._entries)
-        self._sums.write(self.meta.time_us)
+            self.tables.append_entries(self._first_position, self._entries)
         if self._items:
             self._append_journal(imported)
-        tables.save_meta(self.meta)
 
     def _append_journal(self, imported: int) -> None:
         """Write the entry of the journal: the chain's next link covers all that it says."""

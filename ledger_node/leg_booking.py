@@ -23,7 +23,7 @@ from ledger_core.transfers import I64Array, big_endian
 from ledger_node.account_events import note_refused_transaction
 from ledger_node.books import Books, InvariantError
 from ledger_node.entry_columns import BoolArray, EntryColumns, IndexArray, book_columns
-from ledger_node.leg_judge import LegJudge, LegSides, find_book, read_sides
+from ledger_node.leg_judge import LegJudge, LegSides, read_sides
 from ledger_node.leg_records import LegTemplate, joined, record_who, uuid_texts
 from ledger_node.leg_rules import first_refusal
 from ledger_node.records import TransactionRecord
@@ -45,7 +45,7 @@ def begin(books: Books, block: LegBlock, mark: bytes = b"") -> "LegBooking | Non
     keys = origin_keys(origins, mark)
     if len({*keys}) < len(keys):
         return None
-    book = find_book(books, block)
+    book = books.find_book(block.ledger, block.currency)
     if book is None:
         return None
     books.write_rows()

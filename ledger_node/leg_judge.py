@@ -88,14 +88,6 @@ class LegSides:
             raise InvariantError("a block of transfers overdraws an account")
 
 
-def find_book(books: Books, block: LegBlock) -> int | None:
-    """Return the book of a block, if there is one yet."""
-    for index, book in enumerate(books.meta.books):
-        if (book.ledger, book.currency) == (block.ledger, block.currency.code):
-            return index
-    return None
-
-
 def read_sides(books: Books, block: LegBlock, book: int) -> LegSides | None:
     """Read the accounts of a block; None where a clearing account is missing, or one is named."""
     ids = own_accounts(block)

@@ -207,10 +207,10 @@ class Node:
         self,
         state_machine: StateMachine,
         entries: Sequence[tuple[int, bytes]],
-        wanted: bool,  # noqa: ARG002
+        wanted: bool,
     ) -> Sequence[Sequence[Result]]:
         self._store.wrote(sum(len(payload) for _index, payload in entries))
-        return [state_machine.apply(index, payload) for index, payload in entries]
+        return state_machine.apply_run(entries, wanted=wanted)
 
     # Inputs
 

@@ -11,7 +11,7 @@ from ledger_node.store import EFFECTIVE_SHIFTS, ENTRIES_PER_BLOCK, GROUP_SUBJECT
 
 
 class Sums:
-    """The sums that one log entry changes; its entries begin at ``first_position``."""
+    """The sums that a log entry changes; its entries begin at ``first_position``."""
 
     def __init__(self, tables: ShardTables, first_position: int) -> None:
         self._tables = tables
@@ -19,6 +19,11 @@ class Sums:
         self._groups: dict[GroupRecord, int] = {}
         self._totals: dict[int, TotalsRow] = {}
         self._dated: dict[tuple[int, int], Counters] = {}
+
+    def next_log_entry(self, first_position: int) -> None:
+        """Go on with the sums that another log entry changes, from what they are now."""
+        assert not self._dated, "effects by effective time are logged by their log entry's time"
+        self._block = first_position // ENTRIES_PER_BLOCK
 
     def add_account(self, group: GroupRecord, meta: ShardMeta) -> int:
         """Count a new account; return the number of its group, which may be new itself."""

@@ -240,15 +240,21 @@ class Judge:
         self._accounts = accounts
         self._sides = sides
         rows, flags = accounts.rows, accounts.rows["flags"]
-        highest = rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max()
-        # Posted and pending money count together.
-        self.could_overflow = 2 * int(highest) + AMOUNTS_SUM_MAX > INT64_MAX
-        """Whether a counter of an account may have no room: then nothing can be judged here."""
+        self._highest = int(rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max())
         out = outflow(moved, accounts.credit_normal)
         self._could_refuse: BoolArray = available(rows, accounts.credit_normal) < out
         self._could_refuse &= (flags & FLOORED_BIT != 0) & (out > 0)
         self._could_refuse |= flags & LIMITED_BIT != 0
         self._states: dict[int, _Watched] = {}
+
+    def could_overflow(self, before: int) -> bool:
+        """Whether a counter of an account may have no room: then nothing can be judged here.
+
+        ``before``: the amounts of all segments but the last one. That one, too, is judged by what
+        it would find if the others were booked.
+        """
+        # Posted and pending money count together.
+        return 2 * (self._highest + before) + AMOUNTS_SUM_MAX > INT64_MAX
 
     def careful(self) -> list[int]:
         """Return the items that touch an account that could refuse."""

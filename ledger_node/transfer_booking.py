@@ -2,10 +2,13 @@
 
 An entry says what its account's counters are after it, so each account's entries are taken one
 after the other (`Sides.by_account`), and sums so far (`Moved`) give all of them at once.
+
+A block has one segment: its command. Where the blocks of several commands are joined, each has its
+own; log entries begin and end between them.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -39,6 +42,7 @@ from ledger_node.store_columns import (
     ROW_SEQUENCE,
     BalanceRows,
 )
+from ledger_node.store_leg_columns import number_keys
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
@@ -61,12 +65,52 @@ _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
 _POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The items, from ``start`` to before ``end``, of a command of a log entry.
+
+    ``time_us`` is when that log entry is recorded.
+    """
+
+    start: int
+    end: int
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The packed entries of a segment. The rows of their accounts are stored already.
+
+    ``totals`` has credits and debits that they add to each of some ``groups`` of accounts.
+    """
+
+    first_position: int
+    rows: bytes
+    groups: list[int]
+    totals: list[list[int]]
+
+    def append(self, books: Books) -> None:
+        """Append the entries to those of the log entry that is under way."""
+        if self.first_position != books.meta.next_position:
+            raise InvariantError("something else was booked between the segments of a block")
+        imbalance = 0
+        for group, (credited, debited) in zip(self.groups, self.totals, strict=True):
+            if debited or credited:
+                totals = books.totals(group)
+                totals.debits_posted += debited
+                totals.credits_posted += credited
+                imbalance += debited - credited
+        if imbalance:
+            raise InvariantError("a block of transfers leaves the books unbalanced")
+        books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
+
+
 @dataclass(slots=True)
 class Booking:
     """The items of a block that become transactions, on their way into the tables.
 
     ``statuses`` has that of each item, 0 where it makes no transaction; ``moved`` is by those that
-    are settled.
+    are settled. Call `book`, then `append` for each of the ``segments``, in their order.
     """
 
     books: Books
@@ -75,54 +119,99 @@ class Booking:
     sides: Sides
     moved: Moved
     statuses: NDArray[np.uint8]
+    refused: dict[int, Refused]
+    segments: list[Segment]
+    _numbers: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    _special: list[int] = field(default_factory=list)
+    _entries: list[_Entries] = field(default_factory=list)
 
-    def book(
-        self, keys: list[bytes], refused: dict[int, Refused]
-    ) -> tuple[int, dict[int, RefusalView]]:
-        """Write all rows; return the first transaction number, and why items were refused."""
-        items = self.statuses.nonzero()[0].tolist()
+    def book(self, keys: list[bytes]) -> None:
+        """Write the rows that no log entry has to itself."""
+        recorded = self.statuses != 0
+        items = recorded.nonzero()[0].tolist()
         if not items:
+            return
+        lengths = [segment.end - segment.start for segment in self.segments]
+        times_us = np.array([segment.time_us for segment in self.segments]).repeat(lengths)
+        self._numbers = recorded.cumsum() + (self.books.meta.next_transaction - 1)
+        self._entries = self._book_entries(recorded, times_us)
+        # Without a hash of their bodies: the transactions tell them.
+        self.books.tables.add_request_rows(
+            keys if len(items) == len(keys) else [keys[item] for item in items],
+            self._numbers[recorded],
+        )
+        self._special = sorted({*self.refused, *self.block.texts}.intersection(items))
+        recorded[self._special] = False
+        self._add_plain(recorded, times_us)
+
+    def append(self, place: int = 0) -> tuple[int, dict[int, RefusalView]]:
+        """Make a segment part of the log entry that is under way, which has the segment's time.
+
+        Returns the first transaction number, 0 if there is none, and why items were refused.
+        """
+        start, end = self.segments[place].start, self.segments[place].end
+        count = end - start - self.statuses[start:end].tobytes().count(0)
+        if not count:
             return 0, {}
-        first_number = self.books.take_transaction_numbers(len(items))
-        self._book_entries(first_number)
-        numbers = dict(zip(items, itertools.count(first_number), strict=False))
-        self._add_requests(numbers, keys)
-        special = {*refused, *self.block.texts}.intersection(items)
-        self._add_plain([item for item in items if item not in special], numbers)
+        first_number = self.books.take_transaction_numbers(count)
+        if self._entries:
+            self._entries[place].append(self.books)
         refusals = {}
-        for item in sorted(special):
-            if view := self._add_special(item, numbers[item], refused.get(item)):
-                refusals[item] = view
+        for item in self._special:
+            if start <= item < end and (view := self._add_special(item)):
+                refusals[item - start] = view
         return first_number, refusals
 
-    def _book_entries(self, first_number: int) -> None:
-        """Append two entries for each item, but none of accounts that do not exist."""
+    def _book_entries(self, recorded: BoolArray, times_us: I64Array) -> list[_Entries]:
+        """Book two entries for each item, but none of accounts that do not exist."""
         sides, moved = self.sides, self.moved
-        recorded = self.statuses != 0
-        numbers = recorded.cumsum() + (first_number - 1)
         if not (self.accounts.all_known and recorded.all()):
             kept = self.accounts.known[sides.account] & recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
-        if len(sides.item):
-            _book_entries(self.books, self.accounts, sides, moved, numbers)
+        if not len(sides.item):
+            return []
+        rows = _book_entries(
+            self.books,
+            self.accounts,
+            sides,
+            moved,
+            numbers=self._numbers[sides.item],
+            times_us=times_us[sides.item],
+        )
+        return self._cut(rows, sides, moved)
 
-    def _add_requests(self, numbers: dict[int, int], keys: list[bytes]) -> None:
-        """Remember the requests, without a hash of their bodies: the transactions tell them."""
-        numbered = np.array(list(numbers.values()), np.int64)
-        self.books.tables.add_request_rows([keys[item] for item in numbers], numbered)
+    def _cut(self, rows: bytes, sides: Sides, moved: Moved) -> list[_Entries]:
+        """Cut packed entries at the ends of segments; add up what each adds to groups."""
+        ends = sides.item.searchsorted([segment.end for segment in self.segments]).tolist()
+        starts = [0, *ends[:-1]]
+        group_of = self.accounts.rows["group"].astype(np.int64)[sides.account]
+        groups = sorted(set(group_of.tolist()))
+        width = groups[-1] + 1
+        at = 2 * group_of
+        at += sides.debits
+        for place, start in enumerate(starts[1:], 1):
+            at[start : ends[place]] += place * 2 * width
+        sums = np.zeros(len(ends) * 2 * width, np.int64)
+        np.add.at(sums, at, moved.effects)
+        totals = sums.reshape(-1, width, 2).take(groups, 1).tolist()
+        first, size = self.books.meta.next_position, ENTRY_ROW_BYTES
+        return [
+            _Entries(first + start, rows[start * size : end * size], groups, of_segment)
+            for start, end, of_segment in zip(starts, ends, totals, strict=True)
+        ]
 
-    def _add_plain(self, items: list[int], numbers: dict[int, int]) -> None:
+    def _add_plain(self, plain: BoolArray, times_us: I64Array) -> None:
         """Write the transactions of items that were settled and have no texts."""
-        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]].tolist()
+        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]]
         transfers = self._plain_transfers()
-        ends = ends_of(block_parts(self.block), books.meta.time_us)
-        for book in sorted({book_of[item] for item in items}):
-            heads = plain_rows(transfers, book, books.meta.books[book], books.meta.time_us)
-            of_book = [item for item in items if book_of[item] == book]
+        ends = ends_of(block_parts(self.block), times_us)
+        for book in sorted(set(book_of[plain].tolist())):
+            heads = plain_rows(transfers, book, books.meta.books[book], times_us)
+            items = (plain & (book_of == book)).nonzero()[0]
             books.tables.add_transaction_rows(
-                [numbers[item].to_bytes(8) for item in of_book],
-                [heads[item] + ends[item] for item in of_book],
+                number_keys(self._numbers[items]),
+                [heads[item] + ends[item] for item in items.tolist()],
             )
 
     def _plain_transfers(self) -> PlainTransfers:
@@ -138,9 +227,9 @@ class Booking:
             first_accounts(block), second, signed, values, debits, block.request_ids
         )
 
-    def _add_special(self, item: int, number: int, refused: Refused | None) -> RefusalView | None:
+    def _add_special(self, item: int) -> RefusalView | None:
         """Write the transaction of an item that was refused, or has texts."""
-        books = self.books
+        books, number, refused = self.books, int(self._numbers[item]), self.refused.get(item)
         asked = expanded = transfer_command(self.block, item, books.shard_id)
         if not asked.entries:
             made = expand(Books(books.tables, books.meta, books.shard_id), asked)
@@ -158,8 +247,15 @@ class Booking:
 
 
 def _book_entries(
-    books: Books, accounts: Accounts, sides: Sides, moved: Moved, numbers: I64Array
-) -> None:
+    books: Books,
+    accounts: Accounts,
+    sides: Sides,
+    moved: Moved,
+    *,
+    numbers: I64Array,
+    times_us: I64Array,
+) -> bytes:
+    """Store the rows of accounts, and marks; return the packed entries."""
     first, groups = books.meta.next_position, sides.by_account
     order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
     count, touched = len(order), sides.touched
@@ -176,9 +272,9 @@ def _book_entries(
     entries[starts, _PREVIOUS] = rows["last_position"]
     # In the order of the items.
     entries[order] = entries.copy()
-    entries[:, _TRANSACTION] = numbers[sides.item]
+    entries[:, _TRANSACTION] = numbers
     entries[:, _AMOUNT] = sides.amount
-    entries[:, _TIME] = books.meta.time_us
+    entries[:, _TIME] = times_us
     entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
     entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
     rows["debits_posted"] += moved.sums[0]
@@ -187,9 +283,8 @@ def _book_entries(
     rows["last_position"] = order[ends - 1] + first
     _check(rows, accounts.credit_normal[touched], moved)
     books.tables.save_balance_rows(accounts.slots[touched], rows)
-    _add_totals(books, rows["group"], moved)
-    _add_marks(books, accounts, sides, entries[:, _SEQUENCE])
-    books.append_rows(_with_checksums(entries), count)
+    _add_marks(books, accounts, sides, entries)
+    return _with_checksums(entries)
 
 
 def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
@@ -204,27 +299,14 @@ def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
             raise InvariantError("a block of transfers overdraws an account")
 
 
-def _add_totals(books: Books, account_groups: NDArray[np.uint32], moved: Moved) -> None:
-    sums = np.zeros((2, books.meta.next_group), np.int64)
-    at = account_groups.astype(np.int64)
-    np.add.at(sums[0], at, moved.sums[0])
-    np.add.at(sums[1], at, moved.sums[1])
-    debited, credited = sums.tolist()
-    for number in sorted(set(at.tolist())):
-        if debited[number] or credited[number]:
-            totals = books.totals(number)
-            totals.debits_posted += debited[number]
-            totals.credits_posted += credited[number]
-
-
-def _add_marks(books: Books, accounts: Accounts, sides: Sides, sequences: I64Array) -> None:
-    meta = books.meta
+def _add_marks(books: Books, accounts: Accounts, sides: Sides, entries: NDArray[np.int64]) -> None:
+    first, sequences = books.meta.next_position, entries[:, _SEQUENCE]
     for side in (sequences % ENTRIES_PER_MARK == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
             int(accounts.slots[sides.account[side]]),
             int(sequences[side]),
-            meta.next_position + side,
-            meta.time_us,
+            first + side,
+            int(entries[side, _TIME]),
         )
 
 

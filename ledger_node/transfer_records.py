@@ -89,9 +89,12 @@ class PlainTransfers:
 
 
 def plain_rows(
-    transfers: PlainTransfers, book_number: int, book: Book, time_us: int
+    transfers: PlainTransfers, book_number: int, book: Book, times_us: I64Array
 ) -> list[bytes]:
-    """Encode the records of transfers, each up to its request id: see `ends_of`."""
+    """Encode the records of transfers, each up to its request id: see `ends_of`.
+
+    ``times_us`` says when each is recorded.
+    """
     template = _template(book_number, book)
     count, size = len(transfers.first), len(template.head)
     rows = np.empty((count, size), np.uint8)
@@ -102,7 +105,7 @@ def plain_rows(
     if transfers.amount is not None:
         columns["amount"] = transfers.amount
     columns["first_amount"] = columns["second_amount"] = transfers.entry_amount
-    columns["time"] = time_us
+    columns["time"] = times_us
     # As `Direction` has them: 1 and 2.
     columns["first_side"] = first_side = 2 - transfers.first_debits.view(np.uint8)
     columns["second_side"] = 3 - first_side
@@ -113,13 +116,16 @@ def plain_rows(
     return split_rows(rows)
 
 
-def ends_of(parts: list[TransferPart], time_us: int) -> list[bytes]:
-    """Return what follows the request id in the records of all items of a block."""
+def ends_of(parts: list[TransferPart], times_us: I64Array) -> list[bytes]:
+    """Return what follows the request id in the records of all items of a block.
+
+    ``times_us`` says when each is recorded; the items of a part, all at one time.
+    """
     ends: list[bytes] = []
-    rest = _U64 + time_us.to_bytes(8) + _DEFAULTS
     for part in parts:
         who = _encode((part.actor, part.source.correlation_id, part.source.peer))[1:]
-        ends += [who + rest] * part.count
+        end = who + _U64 + int(times_us[len(ends)]).to_bytes(8) + _DEFAULTS
+        ends += [end] * part.count
     return ends
 
 

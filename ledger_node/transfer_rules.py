@@ -16,6 +16,7 @@ from ledger_core.results import (
     TransfersView,
 )
 from ledger_core.transfers import (
+    I64Array,
     TransferForm,
     form_column,
     request_keys,
@@ -39,7 +40,7 @@ from ledger_node.transfer_blocks import (
     read_accounts,
     static_refusals,
 )
-from ledger_node.transfer_booking import SETTLED, Booking
+from ledger_node.transfer_booking import SETTLED, Booking, Segment
 
 Execute = Callable[[Books, CreateTransaction], Result]
 """Executes a transfer as a single command."""
@@ -55,7 +56,7 @@ def create_transfers(
     """
     books.write_rows()
     accounts, sides = read_accounts(books, block)
-    if _mixes_ledgers(books, block, accounts, sides):
+    if mixes_ledgers(books, block, accounts, sides):
         return None
     keys = split_rows(request_keys(block))
     if len(set(keys)) < len(keys):
@@ -67,21 +68,13 @@ def create_transfers(
     # Even a refused transaction has its book.
     two = todo[form_column(block) < TransferForm.IN] if has_one_account_form(block) else todo
     book = books.book(block.ledger, block.currency) if two.any() else 0
-    judged = todo & ~static_refusals(block, accounts, sides, book)
-    moved = Moved(sides, sides.amount * judged[sides.item])
-    judge = Judge(books, accounts, sides, moved)
-    if judge.could_overflow:
+    segments = [Segment(0, len(keys), books.meta.time_us)]
+    booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
+    if booking is None:
         return one_by_one(books, block, execute)
-    refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
-    statuses = todo * np.uint8(SETTLED)
-    for index in failed:
-        statuses[index] = 0
-    for index, why in refused.items():
-        statuses[index] = refused_status(why)
-    if refused:
-        moved = Moved(sides, sides.amount * (statuses == SETTLED)[sides.item])
-    booking = Booking(books, block, accounts, sides, moved, statuses)
-    first_number, refusals = booking.book(keys, refused)
+    booking.book(keys)
+    first_number, refusals = booking.append()
+    statuses = booking.statuses
     others: dict[int, TransactionView | Failure] = {}
     for index in (statuses == 0).nonzero()[0].tolist():
         result = execute(books, transfer_command(block, index, books.shard_id))
@@ -94,18 +87,56 @@ def create_transfers(
         statuses.tobytes(),
         refusals,
         others,
-        *_one_account_books(books, block, accounts, sides),
+        *one_account_books(books, block, accounts, sides.account, sides.debits),
     )
     return view, (first_number, view.statuses)
 
 
-def _one_account_books(
-    books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides
+def judge_block(
+    books: Books,
+    block: CreateTransfers,
+    accounts: Accounts,
+    sides: Sides,
+    *,
+    todo: BoolArray,
+    book: int,
+    segments: list[Segment],
+) -> Booking | None:
+    """Find out what becomes of the items ``todo``; None: a counter of an account may have no room.
+
+    ``book`` is that of the two-account form.
+    """
+    judged = todo & ~static_refusals(block, accounts, sides, book)
+    moved = Moved(sides, sides.amount * judged[sides.item])
+    judge = Judge(books, accounts, sides, moved)
+    last = segments[-1].start
+    if judge.could_overflow(int(sides.amount[: 2 * last].sum()) // 2 if last else 0):
+        return None
+    refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
+    statuses = todo * np.uint8(SETTLED)
+    for index in failed:
+        statuses[index] = 0
+    for index, why in refused.items():
+        statuses[index] = refused_status(why)
+    if refused:
+        moved = Moved(sides, sides.amount * (statuses == SETTLED)[sides.item])
+    return Booking(books, block, accounts, sides, moved, statuses, refused, segments)
+
+
+def one_account_books(
+    books: Books,
+    block: CreateTransfers,
+    accounts: Accounts,
+    account: I64Array,
+    debits: BoolArray,
 ) -> tuple[list[BookView], bytes, bytes]:
-    """Return what `TransfersView` has of the one-account form: books, their places, and sides."""
+    """Return what `TransfersView` has of the one-account form: books, their places, and sides.
+
+    ``account`` and ``debits`` are as in `Sides`.
+    """
     if not has_one_account_form(block):
         return [], b"", b""
-    first, second = sides.account[::2], sides.account[1::2]
+    first, second = account[::2], account[1::2]
     one = (form_column(block) >= TransferForm.IN) & accounts.known[first]
     if not one.any():
         return [], b"", b""
@@ -119,12 +150,12 @@ def _one_account_books(
         views.append(BookView(book.ledger, book.currency, book.currency_exponent, external_id))
     of_items = np.zeros(len(one), "<u2")
     of_items[one] = places
-    directions = np.where(sides.debits[::2], np.uint8(Direction.DEBIT), np.uint8(Direction.CREDIT))
+    directions = np.where(debits[::2], np.uint8(Direction.DEBIT), np.uint8(Direction.CREDIT))
     directions[~one] = 0
     return views, of_items.tobytes(), directions.tobytes()
 
 
-def _mixes_ledgers(books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides) -> bool:
+def mixes_ledgers(books: Books, block: CreateTransfers, accounts: Accounts, sides: Sides) -> bool:
     """Whether the items are of several ledgers: in the one-account form, the account tells."""
     if not has_one_account_form(block):
         return False
@@ -162,7 +193,7 @@ def one_by_one(
         bytes(statuses),
         refusals,
         others,
-        *_one_account_books(books, block, accounts, sides),
+        *one_account_books(books, block, accounts, sides.account, sides.debits),
     )
     return view, (first_number, view.statuses)
 

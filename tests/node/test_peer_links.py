@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from grpc import aio
 
-from ledger.internal.v1 import peer_pb2, peer_pb2_grpc
+from ledger.internal.v1 import peer_pb2
 from ledger_cli.local_cluster import free_base_port
 from ledger_cluster.channels import server_options
 from ledger_cluster.config import generate_cluster_config
@@ -42,7 +42,7 @@ async def test_a_node_that_stops_says_so_behind_what_it_has_sent_before() -> Non
     by_one, by_two = Heard(), Heard()
     one, two = PeerLinks(config, "n1", by_one), PeerLinks(config, "n2", by_two)
     server = aio.server(options=server_options())
-    peer_pb2_grpc.add_PeerServiceServicer_to_server(two, server)
+    two.add_to(server)
     server.add_insecure_port(config.node("n2").address)
     await server.start()
     one.start()
