@@ -239,7 +239,7 @@ COMMANDS = {
     24: (
         "ApplyTransfers",
         "routing_id:id ledger first_accounts:hex request_ids:hex numbers:hex statuses:hex "
-        "refused:refused{}",
+        "refused:refused{} prepared:hex",
     ),
     25: ("DeliveredTransfers", "routing_id:id ledger numbers:hex"),
 }

@@ -7,7 +7,6 @@ A block has one segment: its command. Where the blocks of several commands are j
 own; log entries begin and end between them.
 """
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Final
 
