@@ -2,9 +2,9 @@
 
 A call has pieces for many shards. If every lane sent as soon as it could, calls would drift apart,
 and most blocks would hold the piece of one call, at the cost of a full one. In a beat all that
-waits is sent; the next beat begins when this one is answered, and a little later, so that calls
-which these have ended can be followed by others of the same callers. With nothing on its way a beat
-begins at once.
+waits is sent. The next beat begins when this one is answered and as much waits as it had: then all
+callers are back. For those that do not come back it waits only a little. With nothing on its way a
+beat begins at once.
 """
 
 import asyncio
@@ -16,16 +16,15 @@ from collections.abc import Callable
 BEAT_S_MIN, BEAT_S_MAX = 0.02, 0.25
 _BEATS_WAITED = 2.0
 # The pause between two beats, as a part of what the last one took, and at most.
-_PAUSE_SHARE, PAUSE_S_MAX = 0.2, 0.010
+_PAUSE_SHARE, PAUSE_S_MAX = 0.5, 0.010
 
 FEW_COMMANDS = 16
 """With no more than these on their way, single commands wait for no beat: most of them would have
 their shard to themselves, and so cost as much."""
-_COMMANDS_PAUSE_SHARE = 0.5
 
 
 class Departure:
-    """What sets out in a beat. ``most`` is how much of it was on its way at once."""
+    """What sets out in a beat, in items. ``most`` is how much of it was on its way at once."""
 
     __slots__ = ("left_at", "most", "under_way")
 
@@ -34,30 +33,31 @@ class Departure:
         self.under_way = 0
         self.most = 0
 
-    def join(self) -> None:
-        """Note that something sets out now."""
+    def join(self, items: int = 1) -> None:
+        """Note that so much sets out now."""
         self.left_at = time.monotonic()
-        self.under_way += 1
+        self.under_way += items
         self.most = max(self.most, self.under_way)
 
 
 class Beats:
     """Says when lanes may send. Lives on one event loop."""
 
-    _pause_share = _PAUSE_SHARE
-
     def __init__(self) -> None:
         self._current = Departure()
         self._ended_at = 0.0
         self._took_s = 0.0
         self._open = False
-        self._waiting: dict[Callable[[], None], None] = {}
+        self._waiting: dict[Callable[[], None], int] = {}
         self._timer: asyncio.Handle | None = None
 
-    def leave(self, send: Callable[[], None]) -> Departure | None:
-        """Let something set out now; or return None, and call ``send`` at the next beat."""
+    def leave(self, send: Callable[[], None], items: int = 1) -> Departure | None:
+        """Return the beat with which something may set out now, to `Departure.join` it.
+
+        Or return None, and call ``send`` at the next beat. ``items``: how many wait.
+        """
         if not self._may_join():
-            self._waiting[send] = None
+            self._waiting[send] = items
             delay_s = self._begins_at() - time.monotonic()
             if delay_s > 0 or len(self._waiting) > 1:
                 if self._timer is None or delay_s <= 0:
@@ -66,12 +66,11 @@ class Beats:
             del self._waiting[send]
             self._drop_timer()
             self._begin()
-        self._current.join()
         return self._current
 
-    def arrived(self, departure: Departure) -> None:
-        """Note that something has been answered."""
-        departure.under_way -= 1
+    def arrived(self, departure: Departure, items: int = 1) -> None:
+        """Note that so much has been answered."""
+        departure.under_way -= items
         if departure is self._current and not departure.under_way:
             self._ended_at = time.monotonic()
             self._took_s = self._ended_at - departure.left_at
@@ -86,7 +85,9 @@ class Beats:
         if self._current.under_way:
             waits_s = min(max(_BEATS_WAITED * self._took_s, BEAT_S_MIN), BEAT_S_MAX)
             return self._current.left_at + waits_s
-        return self._ended_at + min(self._pause_share * self._took_s, PAUSE_S_MAX)
+        if sum(self._waiting.values()) >= self._current.most:
+            return self._ended_at
+        return self._ended_at + min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
 
     def _begin(self) -> None:
         """Begin a beat: it is open to all who send in this pass of the event loop."""
@@ -116,13 +117,7 @@ class Beats:
 
 
 class CommandBeats(Beats):
-    """Beats of single commands, of which each has a caller.
-
-    A few are not held up. Once as many wait as were answered, all callers are back, and there is
-    nobody for whom to pause.
-    """
-
-    _pause_share = _COMMANDS_PAUSE_SHARE
+    """Beats of single commands, of which each has a caller. A few are not held up."""
 
     async def departure(self) -> Departure:
         """Wait until a command may set out; call `arrived` when it is answered."""
@@ -133,10 +128,12 @@ class CommandBeats(Beats):
                 return
             departure = self.leave(send)
             assert departure is not None, "a beat is open when it calls"
+            departure.join()
             waiter.set_result(departure)
 
         departure = self.leave(send)
         if departure is not None:
+            departure.join()
             return departure
         try:
             return await waiter
@@ -154,8 +151,6 @@ class CommandBeats(Beats):
 
     def _begins_at(self) -> float:
         departure = self._current
-        if not departure.under_way and (
-            departure.most < FEW_COMMANDS or len(self._waiting) >= departure.most
-        ):
+        if not departure.under_way and departure.most < FEW_COMMANDS:
             return self._ended_at
         return super()._begins_at()

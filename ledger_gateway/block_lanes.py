@@ -109,6 +109,8 @@ class _Block:
 
     terms: Hashable
     pieces: list[Piece]
+    items: int = 0
+    """How many they had when they were taken."""
     attempts: Attempts = field(default_factory=Attempts)
     task: "asyncio.Task[None] | None" = None
     departure: Departure | None = None
@@ -225,11 +227,13 @@ class Lane:
         while self._waiting and self._may_send():
             departure = None
             if self._waiting_items < LARGE_BLOCK_ITEMS_MIN:
-                departure = self._beats.leave(self._send_waiting)
+                departure = self._beats.leave(self._send_waiting, self._waiting_items)
                 if departure is None:
                     return
             block = self._take()
-            block.departure = departure
+            if departure is not None:
+                departure.join(block.items)
+                block.departure = departure
             self._blocks.add(block)
             block.task = asyncio.create_task(self._carry(block))
 
@@ -248,6 +252,7 @@ class Lane:
             if block.pieces and (items > TRANSFERS_PER_BLOCK_MAX or room < 0):
                 break
             block.pieces.append(line.popleft())
+            block.items += len(piece)
             piece.block = block
             self._waiting_items -= len(piece)
         del self._waiting[terms]
@@ -270,7 +275,7 @@ class Lane:
         """Tell the beat that it need not wait for a block, once."""
         departure, block.departure = block.departure, None
         if departure is not None:
-            self._beats.arrived(departure)
+            self._beats.arrived(departure, block.items)
 
     async def _answers(self, block: _Block) -> Sequence[Answer]:
         """Send a block, for as long as any of its pieces is waited for."""

@@ -17,18 +17,19 @@ from ledger_gateway.shard_calls import ShardCalls
 class Sender:
     """A lane with one block to send, as `Beats` sees it."""
 
-    def __init__(self, of: Beats, sent: list[str], name: str) -> None:
-        self._beats, self._sent, self._name = of, sent, name
+    def __init__(self, of: Beats, sent: list[str], name: str, items: int = 1) -> None:
+        self._beats, self._sent, self._name, self._items = of, sent, name, items
         self.departure: Departure | None = None
 
     def send(self) -> None:
-        self.departure = self._beats.leave(self.send)
+        self.departure = self._beats.leave(self.send, self._items)
         if self.departure is not None:
+            self.departure.join(self._items)
             self._sent.append(self._name)
 
     def answered(self) -> None:
         assert self.departure is not None
-        self._beats.arrived(self.departure)
+        self._beats.arrived(self.departure, self._items)
 
 
 @pytest.fixture
@@ -72,25 +73,49 @@ async def test_a_beat_is_open_in_the_pass_in_which_it_begins(
     assert len(timers) == 1
 
 
-async def test_who_waits_sets_out_a_little_after_the_last_answer(
+async def test_while_not_all_are_back_who_waits_sets_out_a_little_after_the_last_answer(
     clock: list[float], timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
     of, sent = Beats(), list[str]()
-    first, second = Sender(of, sent, "a"), Sender(of, sent, "b")
+    first, second = Sender(of, sent, "a"), Sender(of, sent, "b", items=3)
     first.send()
     second.send()
     await asyncio.sleep(0)
     for name in "cd":
         Sender(of, sent, name).send()
-    clock[0] += 0.03
+    clock[0] += 0.008
     first.answered()
     assert len(timers) == 1
-    clock[0] += 0.01
+    clock[0] += 0.002
     second.answered()
     delay_s, go = timers[-1]
     assert len(timers) == 2
-    assert delay_s == pytest.approx(0.2 * 0.04)
+    assert delay_s == pytest.approx(0.5 * 0.01)
     clock[0] += delay_s
+    go()
+    assert sent == ["a", "b", "c", "d"]
+
+
+async def test_there_is_no_pause_once_as_much_waits_as_was_answered(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    of, sent = Beats(), list[str]()
+    first, second = Sender(of, sent, "a", items=40), Sender(of, sent, "b", items=60)
+    first.send()
+    second.send()
+    await asyncio.sleep(0)
+    clock[0] += 0.01
+    first.answered()
+    second.answered()
+    Sender(of, sent, "c", items=30).send()
+    assert timers[-1][0] == pytest.approx(0.005)
+    growing = Sender(of, sent, "d", items=69)
+    growing.send()
+    assert len(timers) == 1
+    growing._items = 70
+    growing.send()
+    delay_s, go = timers[-1]
+    assert delay_s <= 0
     go()
     assert sent == ["a", "b", "c", "d"]
 
@@ -99,7 +124,7 @@ async def test_the_pause_is_bounded(
     clock: list[float], timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
     of, sent = Beats(), list[str]()
-    slow = Sender(of, sent, "a")
+    slow = Sender(of, sent, "a", items=2)
     slow.send()
     await asyncio.sleep(0)
     Sender(of, sent, "b").send()
