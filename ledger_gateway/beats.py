@@ -2,9 +2,9 @@
 
 A call has pieces for many shards. If every lane sent as soon as it could, calls would drift apart,
 and most blocks would hold the piece of one call, at the cost of a full one. In a beat all that
-waits is sent. The next beat begins when this one is answered and as much waits as it had: then all
-callers are back. For those that do not come back it waits only a little. With nothing on its way a
-beat begins at once.
+waits is sent. The next beat begins when this one is answered and as much waits as was on its way or
+waited meanwhile: then all callers are back. For those that do not come back it waits only a little.
+With nothing on its way a beat begins at once.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ their shard to themselves, and so cost as much."""
 
 
 class Departure:
-    """What sets out in a beat, in items. ``most`` is how much of it was on its way at once."""
+    """What sets out in a beat, in items.
+
+    ``most`` is how much was on its way, or waited for the next beat meanwhile, at once.
+    """
 
     __slots__ = ("left_at", "most", "under_way")
 
@@ -37,7 +40,12 @@ class Departure:
         """Note that so much sets out now."""
         self.left_at = time.monotonic()
         self.under_way += items
-        self.most = max(self.most, self.under_way)
+        self.note_waiting(0)
+
+    def note_waiting(self, items: int) -> None:
+        """Note how much waits for the next beat, if this one is not answered yet."""
+        if self.under_way:
+            self.most = max(self.most, self.under_way + items)
 
 
 class Beats:
@@ -49,6 +57,7 @@ class Beats:
         self._took_s = 0.0
         self._open = False
         self._waiting: dict[Callable[[], None], int] = {}
+        self._waiting_items = 0
         self._timer: asyncio.Handle | None = None
 
     def leave(self, send: Callable[[], None], items: int = 1) -> Departure | None:
@@ -57,13 +66,13 @@ class Beats:
         Or return None, and call ``send`` at the next beat. ``items``: how many wait.
         """
         if not self._may_join():
-            self._waiting[send] = items
+            self._wait(send, items)
             delay_s = self._begins_at() - time.monotonic()
             if delay_s > 0 or len(self._waiting) > 1:
                 if self._timer is None or delay_s <= 0:
                     self._set_timer(delay_s)
                 return None
-            del self._waiting[send]
+            self._wait_no_more(send)
             self._drop_timer()
             self._begin()
         return self._current
@@ -85,9 +94,17 @@ class Beats:
         if self._current.under_way:
             waits_s = min(max(_BEATS_WAITED * self._took_s, BEAT_S_MIN), BEAT_S_MAX)
             return self._current.left_at + waits_s
-        if sum(self._waiting.values()) >= self._current.most:
+        if self._waiting_items >= self._current.most:
             return self._ended_at
         return self._ended_at + min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
+
+    def _wait(self, send: Callable[[], None], items: int) -> None:
+        self._waiting_items += items - self._waiting.get(send, 0)
+        self._waiting[send] = items
+        self._current.note_waiting(self._waiting_items)
+
+    def _wait_no_more(self, send: Callable[[], None]) -> None:
+        self._waiting_items -= self._waiting.pop(send, 0)
 
     def _begin(self) -> None:
         """Begin a beat: it is open to all who send in this pass of the event loop."""
@@ -108,7 +125,7 @@ class Beats:
 
     def _send_waiting(self) -> None:
         self._timer = None
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting, self._waiting_items = self._waiting, {}, 0
         if not waiting:
             return  # they were cancelled: what is on its way goes on being waited for
         self._begin()
@@ -140,7 +157,7 @@ class CommandBeats(Beats):
         except asyncio.CancelledError:
             # Its beat may have come in the same pass of the event loop.
             if waiter.cancelled():
-                self._waiting.pop(send, None)
+                self._wait_no_more(send)
             else:
                 self.arrived(waiter.result())
             raise

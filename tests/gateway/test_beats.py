@@ -96,7 +96,7 @@ async def test_while_not_all_are_back_who_waits_sets_out_a_little_after_the_last
     assert sent == ["a", "b", "c", "d"]
 
 
-async def test_there_is_no_pause_once_as_much_waits_as_was_answered(
+async def test_there_is_no_pause_once_all_are_back(
     clock: list[float], timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
     of, sent = Beats(), list[str]()
@@ -118,6 +118,23 @@ async def test_there_is_no_pause_once_as_much_waits_as_was_answered(
     assert delay_s <= 0
     go()
     assert sent == ["a", "b", "c", "d"]
+
+
+async def test_who_waited_while_others_were_on_their_way_waits_for_them_to_come_back(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    of, sent = Beats(), list[str]()
+    first, second = Sender(of, sent, "a", items=50), Sender(of, sent, "b", items=50)
+    first.send()
+    await asyncio.sleep(0)
+    second.send()
+    clock[0] += 0.01
+    first.answered()
+    assert timers[-1][0] == pytest.approx(0.005)
+    first.send()
+    assert timers[-1][0] <= 0
+    timers[-1][1]()
+    assert sent == ["a", "b", "a"]
 
 
 async def test_the_pause_is_bounded(
