@@ -66,7 +66,7 @@ class Beats:
         Or return None, and call ``send`` at the next beat. ``items``: how many wait.
         """
         if not self._may_join():
-            self._wait(send, items)
+            self.note_waiting(send, items)
             delay_s = self._begins_at() - time.monotonic()
             if delay_s > 0 or len(self._waiting) > 1:
                 if self._timer is None or delay_s <= 0:
@@ -98,7 +98,8 @@ class Beats:
             return self._ended_at
         return self._ended_at + min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
 
-    def _wait(self, send: Callable[[], None], items: int) -> None:
+    def note_waiting(self, send: Callable[[], None], items: int) -> None:
+        """Note how many items wait, also where they could not set out in a beat of now."""
         self._waiting_items += items - self._waiting.get(send, 0)
         self._waiting[send] = items
         self._current.note_waiting(self._waiting_items)

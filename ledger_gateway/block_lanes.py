@@ -204,6 +204,7 @@ class Lane:
     def _schedule(self) -> None:
         """Send at the end of this pass of the event loop: what comes in together goes together."""
         if not self._may_send():
+            self._beats.note_waiting(self._send_waiting, self._waiting_items)
             return
         loop, linger_s = asyncio.get_running_loop(), self._kind.linger_s
         if not linger_s or self._waiting_items >= TRANSFERS_PER_BLOCK_MAX:
