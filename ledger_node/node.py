@@ -2,14 +2,15 @@
 
 One *turn* has two halves: first the log, then the state. `Node.turn` takes what has arrived, feeds
 it to the Raft groups, writes what the logs have gained with one fsync, and only then lets the
-messages to peers out. `Node.apply` lets the state machines apply what is committed, and lets
-replies and answers out. So no peer waits for what this node applies. **Persist before send**:
-whatever another process can learn from this one is on disk, in the logs. The state follows in the
-store's checkpoints. A crash at any point leaves the logs at the end of some turn's first half, and
-a state that they lead on from.
+messages to peers out. The second half applies what is committed: `Node.apply` what somebody waits
+for, and lets replies and answers out; `Node.follow` the rest. So no peer waits for what this node
+applies, and no caller for what it applies as a follower. **Persist before send**: whatever another
+process can learn from this one is on disk, in the logs. The state follows in the store's
+checkpoints. A crash at any point leaves the logs at the end of some turn's first half, and a state
+that they lead on from.
 
-Both raise where the process must not go on (a failed commit, a broken invariant); the caller ends
-the process and releases nothing more.
+All of them raise where the process must not go on (a failed commit, a broken invariant); the caller
+ends the process and releases nothing more.
 """
 
 import random
@@ -53,6 +54,13 @@ assert ENTRY_BYTES_MAX < REPLAY_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 # the event loop's timers.
 REST_S_MIN = 0.001
 REST_S_MAX = 0.003
+
+# A follower applies small entries that have gathered at every third tick, not all shards at the
+# same one. In one turn followers apply so many bytes of entries at most: some milliseconds, so that
+# what somebody waits for is not held up. Whatever it has, a run counts as so many.
+GATHER_TICKS = 3
+FOLLOW_BYTES_MAX = 32 << 10
+FOLLOW_RUN_BYTES = 4 << 10
 
 # How often a leader looks whether pending transactions are to expire.
 EXPIRY_CHECK_S = 0.2
@@ -101,13 +109,14 @@ class _Read:
     done: Callable[[QueryReply], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Turn:
-    """A turn between its halves."""
+    """A turn between its parts."""
 
     now: float
     ticks: bool
     replicas: Sequence["_Replica"]
+    applied: bool = False
 
 
 @dataclass(slots=True)
@@ -137,7 +146,7 @@ class _Replica:
 
 
 class Node:
-    """All replicas of one node. Inputs queue up; `turn` and then `apply` do the work.
+    """All replicas of one node. Inputs queue up; `turn`, then `apply`, then `follow` do the work.
 
     ``pre_vote=False`` is for tests: it lets more elections happen.
     """
@@ -174,6 +183,8 @@ class Node:
         self._coordination: list[Callable[[], None]] = []
         self._begun: _Turn | None = None
         self._expiry_check_at = 0.0
+        self._ticks = 0
+        self._followed = -1
         now = clock()
         self._next_tick = now
         self._tick_s = timing.heartbeat_s / 3
@@ -347,14 +358,15 @@ class Node:
     def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
         """Do a turn's first half; return the messages for each peer, now safe to send.
 
-        `apply` has to follow before the next turn. Inputs may come in between.
+        `apply` and `follow` have to come before the next turn. Inputs may come in between.
         """
-        assert self._begun is None, "the halves of a turn take turns"
+        assert self._begun is None, "the parts of a turn take turns"
         now = self._clock()
         self._full_message = None
         ticks = now >= self._next_tick
         if ticks:
             self._next_tick = now + self._tick_s
+            self._ticks += 1
             touched = set(self._replicas)
             # Another node may have room: writes go on there.
             self._full = bool(self._fullness())
@@ -389,21 +401,50 @@ class Node:
         return outbox
 
     def apply(self) -> None:
-        """Do a turn's second half: apply what is committed, and answer who waits for it."""
-        turn, self._begun = self._begun, None
+        """Begin a turn's second half: apply what somebody waits for, and answer."""
+        turn = self._begun
         assert turn is not None, "a turn has begun"
+        assert not turn.applied, "the parts of a turn take turns"
+        turn.applied = True
         for replica in turn.replicas:
-            may_gather = not (turn.ticks or replica.stale_reads)
-            replica.group.apply(turn.now, may_gather=may_gather)
-        self._store.end_turn(self._clock)
+            if replica.group.role is Role.LEADER or replica.stale_reads:
+                replica.group.apply(turn.now)
         for replica in turn.replicas:
             for complete in replica.group.take_completions():
                 complete()
             self._answer_stale_reads(replica, turn.now, ticks=turn.ticks)
         self._run_coordinator(turn.replicas, turn.now, ticks=turn.ticks)
+
+    def follow(self) -> bool:
+        """End a turn's second half with what nobody waits for; return whether more of it is left.
+
+        Applies what followers are to apply by now, a bounded amount over all shards, and makes a
+        checkpoint of the state if one is due.
+        """
+        turn = self._begun
+        assert turn is not None, "a turn has begun"
+        assert turn.applied, "the parts of a turn take turns"
+        self._begun = None
+        size = 0
+        for replica in sorted(turn.replicas, key=self._place_in_line):
+            if replica.group.role is Role.LEADER:
+                continue
+            if size >= FOLLOW_BYTES_MAX:
+                self._touched.add(replica.config.id)
+                continue
+            due = turn.ticks and (self._ticks + replica.config.id) % GATHER_TICKS == 0
+            if applied := replica.group.apply(turn.now, may_gather=not due):
+                size += max(applied, FOLLOW_RUN_BYTES)
+                self._followed = replica.config.id
+        self._store.end_turn(self._clock)
         for replica in turn.replicas:
             if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
                 self._touched.add(replica.config.id)
+        return size >= FOLLOW_BYTES_MAX
+
+    def _place_in_line(self, replica: _Replica) -> tuple[bool, int]:
+        """Who was served last is behind all others."""
+        return replica.config.id <= self._followed, replica.config.id
 
     def next_turn_at(self) -> float:
         """When the next turn is due: at once (0.0) if something waits, else at the next tick."""

@@ -33,7 +33,7 @@ APPLY_BYTES_MAX = 1 << 20
 # few enough that applying them takes about as long as a turn; the entries of bulk calls are larger,
 # and gain nothing from company. A new leader has no more than this to make up for.
 GATHER_ENTRIES_MAX = 16
-GATHER_BYTES_MAX = 8 << 10
+GATHER_BYTES_MAX = 16 << 10
 
 ApplyFunction = Callable[[Sequence[tuple[int, bytes]], bool], Sequence[Any]]
 ProposalDone = Callable[[ProposalOutcome, int, Any], None]
@@ -116,16 +116,18 @@ class Applier(Voter):
         self._commit_floor = commit
         return False
 
-    def apply(self, *, may_gather: bool) -> None:
-        """Hand committed entries to the state machine, raw, a bounded number.
+    def apply(self, *, may_gather: bool) -> int:
+        """Hand committed entries to the state machine, raw, a bounded number; return their bytes.
 
         With ``may_gather`` a replica that does not lead leaves a few small ones for later.
         """
+        size = 0
         applied, commit = self._SyncObj__raftLastApplied, self._SyncObj__raftCommitIndex
         self._gathers = may_gather and self._may_gather(applied, commit)
         if applied < commit and not self._gathers:
-            self._apply_some(applied, commit)
+            size = self._apply_some(applied, commit)
         self._note_current(self._SyncObj__raftLastApplied)
+        return size
 
     @property
     def has_more_to_apply(self) -> bool:
@@ -138,7 +140,7 @@ class Applier(Voter):
         pending = range(applied + 1, commit + 1)
         return sum(len(self._journal.entry(index)[0]) for index in pending) < GATHER_BYTES_MAX
 
-    def _apply_some(self, applied: int, commit: int) -> None:
+    def _apply_some(self, applied: int, commit: int) -> int:
         size = term = 0
         stop = min(commit, applied + APPLY_ENTRIES_MAX)
         run: list[Entry] = []
@@ -157,6 +159,7 @@ class Applier(Voter):
         self._SyncObj__raftLastApplied = applied
         self._journal.save_applied(applied, term)
         self._applied_up_to(applied)
+        return size
 
     def _apply_run(self, run: Sequence[Entry]) -> None:
         """Apply consecutive commands, and complete the proposals among them."""

@@ -133,15 +133,16 @@ class RaftGroup(Generic[T]):
         clock.now = now
         self._replica.flush()
 
-    def apply(self, now: float, *, may_gather: bool = False) -> None:
+    def apply(self, now: float, *, may_gather: bool = False) -> int:
         """Apply what is committed, a bounded amount, and complete proposals and reads.
 
-        With `may_gather` a replica that does not lead leaves a few small entries for later, when
-        more have come or the host calls this without.
+        Returns how many bytes the entries had. With `may_gather` a replica that does not lead
+        leaves a few small entries for later, when more have come or the host calls this without.
         """
         clock.now = now
-        self._replica.apply(may_gather=may_gather)
+        size = self._replica.apply(may_gather=may_gather)
         self._replica.serve_reads()
+        return size
 
     def transfer_leadership(self, now: float) -> bool:
         """Ask the most caught-up connected peer to take over; False if none has every entry.

@@ -85,6 +85,7 @@ class Hosts:
         """Take both halves of a turn; return what the first one sends."""
         outbox = self.nodes[node_id].turn()
         self.nodes[node_id].apply()
+        self.nodes[node_id].follow()
         return outbox
 
     def turn_all(self, seconds: float = 0.0) -> None:

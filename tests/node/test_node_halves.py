@@ -10,6 +10,7 @@ from ledger_core.commands import CreateAccount, CreateTransaction
 from ledger_core.ids import derive_account_id
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView
+from ledger_node.node import GATHER_TICKS
 from ledger_node.raft import applying
 from tests.node.hosts import Hosts, results
 
@@ -89,8 +90,9 @@ def test_a_follower_confirms_an_entry_before_it_applies_earlier_ones(
     (confirmed,) = node.turn()[world.leader]
     assert confirmed.ok
     assert confirmed.match_index == hosts.stores[world.follower].log(0).bounds()[1]
-    assert world.waiting() == 1
     node.apply()
+    assert world.waiting() == 1
+    node.follow()
     assert world.waiting() == 0
 
 
@@ -107,6 +109,7 @@ def test_a_leader_sends_the_next_entry_before_it_applies_what_is_committed(world
     node.apply()
     assert len(results(first[0])) == 1
     assert world.waiting(world.leader) == 0
+    node.follow()
 
 
 def test_what_comes_between_the_halves_is_not_lost(world: World) -> None:
@@ -116,6 +119,7 @@ def test_what_comes_between_the_halves_is_not_lost(world: World) -> None:
     read = hosts.query(world.leader, GetAccount(ALICE))
     stale = hosts.query(world.leader, GetAccount(ALICE), stale=True)
     node.apply()
+    node.follow()
     results(hosts.settle(stale))
     results(hosts.settle(write))
     results(hosts.settle(read))
@@ -137,13 +141,34 @@ def test_a_crash_between_the_halves_loses_nothing_that_was_sent(world: World) ->
     assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
 
 
-def test_the_halves_of_a_turn_take_turns(world: World) -> None:
+def test_a_crash_after_the_answers_loses_nothing_that_was_answered(world: World) -> None:
+    hosts, victim = world.hosts, world.leader
+    replies = hosts.execute(victim, put(1))
+    world.carry(victim, world.follower, hosts.turn(victim))
+    world.carry(world.follower, victim, hosts.turn(world.follower))
+    hosts.nodes[victim].turn()
+    hosts.nodes[victim].apply()
+    assert len(results(replies[0])) == 1
+    hosts.stop(victim)
+    hosts.run(2.0)
+    hosts.start(victim)
+    hosts.settle(hosts.execute(hosts.leader(), put(2)))
+    hosts.run(0.5)
+    assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
+
+
+def test_the_parts_of_a_turn_take_turns(world: World) -> None:
     node = world.hosts.nodes[world.leader]
     with pytest.raises(AssertionError, match="has begun"):
         node.apply()
     node.turn()
     with pytest.raises(AssertionError, match="take turns"):
         node.turn()
+    with pytest.raises(AssertionError, match="take turns"):
+        node.follow()
+    node.apply()
+    with pytest.raises(AssertionError, match="take turns"):
+        node.apply()
 
 
 # What a follower lets gather.
@@ -167,8 +192,9 @@ def test_a_follower_joins_small_entries_until_its_next_tick(
     assert world.waiting() == 4
     # Gathering, not busy: the next turn is due at a tick.
     assert world.hosts.nodes[world.follower].next_turn_at() > world.hosts.now
-    world.hosts.now += TICK_S
-    world.hosts.turn(world.follower)
+    for _ in range(GATHER_TICKS):
+        world.hosts.now += TICK_S
+        world.hosts.turn(world.follower)
     assert world.waiting() == 0
     assert runs == [4]
     assert world.balance(world.follower) == 4

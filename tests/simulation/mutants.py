@@ -135,7 +135,7 @@ def _count_votes() -> list[Patch]:
 
 @mutant("messages and replies leave before the commit of their turn")
 def _persist_after_send() -> list[Patch]:
-    turn, apply = Node.turn, Node.apply
+    turn, follow = Node.turn, Node.follow
 
     def late(self: Any) -> Any:
         store = self._store
@@ -147,15 +147,15 @@ def _persist_after_send() -> list[Patch]:
         finally:
             del store.commit_log
 
-    def later(self: Any) -> None:
+    def later(self: Any) -> bool:
         store = self._store
         store.end_turn = lambda _clock: None
         try:
-            apply(self)
+            return follow(self)
         finally:
             del store.end_turn
 
-    return [(Node, "turn", late), (Node, "apply", later)]
+    return [(Node, "turn", late), (Node, "follow", later)]
 
 
 def _before_commit(early: Callable[[Any], None]) -> list[Patch]:
