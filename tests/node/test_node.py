@@ -53,25 +53,43 @@ def test_commands_that_wait_at_the_start_of_a_turn_become_one_log_entry(hosts: H
     assert [type(r) for r in results(second)] == [TransactionView, TransactionView]
 
 
-@pytest.mark.parametrize("commit", ["commit_log", "checkpoint"])
-def test_a_failed_commit_releases_nothing(
-    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, commit: str
+def fail() -> None:
+    raise lmdb.DiskError("no space left on device")
+
+
+def test_a_failed_commit_of_the_log_releases_nothing(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = hosts.leader()
+    hosts.settle(hosts.execute(leader, OPEN))
+    replies = hosts.execute(leader, put(1, "t"))
+    reads = hosts.query(leader, GetAccount(ALICE))
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts.stores[leader], "commit_log", fail)
+        with pytest.raises(lmdb.DiskError):
+            hosts.run(0.02)
+    assert replies == []
+    assert reads == []
+
+
+def test_a_failed_checkpoint_ends_the_node_and_takes_back_no_answer(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "CHECKPOINT_S", 0.0)
     leader = hosts.leader()
     hosts.settle(hosts.execute(leader, OPEN))
     replies = hosts.execute(leader, put(1, "t"))
-    reads = hosts.query(leader, GetAccount(ALICE))
-
-    def fail() -> None:
-        raise lmdb.DiskError("no space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(hosts.stores[leader], commit, fail)
+        patch.setattr(hosts.stores[leader], "checkpoint", fail)
         with pytest.raises(lmdb.DiskError):
-            hosts.run(0.02)
-    assert replies == []
-    assert reads == []
+            hosts.run(0.5)
+    hosts.stop(leader)
+    hosts.run(2.0)
+    hosts.start(leader)
+    (first,) = results(replies[0])
+    (again,) = results(hosts.settle(hosts.execute(hosts.leader(), put(1, "t"))))
+    assert isinstance(first, TransactionView)
+    assert again == first
 
 
 def test_no_message_leaves_before_its_turn_is_committed(
