@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ledger_node.raft import Role
+from tests.simulation.disk import CrashPoint
 from tests.simulation.engine import Engine
 from tests.simulation.host import Host
 from tests.simulation.network import Network
@@ -84,6 +85,7 @@ class Faults:
                 host.store.fail_next_commit = host.store.crash_after_commit = False
                 host.store.fail_next_checkpoint = host.store.crash_after_checkpoint = False
                 host.store.crash_between_halves = False
+                host.store.crash_at = None
             host.start()
 
     def _inject(self, fault: Fault) -> None:
@@ -250,6 +252,12 @@ class Faults:
 
         self._engine.after(life_s, make_room)
 
+    def _crash_at_commit(self, host: Host, amount: float) -> None:
+        """Crash at one of the next commits, of the log or of the state: before it, or after it."""
+        if host.store is not None:
+            commits, points = divmod(int(amount * 12), 3)
+            host.store.crash_at = (1 + commits, list(CrashPoint)[points])
+
     def _interrupt_install(self, _host: Host, amount: float) -> None:
         """Wait for the next install of a snapshot, and crash one end of it or cut the link."""
         engine, deadline = self._engine, self._engine.now + 5 * self._plan.timing.election_max_s
@@ -272,7 +280,7 @@ class Faults:
         if amount < 0.2:
             self._crash_in_turn(receiver, 2 * amount)
         elif amount < 0.5:
-            self._crash_after_commit(receiver, amount + 0.25)
+            self._crash_at_commit(receiver, (amount - 0.2) / 0.3)
         elif amount < 0.75 and leader_id:
             self._hosts[leader_id].crash("crashed")
         elif leader_id:

@@ -23,25 +23,23 @@ RUNS_MAX = 200
 # The run that finds what several do not, counted from 1; it is done first, as only time is to be
 # gained by that. Where the product or the simulation has changed, another one finds it: see above.
 FOUND_BY = {
-    "a caller is answered before the participants have applied the decision": 11,
+    "a caller is answered before the participants have applied the decision": 3,
     "a clearing entry is missing where there are two currencies": 3,
     "a decision is applied twice": 3,
     "a failed commit is ignored": 6,
-    "a founded group takes a younger store into its roster": 5,
+    "a founded group takes a younger store into its roster": 4,
     "a new leader does not take up what is in flight": 3,
-    "a participant does not record its yes": 3,
-    "a participant does not remember that it waits for a decision": 3,
+    "a participant does not record its yes": 2,
+    "a participant does not remember that it waits for a decision": 24,
     "a participant forgets the last decision of a block": 3,
-    "a proposal is answered by whatever is applied at its index": 4,
     "a read does not wait for the first commit of its leader's term": 10,
-    "an install does not note its last step": 8,
-    "entries that match are truncated": 28,
+    "an install does not note its last step": 3,
+    "entries that match are truncated": 6,
     "leaders leave to gateways what gateways have left": 3,
     "reserved money can be spent": 3,
-    "the commit index is believed beyond what was verified": 18,
+    "the commit index is believed beyond what was verified": 19,
     "votes are counted, not tracked": 5,
-    "votes for candidates with older logs": 4,
-    "what cannot be told now is dropped, when others wait for their turn": 5,
+    "what cannot be told now is dropped, when others wait for their turn": 2,
 }
 
 
