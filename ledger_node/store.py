@@ -121,9 +121,9 @@ DEFAULT_MAP_BYTES: Final = 64 << 30
 # bytes of log entries have been applied. What a node applies again after a crash is no more. Where
 # disks are slow, checkpoints wait for some times as long as the last one took, within a bound.
 CHECKPOINT_S: Final = 0.15
-CHECKPOINT_BYTES: Final = 2 << 20
+CHECKPOINT_BYTES: Final = 8 << 20
 _PAUSE_TIMES: Final = 10
-_PAUSE_S_MAX: Final = 1.0
+_PAUSE_S_MAX: Final = 2.0
 
 # Beyond these, `Store.full` asks for new writes to be refused.
 _MAP_USE_MAX: Final = 0.9
