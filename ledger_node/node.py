@@ -16,7 +16,6 @@ ends the process and releases nothing more.
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from ledger.internal.v1 import peer_pb2, shard_pb2
@@ -26,6 +25,14 @@ from ledger_core.commands import Command, CreateTransaction, encode_batch, encod
 from ledger_core.queries import Query
 from ledger_core.results import Result, decode_result, encode_result
 from ledger_node.coordinator import Coordinator, ShardCall
+from ledger_node.node_replicas import (
+    ExecuteReply,
+    Proposal,
+    QueryReply,
+    Read,
+    Replica,
+    Turn,
+)
 from ledger_node.raft import (
     LogLimits,
     ProposalOutcome,
@@ -66,83 +73,11 @@ FOLLOW_RUN_BYTES = 4 << 10
 EXPIRY_CHECK_S = 0.2
 
 # Bounds of what may wait, per shard. A batch plus one more call fits into one log entry.
-UNCOMMITTED_ENTRIES_MAX = 64
 WAITING_COMMANDS_MAX = 20_000
 WAITING_QUERIES_MAX = 20_000
 
 _Unfinished = tuple[list[int], list[int]]
 """Transactions by number: those in flight at their home, and those undecided at a participant."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExecuteReply:
-    """How a proposal ended. ``results`` are encoded, one per command, when the outcome is OK."""
-
-    outcome: "shard_pb2.Outcome.ValueType"
-    results: Sequence[bytes] = ()
-    log_index: int = 0
-    leader_id: str = ""
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class QueryReply:
-    """How queries ended. ``results`` are encoded, one per query, when the outcome is OK."""
-
-    outcome: "shard_pb2.Outcome.ValueType"
-    results: Sequence[bytes] = ()
-    applied_index: int = 0
-    age_s: float = 0.0
-    leader_id: str = ""
-    message: str = ""
-
-
-@dataclass(slots=True)
-class _Proposal:
-    commands: Sequence[bytes]
-    done: Callable[[ExecuteReply], None]
-
-
-@dataclass(slots=True)
-class _Read:
-    queries: Sequence[Query]
-    done: Callable[[QueryReply], None]
-
-
-@dataclass(slots=True)
-class _Turn:
-    """A turn between its parts."""
-
-    now: float
-    ticks: bool
-    replicas: Sequence["_Replica"]
-    applied: bool = False
-
-
-@dataclass(slots=True)
-class _Replica:
-    """One shard's replica on this node, with what waits for it."""
-
-    config: ShardConfig
-    group: RaftGroup[Sequence[Result]]
-    state_machine: StateMachine
-    proposals: deque[_Proposal] = field(default_factory=deque)
-    waiting_commands: int = 0
-    reads: list[_Read] = field(default_factory=list)
-    stale_reads: list[_Read] = field(default_factory=list)
-    current_at: float = 0.0
-    """When this replica last knew itself up to date with its leader."""
-    coordinated: bool = False
-    """Whether the coordinator carries on this shard's transactions: from when it serves, on."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether a leader has to wait for its followers before it may propose more."""
-        group = self.group
-        return (
-            group.role is Role.LEADER
-            and group.last_index - group.commit_index >= UNCOMMITTED_ENTRIES_MAX
-        )
 
 
 class Node:
@@ -181,7 +116,7 @@ class Node:
         self._view: ReadView | None = None
         self._coordinator = Coordinator(self._propose_own, self._applied_tables)
         self._coordination: list[Callable[[], None]] = []
-        self._begun: _Turn | None = None
+        self._begun: Turn | None = None
         self._expiry_check_at = 0.0
         self._ticks = 0
         self._followed = -1
@@ -195,7 +130,7 @@ class Node:
 
     def _open_replica(
         self, shard: ShardConfig, timing: RaftTiming, rng: random.Random, now: float
-    ) -> _Replica:
+    ) -> Replica:
         tables = self._store.shard(shard.id)
         state_machine = StateMachine(tables, shard.id)
         group = RaftGroup(
@@ -212,7 +147,7 @@ class Node:
             preferred_leader=shard.node_ids[0] == self.node_id,
             pre_vote=self._pre_vote,
         )
-        return _Replica(shard, group, state_machine, current_at=now)
+        return Replica(shard, group, state_machine, current_at=now)
 
     def _apply(
         self,
@@ -276,7 +211,7 @@ class Node:
         elif not urgent and (message := self._fullness()):
             done(ExecuteReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
         else:
-            replica.proposals.append(_Proposal(commands, done))
+            replica.proposals.append(Proposal(commands, done))
             replica.waiting_commands += len(commands)
             self._touched.add(shard_id)
             for command in begins:
@@ -328,7 +263,7 @@ class Node:
             done(QueryReply(shard_pb2.OUTCOME_RESOURCE_EXHAUSTED, message=message))
         else:
             reads = replica.stale_reads if stale else replica.reads
-            reads.append(_Read(queries, done))
+            reads.append(Read(queries, done))
             self._touched.add(shard_id)
 
     def drain(self) -> None:
@@ -393,7 +328,7 @@ class Node:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
         self._store.commit_log()
-        self._begun = _Turn(now, ticks, replicas)
+        self._begun = Turn(now, ticks, replicas)
         outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
         for replica in replicas:
             for peer_id, message in replica.group.take_messages():
@@ -442,7 +377,7 @@ class Node:
                 self._touched.add(replica.config.id)
         return size >= FOLLOW_BYTES_MAX
 
-    def _place_in_line(self, replica: _Replica) -> tuple[bool, int]:
+    def _place_in_line(self, replica: Replica) -> tuple[bool, int]:
         """Who was served last is behind all others."""
         return replica.config.id <= self._followed, replica.config.id
 
@@ -457,11 +392,11 @@ class Node:
             self._full_message = self._store.full() or ""
         return self._full_message
 
-    def _propose_waiting(self, replica: _Replica, now: float) -> None:
+    def _propose_waiting(self, replica: Replica, now: float) -> None:
         """Turn all waiting commands, up to the bounds, into one log entry."""
         if not replica.proposals or replica.is_blocked:
             return
-        taken: list[_Proposal] = []
+        taken: list[Proposal] = []
         commands: list[bytes] = []
         size = 0
         while replica.proposals and len(commands) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
@@ -494,7 +429,7 @@ class Node:
 
         replica.group.propose(now, encode_batch(self._wall_clock_us(), commands), done)
 
-    def _confirm_reads(self, replica: _Replica, now: float) -> None:
+    def _confirm_reads(self, replica: Replica, now: float) -> None:
         """Ask once, for all waiting reads, whether this node still leads (ReadIndex)."""
         if not replica.reads:
             return
@@ -510,7 +445,7 @@ class Node:
 
         replica.group.read_index(now, done)
 
-    def _answer_stale_reads(self, replica: _Replica, now: float, *, ticks: bool) -> None:
+    def _answer_stale_reads(self, replica: Replica, now: float, *, ticks: bool) -> None:
         if not (ticks or replica.stale_reads):
             return
         if (current_at := replica.group.current_at) is not None:
@@ -522,7 +457,7 @@ class Node:
             )
 
     def _answer(
-        self, replica: _Replica, reads: list[_Read], applied_index: int, age_s: float
+        self, replica: Replica, reads: list[Read], applied_index: int, age_s: float
     ) -> None:
         """Answer from the state as applied."""
         with self._store.read_newest() as view:
@@ -534,10 +469,10 @@ class Node:
 
     # Transactions across shards
 
-    def _run_coordinator(self, replicas: Sequence[_Replica], now: float, *, ticks: bool) -> None:
+    def _run_coordinator(self, replicas: Sequence[Replica], now: float, *, ticks: bool) -> None:
         """Let the coordinator see what this turn has applied, and act on it."""
-        open_ended: list[tuple[_Replica, _Unfinished, _Unfinished]] = []
-        gained: list[_Replica] = []
+        open_ended: list[tuple[Replica, _Unfinished, _Unfinished]] = []
+        gained: list[Replica] = []
         for replica in replicas:
             in_flight, undecided = replica.state_machine.take_unfinished()
             later = replica.state_machine.take_unfinished_later()
@@ -593,7 +528,7 @@ class Node:
 
         self.execute(shard_id, [encode_command(command)], done, urgent=True)
 
-    def _transaction_reply(self, replica: _Replica, number: int, state: int) -> QueryReply | None:
+    def _transaction_reply(self, replica: Replica, number: int, state: int) -> QueryReply | None:
         """Show a state of a transaction; None where this node has not heard of it.
 
         Who asks was told of it, so another node leads the shard by now.
@@ -605,14 +540,14 @@ class Node:
         view = transaction_view(number, record, tables.meta().books[record.book], state)
         return QueryReply(shard_pb2.OUTCOME_OK, [encode_result(view)], replica.group.applied_index)
 
-    def _expire(self, replica: _Replica) -> None:
+    def _expire(self, replica: Replica) -> None:
         """Give the state machine a time at which pending transactions expire, if some are due."""
         if not replica.coordinated:
             return
         tables = self._applied_tables(replica.config.id)
         due = any(tables.expirations_until(self._wall_clock_us()))
         if due and not tables.meta().importing:
-            replica.proposals.append(_Proposal([], lambda _reply: None))
+            replica.proposals.append(Proposal([], lambda _reply: None))
             self._touched.add(replica.config.id)
 
     # Status
@@ -649,10 +584,10 @@ class Node:
         replica = self._replicas.get(shard_id)
         return None if replica is None else replica.config
 
-    def _leads(self, replica: _Replica) -> bool:
+    def _leads(self, replica: Replica) -> bool:
         return replica.group.role is Role.LEADER and not self._draining
 
-    def _leader_hint(self, replica: _Replica) -> str:
+    def _leader_hint(self, replica: Replica) -> str:
         """Name the leader where it is known to be another node."""
         leader_id = replica.group.leader_id
         return leader_id if leader_id and leader_id != self.node_id else ""

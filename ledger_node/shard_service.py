@@ -34,7 +34,8 @@ from ledger_node.command_check import command_fault
 from ledger_node.deep_audit import DeepAudit
 from ledger_node.deep_audit_process import deep_audits
 from ledger_node.in_transit import InTransit
-from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.node import Node
+from ledger_node.node_replicas import ExecuteReply, QueryReply
 from ledger_node.shard_exchange import Exchange, ReplyDone
 from ledger_node.store import Store
 

@@ -11,7 +11,8 @@ from ledger_core.commands import Command, CreateTransaction, encode_command, is_
 from ledger_core.queries import Query
 from ledger_core.results import decode_result
 from ledger_node.coordinator import ShardCall
-from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.node import Node
+from ledger_node.node_replicas import ExecuteReply, QueryReply
 from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.store import ShardRange, Store, StoreIdentity
 

@@ -12,6 +12,7 @@ from ledger_core.ids import derive_account_id
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView, TransactionView
 from ledger_node import node as node_module
+from ledger_node import node_replicas
 from ledger_node import store as store_module
 from ledger_node.store import Store
 from tests.node.hosts import Hosts, results
@@ -185,7 +186,7 @@ def test_what_waits_for_a_shard_is_bounded(hosts: Hosts, monkeypatch: pytest.Mon
 def test_what_is_not_committed_is_bounded_and_goes_on_when_followers_do(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_module, "UNCOMMITTED_ENTRIES_MAX", 3)
+    monkeypatch.setattr(node_replicas, "UNCOMMITTED_ENTRIES_MAX", 3)
     leader = hosts.leader()
     hosts.settle(hosts.execute(leader, OPEN))
     hosts.run(0.3)

@@ -15,7 +15,7 @@ from ledger_cluster.config import ClusterConfig, ShardConfig
 from ledger_core.accounts import TransactionStatus
 from ledger_core.queries import decode_query
 from ledger_core.results import Result, TransactionView, decode_result
-from ledger_node.node import ExecuteReply, QueryReply
+from ledger_node.node_replicas import ExecuteReply, QueryReply
 from tests.simulation.engine import Engine, require
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan

@@ -9,7 +9,8 @@ from ledger_cluster.config import ClusterConfig
 from ledger_core.commands import CreateTransaction, encode_command, is_across_shards
 from ledger_core.queries import Query
 from ledger_node.coordinator import ShardCall
-from ledger_node.node import ExecuteReply, Node, QueryReply
+from ledger_node.node import Node
+from ledger_node.node_replicas import ExecuteReply, QueryReply
 from ledger_node.raft import LogLimits, RaftGroup, RaftTiming, Role
 from ledger_node.raft.library import clock as library_clock
 from ledger_node.shard_service import STEPS_TO_THE_END, _check_commands

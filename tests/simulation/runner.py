@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
-from ledger_node import coordinator
+from ledger_node import coordinator, node_replicas
 from ledger_node import node as node_module
 from ledger_node import store as store_module
 from ledger_node.books import InvariantError
@@ -118,7 +118,7 @@ def bounds_of(bounds: Bounds) -> Iterator[None]:
             (coordinator, "TAKEN_UP_MAX", bounds.taken_up),
             (store_module, "CHECKPOINT_S", bounds.checkpoint_s),
             (node_module, "BATCH_COMMANDS_MAX", bounds.batch_commands),
-            (node_module, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
+            (node_replicas, "UNCOMMITTED_ENTRIES_MAX", bounds.uncommitted_entries),
             (node_module, "MESSAGES_PER_TURN_MAX", bounds.messages_per_turn),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
