@@ -2,10 +2,11 @@
 
 One *turn* has two halves: first the log, then the state. `Node.turn` takes what has arrived, feeds
 it to the Raft groups, writes what the logs have gained with one fsync, and only then lets the
-messages to peers out. The second half applies what is committed: `Node.apply` what somebody waits
-for, and lets replies and answers out; `Node.follow` the rest. So no peer waits for what this node
-applies, and no caller for what it applies as a follower. **Persist before send**: whatever another
-process can learn from this one is on disk, in the logs. The state follows in the store's
+messages to peers out: all but the entries that leaders replicate, which may be on their followers'
+disks first (`RaftGroup.take_appends`). The second half applies what is committed: `Node.apply` what
+somebody waits for, and lets replies and answers out; `Node.follow` the rest. So no peer waits for
+what this node applies, and no caller for what it applies as a follower. **Persist before send**:
+whatever another process may rely on is on disk, in the logs. The state follows in the store's
 checkpoints. A crash at any point leaves the logs at the end of some turn's first half, and a state
 that they lead on from.
 
@@ -75,6 +76,9 @@ EXPIRY_CHECK_S = 0.2
 # Bounds of what may wait, per shard. A batch plus one more call fits into one log entry.
 WAITING_COMMANDS_MAX = 20_000
 WAITING_QUERIES_MAX = 20_000
+
+Outbox = dict[str, list[peer_pb2.RaftMessage]]
+"""Messages by the peer that they are for."""
 
 _Unfinished = tuple[list[int], list[int]]
 """Transactions by number: those in flight at their home, and those undecided at a participant."""
@@ -290,10 +294,12 @@ class Node:
 
     # The turn
 
-    def turn(self) -> dict[str, list[peer_pb2.RaftMessage]]:
+    def turn(self, send_early: Callable[[Outbox], None] | None = None) -> Outbox:
         """Do a turn's first half; return the messages for each peer, now safe to send.
 
-        `apply` and `follow` have to come before the next turn. Inputs may come in between.
+        ``send_early`` is called before the commit, with what followers can write to their disks
+        while this node writes to its own. `apply` and `follow` have to come before the next turn.
+        Inputs may come in between.
         """
         assert self._begun is None, "the parts of a turn take turns"
         now = self._clock()
@@ -327,13 +333,13 @@ class Node:
             if hands_over and replica.group.role is Role.LEADER:
                 replica.group.transfer_leadership(now)
             replica.group.flush(now)
+        if send_early is not None:
+            early = _by_peer(item for replica in replicas for item in replica.group.take_appends())
+            if early:
+                send_early(early)
         self._store.commit_log()
         self._begun = Turn(now, ticks, replicas)
-        outbox: dict[str, list[peer_pb2.RaftMessage]] = {}
-        for replica in replicas:
-            for peer_id, message in replica.group.take_messages():
-                outbox.setdefault(peer_id, []).append(message)
-        return outbox
+        return _by_peer(item for replica in replicas for item in replica.group.take_messages())
 
     def apply(self) -> None:
         """Begin a turn's second half: apply what somebody waits for, and answer."""
@@ -591,6 +597,14 @@ class Node:
         """Name the leader where it is known to be another node."""
         leader_id = replica.group.leader_id
         return leader_id if leader_id and leader_id != self.node_id else ""
+
+
+def _by_peer(messages: Iterable[tuple[str, peer_pb2.RaftMessage]]) -> Outbox:
+    """Return messages by the peer that they are for."""
+    outbox: Outbox = {}
+    for peer_id, message in messages:
+        outbox.setdefault(peer_id, []).append(message)
+    return outbox
 
 
 def _fitting(results: Iterable[bytes], count: int) -> list[bytes]:

@@ -26,8 +26,9 @@ class RaftGroup(Generic[T]):
     """One replica of one Raft group, driven by its host.
 
     In a turn's first half the host calls `receive`, `propose` and `read_index` as work arrives,
-    then `tick`, then `flush`; then it commits the log, and only then sends what `take_messages`
-    returns. In the second half it calls `apply`, and then what `take_completions` returns. Only
+    then `tick`, then `flush`; it may send what `take_appends` returns, commits the log, and only
+    then sends what `take_messages` returns. In the second half it calls `apply`, and then what
+    `take_completions` returns. Only
     the first half writes to the log, only the second one applies. `now` is the host's monotonic
     time in seconds. The constructor writes to the log too: it belongs to a first half.
 
@@ -155,13 +156,24 @@ class RaftGroup(Generic[T]):
 
     # Outputs.
 
+    def take_appends(self) -> list[tuple[str, RaftMessage]]:
+        """Return (peer id, message) of a leader's entries and heartbeats; they wait for no commit.
+
+        Followers may have entries on disk before their leader does (thesis, section 10.2.1). Its
+        term has been on disk since before its election, and it counts its own copy of an entry
+        only with what followers answer: in a later turn, when that copy is on disk. Messages may
+        be shared.
+        """
+        appends, self._replica.appends = self._replica.appends, []
+        return appends
+
     def take_messages(self) -> list[tuple[str, RaftMessage]]:
         """Return (peer id, message) to send, in order for each peer, once the log is committed.
 
-        Messages may be shared.
+        Without what `take_appends` has returned.
         """
         messages, self._replica.outbox = self._replica.outbox, []
-        return messages
+        return messages + self.take_appends()
 
     def take_completions(self) -> list[Callable[[], None]]:
         """Return the `done` callbacks that are due after `apply`, bound to their arguments."""

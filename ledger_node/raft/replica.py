@@ -68,6 +68,7 @@ class Replica(Applier):
         self._streams_begun = 0
         self._may_compact = False
         self._heartbeat_due = False
+        self.appends: list[tuple[str, RaftMessage]] = []
         super().__init__(
             shard_id=shard_id,
             self_id=self_id,
@@ -243,7 +244,7 @@ class Replica(Applier):
                     if key not in built:
                         built[key] = self._append_message(peer.next_index, last_index, store)
                     message, size = built[key]
-                    self._send(peer, message)
+                    self.appends.append((peer.node.id, message))
                     peer.sent(message.log_index + len(message.entries), size)
                     messages += 1
                 if peer.may_send(last_index):
@@ -252,7 +253,7 @@ class Replica(Applier):
                 key = (peer.next_index, False, store)
                 if key not in built:
                     built[key] = self._append_message(peer.next_index, 0, store)
-                self._send(peer, built[key][0])
+                self.appends.append((peer.node.id, built[key][0]))
 
     def _append_message(
         self, next_index: int, last_index: int, peer_incarnation: int

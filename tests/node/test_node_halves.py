@@ -10,8 +10,9 @@ from ledger_core.commands import CreateAccount, CreateTransaction
 from ledger_core.ids import derive_account_id
 from ledger_core.queries import GetAccount
 from ledger_core.results import AccountView
-from ledger_node.node import GATHER_TICKS
+from ledger_node.node import GATHER_TICKS, Outbox
 from ledger_node.raft import applying
+from ledger_node.store import Store
 from tests.node.hosts import Hosts, results
 
 ALICE = derive_account_id("main", "alice")
@@ -110,6 +111,56 @@ def test_a_leader_sends_the_next_entry_before_it_applies_what_is_committed(world
     assert len(results(first[0])) == 1
     assert world.waiting(world.leader) == 0
     node.follow()
+
+
+def test_entries_leave_before_their_leader_has_them_on_disk_and_nothing_else_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts, order = world.hosts, []
+    commit_log = Store.commit_log
+
+    def record(store: Store) -> None:
+        order.append("commit")
+        commit_log(store)
+
+    def send_early(outbox: Outbox) -> None:
+        order.append("entries")
+        assert [len(message.entries) for message in outbox[world.follower]] == [1]
+        world.carry(world.leader, world.follower, outbox)
+
+    monkeypatch.setattr(Store, "commit_log", record)
+    hosts.execute(world.leader, put(1))
+    assert hosts.nodes[world.leader].turn(send_early) == {}
+    assert order == ["entries", "commit"]
+    (confirmed,) = hosts.nodes[world.follower].turn(send_early)[world.leader]
+    assert confirmed.ok
+    assert order == ["entries", "commit", "commit"], "a confirmation waits for the disk"
+
+
+def test_entries_that_only_followers_have_are_not_lost_with_their_leader(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts, victim = world.hosts, world.leader
+    replies = hosts.execute(victim, put(1))
+
+    def fail() -> None:
+        raise OSError("the disk is gone")
+
+    def send_early(outbox: Outbox) -> None:
+        world.carry(victim, world.follower, outbox)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts.stores[victim], "commit_log", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            hosts.nodes[victim].turn(send_early)
+    hosts.turn(world.follower)
+    hosts.stop(victim)
+    assert replies == [], "nobody is answered by a node whose log is not on disk"
+    hosts.run(2.0)
+    hosts.start(victim)
+    hosts.settle(hosts.execute(hosts.leader(), put(2)))
+    hosts.run(0.5)
+    assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
 
 
 def test_what_comes_between_the_halves_is_not_lost(world: World) -> None:

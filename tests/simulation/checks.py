@@ -218,6 +218,8 @@ class Checks:
                         term > message.term or (term, voted_for) == (message.term, peer_id),
                         "a vote was sent before it was stored",
                     )
+                elif message.type == peer_pb2.RAFT_MESSAGE_TYPE_APPEND_ENTRIES:
+                    require(term >= message.term, "a leader sent entries in a term it may forget")
                 elif (
                     message.type == peer_pb2.RAFT_MESSAGE_TYPE_APPEND_ENTRIES_REPLY
                     and message.ok

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 from ledger.internal.v1.peer_pb2 import RaftMessage
@@ -41,8 +42,8 @@ class HostEvents(Protocol):
     def wiped(self, host: "Host") -> None:
         """The host's disk was emptied."""
 
-    def turned(self, host: "Host", outbox: Outbox) -> None:
-        """Half of a turn is done; nothing of it is released yet."""
+    def turned(self, host: "Host") -> None:
+        """Half of a turn is done."""
 
     def released(self, host: "Host", outbox: Outbox) -> None:
         """A turn's messages leave the process."""
@@ -277,11 +278,11 @@ class Host:
         node, engine = self.node, self._engine
         assert node is not None
         self._take_time(LOG_SHARE)
-        outbox = self._half(node.turn)
+        outbox = self._half(partial(node.turn, self._send_early))
         if outbox is None:
             return
         engine.counts["turns"] += 1
-        self.events.turned(self, outbox)
+        self.events.turned(self)
         if not outbox:
             self._finish_turn()
             return
@@ -297,6 +298,11 @@ class Host:
 
         engine.at(self._busy_until, release)
 
+    def _send_early(self, outbox: Outbox) -> None:
+        """Let messages leave before the commit of their turn, which may fail."""
+        self._engine.counts["sent before a commit"] += 1
+        self.events.released(self, outbox)
+
     def _finish_turn(self) -> None:
         """Take a turn's second half; replies and calls leave when the disk is done."""
         node, store, engine = self.node, self.store, self._engine
@@ -309,7 +315,7 @@ class Host:
         if self._half(node.apply) is None or self._half(node.follow) is None:
             return
         store.applies = False
-        self.events.turned(self, {})
+        self.events.turned(self)
         calls = node.take_calls()
         if calls:
             life = self.life

@@ -21,6 +21,7 @@ from ledger_node.node import Node
 from ledger_node.raft import Role
 from ledger_node.raft.admission import Admission
 from ledger_node.raft.elections import Voter
+from ledger_node.raft.group import RaftGroup
 from ledger_node.raft.hardening import HardenedSyncObj
 from ledger_node.raft.journal import GroupJournal
 from ledger_node.raft.library import SyncObj
@@ -137,13 +138,13 @@ def _count_votes() -> list[Patch]:
 def _persist_after_send() -> list[Patch]:
     turn, follow = Node.turn, Node.follow
 
-    def late(self: Any) -> Any:
+    def late(self: Any, send_early: Any = None) -> Any:
         store = self._store
         store.commit_log()  # what the last turn wrote
         store.end_turn(self._clock)
         store.commit_log = lambda: None
         try:
-            return turn(self)
+            return turn(self, send_early)
         finally:
             del store.commit_log
 
@@ -162,7 +163,7 @@ def _before_commit(early: Callable[[Any], None]) -> list[Patch]:
     """Let nodes do something right before the log of a turn is committed."""
     turn = Node.turn
 
-    def hasty(self: Any) -> Any:
+    def hasty(self: Any, send_early: Any = None) -> Any:
         store, commit_log = self._store, self._store.commit_log
 
         def commit() -> None:
@@ -171,7 +172,7 @@ def _before_commit(early: Callable[[Any], None]) -> list[Patch]:
 
         store.commit_log = commit
         try:
-            return turn(self)
+            return turn(self, send_early)
         finally:
             del store.commit_log
 
@@ -187,6 +188,17 @@ def _acknowledge_before_commit() -> list[Patch]:
                 complete()
 
     return _before_commit(acknowledge)
+
+
+@mutant("votes and confirmations leave before the commit of their turn")
+def _send_all_early() -> list[Patch]:
+    def take_appends(self: Any) -> Any:
+        replica = self._replica
+        messages = replica.outbox + replica.appends
+        replica.outbox, replica.appends = [], []
+        return messages
+
+    return [(RaftGroup, "take_appends", take_appends)]
 
 
 @mutant("a failed commit is ignored")

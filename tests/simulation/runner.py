@@ -178,17 +178,15 @@ class Cluster:
         """Pass on."""
         self.checks.wiped(host)
 
-    def turned(self, host: Host, outbox: Outbox) -> None:
-        """Check, and add what will be sent to the trace."""
-        if outbox:
-            note = self.engine.note
-            for peer_id in sorted(outbox):
-                data = b"".join(m.SerializeToString() for m in outbox[peer_id])
-                note(f"{host.id} to {peer_id}", data)
+    def turned(self, host: Host) -> None:
+        """Check what a half of a turn has done."""
         self.checks.turned(host)
 
     def released(self, host: Host, outbox: Outbox) -> None:
-        """Check, and pass on."""
+        """Check, add to the trace, and pass on."""
+        for peer_id in sorted(outbox):
+            data = b"".join(m.SerializeToString() for m in outbox[peer_id])
+            self.engine.note(f"{host.id} to {peer_id}", data)
         self.checks.released(host, outbox)
         self.network.send(host, outbox)
 
