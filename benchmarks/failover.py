@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cli.node_probe import serving_leader
 from ledger_cli.traffic import Traffic, open_accounts
 from ledger_client import AsyncLedgerClient
@@ -107,12 +107,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    base_port = free_base_port(NODES + 1)
+    base_port, gateway_port = free_cluster_ports(NODES)
     config = generate_cluster_config(
         NODES, SHARDS, REPLICAS, cluster_id="failover", base_port=base_port
     )
     with tempfile.TemporaryDirectory(prefix="ledger-failover-") as scratch:
-        cluster = LocalCluster(config, Path(scratch) / "data", base_port + NODES)
+        cluster = LocalCluster(config, Path(scratch) / "data", gateway_port)
         failovers = Failovers(cluster, options.seed)
         faults = asyncio.run(failovers.run(options.kills))
     times_s = failovers.times_s

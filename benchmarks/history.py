@@ -37,7 +37,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from benchmarks import history_reports
 from benchmarks.feeding import BATCH, Feeder, median_ms, p99_ms, progress_bar
 from ledger.v1 import ledger_pb2, ledger_pb2_grpc
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.output import console, new_table
 from ledger_cli.verify import prove
@@ -393,7 +393,7 @@ def main() -> int:
         or min(options.calls, options.samples, options.clients) < 1
     ):
         parser.error(f"at least {2 * PAGE} entries, 2 accounts, 1 call, 1 sample and 1 client")
-    base_port = free_base_port(NODES + 1)
+    base_port, gateway_port = free_cluster_ports(NODES)
     config = generate_cluster_config(
         NODES, SHARDS, REPLICAS, cluster_id="history", base_port=base_port
     )
@@ -401,7 +401,7 @@ def main() -> int:
     faults: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="ledger-history-") as scratch,
-        LocalCluster(config, Path(scratch) / "data", base_port + NODES) as cluster,
+        LocalCluster(config, Path(scratch) / "data", gateway_port) as cluster,
     ):
         cluster.wait_until_serving(60)
         try:

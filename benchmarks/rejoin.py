@@ -23,7 +23,7 @@ from pathlib import Path
 from grpc import aio
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cli.node_probe import NodeProbe, serving_leader
 from ledger_cli.verify import prove
 from ledger_client import AsyncLedgerClient, LedgerError
@@ -192,11 +192,11 @@ def main() -> None:
     parser.add_argument("--log-keep-entries", type=int, default=200, help="fewer: a snapshot")
     options = parser.parse_args()
     os.environ["LEDGER_NODE_LOG_KEEP_ENTRIES"] = str(options.log_keep_entries)
-    base_port = free_base_port(4)
+    base_port, gateway_port = free_cluster_ports(3)
     config = generate_cluster_config(3, options.shards, base_port=base_port)
     with (
         tempfile.TemporaryDirectory(prefix="ledger-rejoin-") as folder,
-        LocalCluster(config, Path(folder), base_port + 3) as cluster,
+        LocalCluster(config, Path(folder), gateway_port) as cluster,
     ):
         asyncio.run(run(cluster, options))
         with NodeProbe(config) as probe:

@@ -18,7 +18,7 @@ from benchmarks.load_generator import LoadGenerator, LoadResult
 from benchmarks.procfs import Snapshot, Usage, usage
 from benchmarks.progress import Progress
 from benchmarks.watch import Watch, catch_up, stored_bytes
-from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_cluster_ports
 from ledger_cli.node_probe import NodeProbe
 from ledger_cli.verify import prove
 from ledger_cluster.config import generate_cluster_config
@@ -52,14 +52,14 @@ class Stage:
     def __init__(self, size: Size, scratch: Path | None, progress: Progress) -> None:
         self.size = size
         self._progress = progress
-        base_port = free_base_port(NODES + 1)
+        base_port, gateway_port = free_cluster_ports(NODES)
         self._config = generate_cluster_config(
             NODES, size.shards, REPLICAS, cluster_id="benchmark", base_port=base_port
         )
         self._exits = ExitStack()
         folder = tempfile.TemporaryDirectory(prefix="ledger-bench-", dir=scratch)
         self._folder = Path(self._exits.enter_context(folder))
-        self._cluster = LocalCluster(self._config, self._folder / "data", base_port + NODES)
+        self._cluster = LocalCluster(self._config, self._folder / "data", gateway_port)
         self._book: AccountBook | None = None
         self._generator: LoadGenerator | None = None
         self._done = 0

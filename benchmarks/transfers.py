@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ledger.v1 import ledger_pb2
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cli.traffic import AccountsByShard, open_accounts
 from ledger_client import AsyncLedgerClient, credit, debit
 from ledger_cluster.config import generate_cluster_config
@@ -156,12 +156,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    base_port = free_base_port(NODES + 1)
+    base_port, gateway_port = free_cluster_ports(NODES)
     config = generate_cluster_config(
         NODES, SHARDS, REPLICAS, cluster_id="transfers", base_port=base_port
     )
     with tempfile.TemporaryDirectory(prefix="ledger-transfers-") as scratch:
-        cluster = LocalCluster(config, Path(scratch) / "data", base_port + NODES)
+        cluster = LocalCluster(config, Path(scratch) / "data", gateway_port)
         with cluster:
             cluster.wait_until_serving(60)
             asyncio.run(run(cluster.gateway_address, ShardMap(config), options))

@@ -43,7 +43,12 @@ def cluster() -> None:
 @click.option("--replicas", default=3, show_default=True, help="Replicas of each shard: odd.")
 @click.option("--cluster-id", help="Data belongs to one cluster id for good (default: a new one).")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Host of all nodes.")
-@click.option("--base-port", default=7000, show_default=True, help="Port of n1; the others follow.")
+@click.option(
+    "--base-port",
+    default=7000,
+    show_default=True,
+    help="Port of n1; those of the other nodes follow, then the nodes' ports for links.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write (default: stdout).")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def generate(

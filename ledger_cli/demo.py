@@ -19,7 +19,7 @@ import click
 
 from ledger.v1 import ledger_pb2
 from ledger_cli.context import CliError
-from ledger_cli.local_cluster import LocalCluster, LocalClusterError, free_base_port
+from ledger_cli.local_cluster import LocalCluster, LocalClusterError, free_cluster_ports
 from ledger_cli.node_probe import NodeProbe, serving_leader
 from ledger_cli.scenarios import ACCOUNT_SCENARIOS, SCENARIOS
 from ledger_cli.story import ClaimError, Story
@@ -55,11 +55,11 @@ def demo() -> None:
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ledger-demo-") as scratch:
-        base_port = free_base_port(NODES + 1)
+        base_port, gateway_port = free_cluster_ports(NODES)
         config = generate_cluster_config(
             NODES, SHARDS, REPLICAS, cluster_id="demo", base_port=base_port
         )
-        cluster = LocalCluster(config, Path(scratch) / "data", base_port + NODES)
+        cluster = LocalCluster(config, Path(scratch) / "data", gateway_port)
         signal_number = 0
         try:
             signal_number = asyncio.run(_Demo(cluster).run())

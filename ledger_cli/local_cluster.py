@@ -327,13 +327,23 @@ class LocalCluster:
         problems = [
             f"{name}: {problem}"
             for name, address in (
-                *((node.id, node.address) for node in self.config.nodes),
+                *(
+                    (node.id, address)
+                    for node in self.config.nodes
+                    for address in (node.address, node.link_address)
+                ),
                 (GATEWAY, self.gateway_address),
             )
             if (problem := _cannot_listen(address))
         ]
         if problems:
             raise LocalClusterError("\n".join(problems))
+
+
+def free_cluster_ports(nodes: int) -> tuple[int, int]:
+    """Return a free base port for a generated configuration, and a free port for a gateway."""
+    base_port = free_base_port(2 * nodes + 1)
+    return base_port, base_port + 2 * nodes
 
 
 def free_base_port(count: int) -> int:

@@ -55,11 +55,13 @@ class ClusterConfigError(ValueError):
 class NodeConfig:
     """A host of replicas.
 
-    ``address`` is where its gRPC server listens, ``host:port``; IPv6 hosts stand in brackets.
+    ``address`` is where its gRPC server listens, for tools; ``link_address`` where it listens for
+    the links of other nodes and of gateways. Both are ``host:port``; IPv6 hosts stand in brackets.
     """
 
     id: str
     address: str
+    link_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ class ClusterConfig:
     def dump(self) -> str:
         """Return the text of the configuration file, one node or replica a line."""
         nodes = ",\n".join(
-            f'    {{"id": {json.dumps(node.id)}, "address": {json.dumps(node.address)}}}'
+            f'    {{"id": {json.dumps(node.id)}, "address": {json.dumps(node.address)}, '
+            f'"link_address": {json.dumps(node.link_address)}}}'
             for node in self.nodes
         )
         shards = ",\n".join(_dump_shard(shard) for shard in self.shards)
@@ -204,7 +207,10 @@ def parse_cluster_config(data: str | bytes, source: str = "cluster configuration
 
 def _build(document: Any) -> ClusterConfig:
     """Build the records from a document that has no faults."""
-    nodes = (NodeConfig(id=item["id"], address=item["address"]) for item in document["nodes"])
+    nodes = (
+        NodeConfig(id=item["id"], address=item["address"], link_address=item["link_address"])
+        for item in document["nodes"]
+    )
     shards = (
         ShardConfig(
             id=item["id"],
@@ -235,6 +241,8 @@ def generate_cluster_config(
 ) -> ClusterConfig:
     """Make a cluster of ``nodes`` nodes on successive ports of one host, n1 on ``base_port``.
 
+    The ports of their links follow, in the same order: twice ``nodes`` ports are taken.
+
     The ranges of the shards differ by one key at most. Replicas go around the nodes, so that
     preferred leaders and replicas are spread evenly.
     """
@@ -254,10 +262,9 @@ def generate_cluster_config(
                 "each replica needs a node of its own",
             )
         )
-    if not 1 <= base_port <= 65_536 - max(nodes, 1):
-        faults.append(
-            Fault("base_port", f"{nodes} ports from {base_port} on are not all within 1..65535")
-        )
+    if not 1 <= base_port <= 65_536 - 2 * max(nodes, 1):
+        ports = f"{2 * nodes} ports (two per node) from {base_port} on"
+        faults.append(Fault("base_port", f"{ports} are not all within 1..65535"))
     if faults:
         raise ClusterConfigError("", faults)
 
@@ -265,7 +272,11 @@ def generate_cluster_config(
     config = ClusterConfig(
         cluster_id=cluster_id,
         nodes=tuple(
-            NodeConfig(id=f"n{index + 1}", address=f"{host}:{base_port + index}")
+            NodeConfig(
+                id=f"n{index + 1}",
+                address=f"{host}:{base_port + index}",
+                link_address=f"{host}:{base_port + nodes + index}",
+            )
             for index in range(nodes)
         ),
         shards=tuple(

@@ -31,6 +31,12 @@ _HOST_NAME = re.compile(
 _DOTTED_DIGITS = re.compile(r"[0-9.]+\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
 
+_ADVICE = {
+    "link_address": "write where the node listens for the other nodes and for gateways: a "
+    "host:port of its own, such as 127.0.0.1:7003, open to them and to nobody else",
+}
+"""What to write where a key is missing."""
+
 _Key = TypeVar("_Key")
 
 
@@ -162,7 +168,7 @@ class _Check:
             self.equal_replica_counts()
 
     def node(self, value: Any, path: str) -> None:
-        node = self.record(value, path, ("id", "address"))
+        node = self.record(value, path, ("id", "address", "link_address"))
         if node is None:
             self.nodes_readable = False
             return
@@ -171,8 +177,9 @@ class _Check:
             self.nodes_readable = False
         else:
             self.unique(self.node_ids, node_id, f"{path}.id", f"node id {node_id!r}")
-        if "address" in node:
-            self.address(node["address"], f"{path}.address")
+        for key in ("address", "link_address"):
+            if key in node:
+                self.address(node[key], f"{path}.{key}")
 
     def address(self, value: Any, path: str) -> None:
         if not isinstance(value, str):
@@ -320,7 +327,8 @@ class _Check:
         prefix = f"{path}." if path else ""
         for key in keys:
             if key not in value:
-                self.fault(f"{prefix}{key}", "is missing")
+                advice = f"; {_ADVICE[key]}" if key in _ADVICE else ""
+                self.fault(f"{prefix}{key}", f"is missing{advice}")
         for key in value:
             if key not in keys:
                 shown = key if key.isidentifier() else ascii(key)

@@ -1,35 +1,34 @@
-"""The way to one node: a single stream for the requests to all its shards.
+"""The way to one node: a single link for the requests to all its shards.
 
-A gRPC call of its own for each batch costs both sides some 0.3 ms of CPU, many times what is in
-it. On the stream, all that is ready at the same time shares a message, in both directions.
+A gRPC call of its own for each batch would cost both sides some 0.3 ms of CPU, many times what is
+in it. All that is ready in the same pass of the event loop shares a frame, in both directions.
 
-The stream is opened by the first request, and anew by the first one after it broke. Each request
-has its own time limit, and tells when it fails whether it may have arrived.
+The link is made by the first request, and anew by the first one after it broke. Each request has
+its own time limit, and tells when it fails whether it may have arrived.
 """
 
 import asyncio
 import itertools
-from collections.abc import Callable
+import random
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import grpc
-from grpc import aio
+import structlog
 
-from ledger.internal.v1 import shard_pb2
+from ledger.internal.v1 import link_pb2, shard_pb2
+from ledger_cluster.config import ClusterConfig
+from ledger_cluster.dialling import UnreachableError, dial
+from ledger_cluster.framed_connection import FramedConnection
 from ledger_cluster.frames import encoded_frame
+from ledger_cluster.hello import HelloRefusedError, make_hello
 from ledger_cluster.outbox import Outbox
 
-# After a message the writer rests for so long, so that under load what comes meanwhile shares the
-# next one. A request that comes later than that is sent at once.
-REST_S = 0.001
+# After a try that failed requests fail at once for so long, twice as long after each further one.
+_RETRY_S_MIN = 0.05
+_RETRY_S_MAX = 0.5
 
-Call: TypeAlias = "aio.StreamStreamCall[bytes, shard_pb2.ReplyFrame]"
-"""A stream to a node; what is written is encoded already."""
-
-_SERVICE = shard_pb2.DESCRIPTOR.services_by_name["ShardService"]
-_EXCHANGE = _SERVICE.methods_by_name["Exchange"]
 _REQUESTS = shard_pb2.RequestFrame.REQUESTS_FIELD_NUMBER
+
+_log = structlog.get_logger()
 
 
 class LinkError(Exception):
@@ -47,44 +46,6 @@ class NodeFaultError(Exception):
     """The node does not understand this process: another version, or a bug. Do not try again."""
 
 
-class NodeLink:
-    """Sends requests to a node and brings their replies. Lives on one event loop."""
-
-    def __init__(self, exchange: Callable[[], Call]) -> None:
-        """``exchange`` begins a stream: see `exchanges`."""
-        self._exchange = exchange
-        self._stream: _Stream | None = None
-        self._numbers = itertools.count(1)
-
-    async def ask(self, request: shard_pb2.ShardRequest, timeout_s: float) -> shard_pb2.ShardReply:
-        """Return the reply; raise LinkError or NodeFaultError. The request gets a number."""
-        request.number = next(self._numbers)
-        if self._stream is None:
-            self._stream = _Stream(self._exchange(), self._forget)
-        reply = await self._stream.ask(request, timeout_s)
-        if reply.WhichOneof("reply") == "fault":
-            raise NodeFaultError(reply.fault)
-        return reply
-
-    async def close(self) -> None:
-        """End the stream; what still waits on it fails."""
-        if self._stream is not None:
-            await self._stream.close()
-
-    def _forget(self, stream: "_Stream") -> None:
-        if self._stream is stream:
-            self._stream = None
-
-
-def exchanges(channel: aio.Channel) -> Callable[[], Call]:
-    """Return what begins a stream for requests to the node at the end of a channel."""
-    stub: aio.StreamStreamMultiCallable[bytes, shard_pb2.ReplyFrame] = channel.stream_stream(
-        f"/{_SERVICE.full_name}/{_EXCHANGE.name}",
-        response_deserializer=shard_pb2.ReplyFrame.FromString,
-    )
-    return stub
-
-
 @dataclass(slots=True)
 class _Waiting:
     request: bytes
@@ -92,100 +53,131 @@ class _Waiting:
     sent: bool = False
 
 
-class _Stream:
-    """One stream, from its opening to its end."""
+class NodeLink:
+    """Sends requests to a node and brings their replies. Lives on one event loop."""
 
-    def __init__(
-        self,
-        call: Call,
-        ended: Callable[["_Stream"], None],
-    ) -> None:
-        self._call = call
-        self._ended = ended
-        self._outbox: Outbox[_Waiting] = Outbox()
+    def __init__(self, config: ClusterConfig, node_id: str) -> None:
+        self._node_id = node_id
+        self._address = config.node(node_id).link_address
+        self._hello = make_hello(config, link_pb2.LINK_KIND_CLIENT, wanted_node_id=node_id)
+        self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
-        self._task = asyncio.create_task(self._run(), name="stream to a node")
+        # While there is a link: its connection, and what waits to be sent on it.
+        self._connection: FramedConnection | None = None
+        self._outbox: Outbox[_Waiting] | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        # What the last try to make a link came to, and how long nobody tries again.
+        self._failure: LinkError | NodeFaultError | None = None
+        self._retry_s = 0.0
+        self._retry_at = 0.0
 
     async def ask(self, request: shard_pb2.ShardRequest, timeout_s: float) -> shard_pb2.ShardReply:
-        """Send a request and wait for its reply."""
+        """Return the reply; raise LinkError or NodeFaultError. The request gets a number."""
         loop = asyncio.get_running_loop()
+        if self._failure is not None and loop.time() < self._retry_at:
+            raise _again(self._failure)
+        request.number = number = next(self._numbers)
         waiting = _Waiting(request.SerializeToString(), loop.create_future())
-        self._waiting[request.number] = waiting
-        self._outbox.put(waiting, len(waiting.request))
+        self._waiting[number] = waiting
+        if self._outbox is not None:
+            self._outbox.put(waiting, len(waiting.request))
+        elif self._dialling is None:
+            self._dialling = loop.create_task(self._dial(), name=f"dial {self._node_id}")
         timer = loop.call_later(timeout_s, _expire, waiting)
         try:
-            return await waiting.reply
+            reply = await waiting.reply
         finally:
             timer.cancel()
             # If it is not sent yet, it never will be; a reply that comes later is dropped.
-            del self._waiting[request.number]
+            del self._waiting[number]
+        if reply.WhichOneof("reply") == "fault":
+            raise NodeFaultError(reply.fault)
+        return reply
 
     async def close(self) -> None:
-        """End the stream."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        """End the link; what still waits on it fails."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.gather(self._dialling, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.abort("this process ends it")
+        self._fail(LinkError("the link was closed", may_have_arrived=False))
 
-    async def _run(self) -> None:
-        """Send and receive until the stream ends, then fail what waits."""
-        tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+    async def _dial(self) -> None:
+        """Make the link for what waits, or fail it."""
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await dial(self._address, self._hello, self._begin)
+        except (UnreachableError, HelloRefusedError) as error:
+            reason = f"cannot be reached at {self._address}: {error}"
+            failure: LinkError | NodeFaultError = LinkError(reason, may_have_arrived=False)
+            if isinstance(error, HelloRefusedError) and error.other_version:
+                failure = NodeFaultError(str(error))
+            if str(failure) != str(self._failure):
+                _log.warning("no link to node", node=self._node_id, reason=reason)
+            self._failure = failure
+            self._retry_s = min(max(_RETRY_S_MIN, self._retry_s * 2), _RETRY_S_MAX)
+            self._retry_at = loop.time() + self._retry_s * random.uniform(0.7, 1.0)  # noqa: S311
+            self._fail(failure)
         finally:
-            await self._end(tasks)
+            self._dialling = None
 
-    async def _end(self, tasks: "list[asyncio.Task[None]]") -> None:
-        # Whoever is told from here on may ask again: on another stream.
-        self._ended(self)
-        fault, connected = None, True
-        if self._call.done():
-            code, details = await self._call.code(), await self._call.details() or ""
-            fault = details if code in _PROTOCOL_FAULTS else None
-            connected = not details.startswith(_NEVER_CONNECTED)
+    def _begin(self, connection: FramedConnection) -> "NodeLink":
+        self._connection = connection
+        self._failure, self._retry_s = None, 0.0
+        self._outbox = Outbox(connection, self._send)
         for waiting in self._waiting.values():
-            if waiting.reply.done():
-                continue
-            waiting.reply.set_exception(
-                LinkError("cannot be reached", may_have_arrived=connected and waiting.sent)
-                if fault is None
-                else NodeFaultError(fault)
-            )
-        self._call.cancel()
-        for task in tasks:
-            task.cancel()
-        for ending in await asyncio.gather(*tasks, return_exceptions=True):
-            # gRPC raises the last one when a stream is used that has just ended.
-            if not (ending is None or isinstance(ending, (asyncio.CancelledError, *_BROKEN))):
-                raise ending
+            self._outbox.put(waiting, len(waiting.request))
+        return self
 
-    async def _send(self) -> None:
-        while True:
-            requests = []
-            for waiting in await self._outbox.next_frame():
-                # Not what was given up meanwhile.
-                if not waiting.reply.done():
-                    waiting.sent = True
-                    requests.append(waiting.request)
-            if requests:
-                await self._call.write(encoded_frame(_REQUESTS, requests))
-                await asyncio.sleep(REST_S)
+    def _send(self, batch: list[_Waiting]) -> None:
+        requests = []
+        for waiting in batch:
+            # Not what was given up meanwhile.
+            if not waiting.reply.done():
+                waiting.sent = True
+                requests.append(waiting.request)
+        if requests and self._connection is not None:
+            self._connection.send(encoded_frame(_REQUESTS, requests))
 
-    async def _receive(self) -> None:
-        while isinstance(frame := await self._call.read(), shard_pb2.ReplyFrame):
-            for reply in frame.replies:
-                waiting = self._waiting.get(reply.number)
-                if waiting is not None and not waiting.reply.done():
-                    waiting.reply.set_result(reply)
+    # What the connection calls.
+
+    def received(self, frame: bytes) -> None:
+        """Hand replies to those who wait for them."""
+        for reply in shard_pb2.ReplyFrame.FromString(frame).replies:
+            waiting = self._waiting.get(reply.number)
+            if waiting is not None and not waiting.reply.done():
+                waiting.reply.set_result(reply)
+
+    def writable(self) -> None:
+        """Send what waits."""
+        if self._outbox is not None:
+            self._outbox.flush()
+
+    def said_all(self) -> bool:
+        """End the link: no reply will come."""
+        return False
+
+    def ended(self, reason: str) -> None:
+        """Fail what waits. Whoever is told may ask again: on another link."""
+        self._connection = self._outbox = None
+        _log.info("link to node ended", node=self._node_id, reason=reason)
+        self._fail(LinkError("cannot be reached", may_have_arrived=True))
+
+    def _fail(self, failure: LinkError | NodeFaultError) -> None:
+        """Fail what waits; each says for itself whether it may have arrived."""
+        for waiting in self._waiting.values():
+            if not waiting.reply.done():
+                waiting.reply.set_exception(_again(failure, sent=waiting.sent))
 
 
-_BROKEN = (aio.AioRpcError, asyncio.InvalidStateError)
-
-# Nothing can have left this process: gRPC says so only in words.
-_NEVER_CONNECTED = "failed to connect to all addresses"
-
-# A node that has no such stream is of another version. What it does not understand on the stream,
-# it says in a reply. INTERNAL and UNKNOWN say nothing of that: gRPC itself ends a stream so, now
-# and then, when a node dies ("Internal error from Core").
-_PROTOCOL_FAULTS = (grpc.StatusCode.UNIMPLEMENTED,)
+def _again(
+    failure: LinkError | NodeFaultError, *, sent: bool = False
+) -> LinkError | NodeFaultError:
+    """Return a failure as one request has it: no two raise the same object."""
+    if isinstance(failure, NodeFaultError):
+        return NodeFaultError(str(failure))
+    return LinkError(str(failure), may_have_arrived=sent)
 
 
 def _expire(waiting: _Waiting) -> None:

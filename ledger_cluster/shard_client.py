@@ -18,7 +18,7 @@ from grpc import aio
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.channels import EXECUTE_BYTES_MAX, channel_options
 from ledger_cluster.config import ClusterConfig, ShardConfig
-from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink, exchanges
+from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
@@ -71,7 +71,7 @@ class _Reply:
 
 
 class ShardClient:
-    """Implements `ledger_cluster.shards.Shards` over gRPC. Lives on one event loop."""
+    """Implements `ledger_cluster.shards.Shards` for a cluster. Lives on one event loop."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
@@ -84,9 +84,7 @@ class ShardClient:
             node_id: shard_pb2_grpc.ShardServiceStub(channel)
             for node_id, channel in self._channels.items()
         }
-        self._links = {
-            node_id: NodeLink(exchanges(channel)) for node_id, channel in self._channels.items()
-        }
+        self._links = {node.id: NodeLink(config, node.id) for node in config.nodes}
         leaders = {shard.id: shard.node_ids[0] for shard in config.shards}
         self._leaders = leaders
         self._lanes = {

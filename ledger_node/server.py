@@ -19,6 +19,7 @@ from ledger_core.results import Result
 from ledger_node.checks import Checker
 from ledger_node.coordinator import ShardCall
 from ledger_node.fatal import die
+from ledger_node.link_listener import LinkListener
 from ledger_node.node import Node, rested_at
 from ledger_node.peers import PeerLinks
 from ledger_node.raft import LogLimits, RaftTiming
@@ -63,6 +64,7 @@ class NodeServer:
         self._checker = Checker(store, self._node.led_shards, [shard.id for shard in config.shards])
         self._checking: asyncio.Task[None] | None = None
         self._shard_service = ShardService(self._node, store, self._wake, self._checker)
+        self._listener = LinkListener(config, node_id, self._links, self._shard_service.take)
 
     @classmethod
     def open(
@@ -92,13 +94,13 @@ class NodeServer:
 
     async def start(self) -> None:
         """Listen and take turns; OSError when the address cannot be bound."""
-        address = self._config.node(self._node_id).address
+        own = self._config.node(self._node_id)
         shard_pb2_grpc.add_ShardServiceServicer_to_server(self._shard_service, self._server)
-        self._links.add_to(self._server)
         try:
-            self._server.add_insecure_port(address)
+            self._server.add_insecure_port(own.address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is the port in use?") from error
+            raise OSError(f"cannot listen on {own.address}: is the port in use?") from error
+        await self._listener.start()
         await self._server.start()
         self._turns = asyncio.create_task(self._take_turns(), name="turns")
         self._checking = asyncio.create_task(self._checker.run(), name="checks")
@@ -106,7 +108,8 @@ class NodeServer:
         _log.info(
             "node started",
             node=self._node_id,
-            address=address,
+            address=own.address,
+            link_address=own.link_address,
             shards=len(self._config.shards_on(self._node_id)),
         )
 
@@ -119,8 +122,7 @@ class NodeServer:
             self._wake.set()
             await asyncio.sleep(0.02)
         kept = self._node.leads
-        self._shard_service.stop_exchanges()
-        await self._server.stop(GRACE_S)
+        await asyncio.gather(self._listener.stop(GRACE_S), self._server.stop(GRACE_S))
         await self._links.stop()
         if self._turns is not None:
             self._turns.cancel()

@@ -1,13 +1,13 @@
-"""A node's end of a stream of requests: hand them over, and send the replies of a turn together."""
+"""A node's end of a client's link: hand requests over, and send the replies of a turn together."""
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
 import structlog
-from grpc import aio
 
 from ledger.internal.v1 import shard_pb2
+from ledger_cluster.framed_connection import FramedConnection
+from ledger_cluster.frames import encoded_frame
 from ledger_cluster.outbox import Outbox
 
 # While more replies wait for a caller that does not take them, its requests wait as well.
@@ -16,72 +16,93 @@ REPLIES_WAITING_MAX = 4_096
 ReplyDone = Callable[[shard_pb2.ShardReply], None]
 Take = Callable[[shard_pb2.ShardRequest, ReplyDone], None]
 
+_REPLIES = shard_pb2.ReplyFrame.REPLIES_FIELD_NUMBER
+
 _log = structlog.get_logger()
 
 
 class Exchange:
-    """One stream, for as long as it lasts.
+    """The link of one client, for as long as it lasts.
 
     ``take`` handles a request: it calls its second argument once, at once or later, and raises
-    only where there is a bug. Once ``stopping`` is set nothing more is read, and the stream ends
-    as soon as everything read is answered.
+    only where there is a bug.
     """
 
     def __init__(
         self,
-        stream: "aio.ServicerContext[shard_pb2.RequestFrame, shard_pb2.ReplyFrame]",
+        connection: FramedConnection,
         take: Take,
-        stopping: asyncio.Event,
+        ended: Callable[["Exchange"], None],
     ) -> None:
-        self._stream = stream
+        self._connection = connection
         self._take = take
-        self._stopping = stopping
-        self._outbox: Outbox[shard_pb2.ShardReply] = Outbox()
+        self._ended = ended
+        self._outbox: Outbox[bytes] = Outbox(connection, self._send)
         self._unanswered = 0
-        self._sent = asyncio.Event()
+        self._draining = False
+        self._said_all = False
 
-    async def run(self) -> None:
-        """Receive and send until the caller has gone, or the node stops."""
-        receiver = asyncio.create_task(self._receive(), name="requests of a stream")
-        sender = asyncio.create_task(self._send(), name="replies of a stream")
-        stopping = asyncio.create_task(self._stopping.wait())
-        tasks = (receiver, sender, stopping)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            receiver.cancel()
-            while self._unanswered and not sender.done():
-                self._sent.clear()
-                await self._sent.wait()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def drain(self) -> None:
+        """Take nothing more; the link ends as soon as everything that was taken is answered."""
+        self._draining = True
+        # What still comes is read, and dropped: a connection that is closed before it has read all
+        # may lose the last replies.
+        self._connection.resume_reading()
+        self._end_if_answered()
 
-    async def _receive(self) -> None:
-        while isinstance(frame := await self._stream.read(), shard_pb2.RequestFrame):
-            while len(self._outbox) > REPLIES_WAITING_MAX:
-                self._sent.clear()
-                await self._sent.wait()
-            for request in frame.requests:
-                self._unanswered += 1
-                try:
-                    self._take(request, partial(self._answer, request.number))
-                except Exception:
-                    # A bug in the handling of one request does not end those of all others.
-                    _log.exception("request failed", number=request.number)
-                    self._answer(request.number, shard_pb2.ShardReply(fault="internal error"))
+    def abort(self) -> None:
+        """End the link at once."""
+        self._connection.abort("the node stops")
+
+    # What the connection calls.
+
+    def received(self, frame: bytes) -> None:
+        """Hand requests over."""
+        if self._draining:
+            return
+        for request in shard_pb2.RequestFrame.FromString(frame).requests:
+            self._unanswered += 1
+            try:
+                self._take(request, partial(self._answer, request.number))
+            except Exception:
+                # A bug in the handling of one request does not end those of all others.
+                _log.exception("request failed", number=request.number)
+                self._answer(request.number, shard_pb2.ShardReply(fault="internal error"))
+
+    def writable(self) -> None:
+        """Send the replies that wait."""
+        self._outbox.flush()
+
+    def said_all(self) -> bool:
+        """Answer what is due, and end."""
+        self._said_all = True
+        self.drain()
+        return True
+
+    def ended(self, reason: str) -> None:
+        """Note that the client has gone."""
+        _log.info("client disconnected", client=self._connection.other, reason=reason)
+        self._ended(self)
 
     def _answer(self, number: int, reply: shard_pb2.ShardReply) -> None:
         reply.number = number
-        self._outbox.put(reply, reply.ByteSize())
+        encoded = reply.SerializeToString()
+        self._outbox.put(encoded, len(encoded))
+        if len(self._outbox) > REPLIES_WAITING_MAX and not self._draining:
+            self._connection.pause_reading()
 
-    async def _send(self) -> None:
-        try:
-            while True:
-                replies = await self._outbox.next_frame()
-                await self._stream.write(shard_pb2.ReplyFrame(replies=replies))
-                self._unanswered -= len(replies)
-                self._sent.set()
-        finally:
-            # Nobody waits for a sender that has gone.
-            self._sent.set()
+    def _send(self, replies: list[bytes]) -> None:
+        self._connection.send(encoded_frame(_REPLIES, replies))
+        self._unanswered -= len(replies)
+        if len(self._outbox) <= REPLIES_WAITING_MAX:
+            self._connection.resume_reading()
+        self._end_if_answered()
+
+    def _end_if_answered(self) -> None:
+        if not self._draining or self._unanswered:
+            return
+        if self._said_all:
+            self._connection.close("all is answered")
+        else:
+            # The client ends the connection as soon as it has read this.
+            self._connection.finish()

@@ -36,7 +36,7 @@ from ledger_node.deep_audit_process import deep_audits
 from ledger_node.in_transit import InTransit
 from ledger_node.node import Node
 from ledger_node.node_replicas import ExecuteReply, QueryReply
-from ledger_node.shard_exchange import Exchange, ReplyDone
+from ledger_node.shard_exchange import ReplyDone
 from ledger_node.store import Store
 
 COMMANDS_PER_CALL_MAX = 2_000
@@ -61,19 +61,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._wake = wake
         self._checker = checker
         self._started = time.monotonic()
-        self._stopping = asyncio.Event()
         self._verifying = asyncio.Lock()
         self._verifications = 0
-
-    # The stub knows handlers that iterate and yield; this one reads and writes, so that one task
-    # can send while another receives.
-    async def Exchange(  # type: ignore[override]  # noqa: N802  (the name in the protocol)
-        self,
-        request_iterator: object,  # noqa: ARG002
-        context: aio.ServicerContext[shard_pb2.RequestFrame, shard_pb2.ReplyFrame],
-    ) -> None:
-        """Carry requests to the shards, and their replies, until the caller ends it."""
-        await Exchange(context, self._take, self._stopping).run()
 
     async def Execute(  # noqa: N802  (the name in the protocol)
         self,
@@ -89,11 +78,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._wake.set()
         return (await reply).execute
 
-    def stop_exchanges(self) -> None:
-        """Take no more requests from streams; each ends once it has its replies."""
-        self._stopping.set()
-
-    def _take(self, request: shard_pb2.ShardRequest, done: ReplyDone) -> None:
+    def take(self, request: shard_pb2.ShardRequest, done: ReplyDone) -> None:
         """Hand a request to the node; ``done`` is called once, now or in a turn of the node."""
         kind = request.WhichOneof("request")
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ledger_cli.local_cluster import free_base_port
+from ledger_cli.local_cluster import free_cluster_ports
 from ledger_cli.main import cli
 from ledger_client.testing import StandaloneLedger, standalone_ledger
 
@@ -48,10 +48,10 @@ def call(run: Run, ledger: StandaloneLedger) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def free_ports() -> Callable[[int], int]:
-    """Return the first of some successive ports that are free."""
+def free_ports() -> Callable[[int], tuple[int, int]]:
+    """Return a free base port for so many nodes, and a free port for a gateway."""
 
-    return free_base_port
+    return free_cluster_ports
 
 
 @pytest.fixture

@@ -106,8 +106,8 @@ def audit(shard_id: int, *, index: int = 10, chain: bytes = b"\1", debits: int =
 
 
 @pytest.fixture
-def cluster(in_tmp: Path, free_ports: Callable[[int], int]) -> Iterator[FakeCluster]:
-    config = generate_cluster_config(3, 2, base_port=free_ports(3))
+def cluster(in_tmp: Path, free_ports: Callable[[int], tuple[int, int]]) -> Iterator[FakeCluster]:
+    config = generate_cluster_config(3, 2, base_port=free_ports(3)[0])
     (in_tmp / "cluster_config.json").write_text(config.dump())
     nodes, servers = {}, {}
     for node in config.nodes:

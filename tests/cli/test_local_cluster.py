@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,12 @@ class SleepingCluster(LocalCluster):
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, free_ports: Callable[[int], int]) -> Iterator[SleepingCluster]:
-    base = free_ports(4)
+def cluster(
+    tmp_path: Path, free_ports: Callable[[int], tuple[int, int]]
+) -> Iterator[SleepingCluster]:
+    base, gateway_port = free_ports(3)
     config = generate_cluster_config(3, 2, base_port=base)
-    with SleepingCluster(config, tmp_path / "data", base + 3) as running:
+    with SleepingCluster(config, tmp_path / "data", gateway_port) as running:
         yield running
 
 
@@ -98,12 +101,12 @@ def test_a_death_is_reported_once_and_the_others_go_on(cluster: SleepingCluster)
 
 
 def test_what_does_not_end_is_killed_in_bounded_time(
-    tmp_path: Path, free_ports: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, free_ports: Callable[[int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SleepingCluster, "script", STUBBORN)
-    base = free_ports(2)
+    base, gateway_port = free_ports(1)
     config = generate_cluster_config(1, 1, 1, base_port=base)
-    with SleepingCluster(config, tmp_path, base + 1) as cluster:
+    with SleepingCluster(config, tmp_path, gateway_port) as cluster:
         for name in cluster.names:
             up(cluster, name)
         began = time.monotonic()
@@ -126,22 +129,31 @@ def test_a_second_cluster_in_the_directory_is_refused(cluster: SleepingCluster) 
     assert read_state(cluster.data_dir) is not None
 
 
-def test_ports_in_use_are_all_named(tmp_path: Path, free_ports: Callable[[int], int]) -> None:
-    base = free_ports(3)
+def test_ports_in_use_are_all_named(
+    tmp_path: Path, free_ports: Callable[[int], tuple[int, int]]
+) -> None:
+    base, gateway_port = free_ports(1)
     config = generate_cluster_config(1, 1, 1, base_port=base)
-    with socket.create_server(("127.0.0.1", base)), socket.create_server(("127.0.0.1", base + 1)):
+    ports = (base, base + 1, gateway_port)
+    with ExitStack() as servers:
+        for port in ports:
+            servers.enter_context(socket.create_server(("127.0.0.1", port)))
         with pytest.raises(LocalClusterError) as caught:
-            SleepingCluster(config, tmp_path, base + 1).start()
-        assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["n1", "gateway"]
+            SleepingCluster(config, tmp_path, gateway_port).start()
+        lines = str(caught.value).splitlines()
+        assert [line.split(":")[0] for line in lines] == ["n1", "n1", "gateway"]
+        assert all(f"127.0.0.1:{port}:" in line for port, line in zip(ports, lines, strict=True))
         assert "address already in use" in str(caught.value)
 
 
-def test_lines_reach_whoever_wants_them(tmp_path: Path, free_ports: Callable[[int], int]) -> None:
-    base = free_ports(2)
+def test_lines_reach_whoever_wants_them(
+    tmp_path: Path, free_ports: Callable[[int], tuple[int, int]]
+) -> None:
+    base, gateway_port = free_ports(1)
     lines: list[tuple[str, str]] = []
     config = generate_cluster_config(1, 1, 1, base_port=base)
     cluster = SleepingCluster(
-        config, tmp_path, base + 1, on_line=lambda name, line: lines.append((name, line))
+        config, tmp_path, gateway_port, on_line=lambda name, line: lines.append((name, line))
     )
     with cluster:
         until(lambda: len(lines) == 2)
@@ -192,16 +204,18 @@ def test_an_unreadable_state_file_is_no_state(tmp_path: Path, text: str) -> None
 
 
 @pytest.mark.cluster
-def test_the_real_thing(run: Run, in_tmp: Path, free_ports: Callable[[int], int]) -> None:
-    base = free_ports(4)
+def test_the_real_thing(
+    run: Run, in_tmp: Path, free_ports: Callable[[int], tuple[int, int]]
+) -> None:
+    base, gateway_port = free_ports(3)
     config = generate_cluster_config(3, 4, base_port=base)
     (in_tmp / "cluster_config.json").write_text(config.dump())
-    gateway = ("--gateway", f"127.0.0.1:{base + 3}")
+    gateway = ("--gateway", f"127.0.0.1:{gateway_port}")
     with (in_tmp / "log").open("wb") as log:
         supervisor = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ledger_cli.main"),
-                *("dev", "cluster", "--gateway-port", str(base + 3)),
+                *("dev", "cluster", "--gateway-port", str(gateway_port)),
             ],
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import breaking
 import pytest
 
-from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_cluster_ports
 from ledger_cluster.config import generate_cluster_config
 
 NODES, SHARDS = 3, 6
@@ -16,10 +16,10 @@ NODES, SHARDS = 3, 6
 
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    base_port = free_base_port(NODES + 1)
+    base_port, gateway_port = free_cluster_ports(NODES)
     config = generate_cluster_config(NODES, SHARDS, cluster_id="under-test", base_port=base_port)
     data_dir = tmp_path_factory.mktemp("cluster")
-    with LocalCluster(config, data_dir, base_port + NODES) as cluster:
+    with LocalCluster(config, data_dir, gateway_port) as cluster:
         breaking.measured.append(f"start: all served after {cluster.wait_until_serving(60):.2f} s")
         yield cluster
 

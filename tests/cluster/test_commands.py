@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from ledger_cli import local_cluster
 from ledger_cli.cluster_state import read_state
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cli.main import cli
 from ledger_client import LedgerClient
 from ledger_cluster.config import generate_cluster_config
@@ -111,9 +111,9 @@ def test_a_proxy_in_the_environment_is_for_the_web(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_grpc_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    base_port = free_base_port(4)
+    base_port, gateway_port = free_cluster_ports(3)
     config = generate_cluster_config(3, 1, base_port=base_port)
-    with LocalCluster(config, tmp_path, base_port + 3) as running:
+    with LocalCluster(config, tmp_path, gateway_port) as running:
         running.wait_until_serving(10)
         with LedgerClient(running.gateway_address) as client:
             assert client.create_account().settled_balance == 0

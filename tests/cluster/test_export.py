@@ -14,7 +14,7 @@ from breaking import PATIENCE_S, off_loop, until
 from test_transfers import balances, funded, nothing_unfinished
 
 from ledger_cli import export_check
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_client import AsyncLedgerClient, LedgerError, credit, debit
 from ledger_cluster.config import generate_cluster_config
 
@@ -71,9 +71,9 @@ async def test_an_export_under_transfers_is_a_whole_elsewhere(
     assert sorted(report.chains) == [shard.id for shard in cluster.config.shards]
 
     shards = len(cluster.config.shards)
-    base_port = free_base_port(2)
+    base_port, gateway_port = free_cluster_ports(1)
     config = generate_cluster_config(1, shards, 1, cluster_id="copy", base_port=base_port)
-    with LocalCluster(config, tmp_path / "copy", base_port + 1) as copy:
+    with LocalCluster(config, tmp_path / "copy", gateway_port) as copy:
         copy.wait_until_serving(PATIENCE_S)
         to = ("--gateway", copy.gateway_address)
         imported = await off_loop(partial(ledger, "import", *to, str(file), "--timeout", "60"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from breaking import PATIENCE_S, log_of, run_to_its_end, until
 
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_client import LedgerClient
 from ledger_cluster.config import ClusterConfig, generate_cluster_config
 from ledger_node.store import ShardRange, Store, StoreIdentity
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClusterConfig:
-    config = generate_cluster_config(3, 4, cluster_id="mine", base_port=free_base_port(3))
+    config = generate_cluster_config(3, 4, cluster_id="mine", base_port=free_cluster_ports(3)[0])
     (tmp_path / "cluster_config.json").write_text(config.dump())
     return config
 
@@ -130,9 +130,9 @@ def odd_cluster(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[LocalCluster, str]]:
     change, reason = request.param
-    base_port = free_base_port(4)
+    base_port, gateway_port = free_cluster_ports(3)
     config = generate_cluster_config(3, 3, cluster_id="mine", base_port=base_port)
-    cluster = _OddNode(config, tmp_path / "data", base_port + 3)
+    cluster = _OddNode(config, tmp_path / "data", gateway_port)
     with cluster:
         # All members have to meet once; then one comes back empty, and wrongly configured.
         cluster.wait_until_serving(PATIENCE_S)

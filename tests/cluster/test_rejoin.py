@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from breaking import check_replicas, measured, off_loop, running_traffic, until, until_written
 
-from ledger_cli.local_cluster import LocalCluster, free_base_port
+from ledger_cli.local_cluster import LocalCluster, free_cluster_ports
 from ledger_cluster.config import generate_cluster_config
 
 pytestmark = pytest.mark.cluster
@@ -21,13 +21,13 @@ def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalCluster]:
     """A cluster of its own, with logs of the usual length or very short ones."""
-    base_port = free_base_port(NODES + 1)
+    base_port, gateway_port = free_cluster_ports(NODES)
     config = generate_cluster_config(NODES, SHARDS, base_port=base_port)
     with pytest.MonkeyPatch.context() as patch:
         if request.param is not None:
             patch.setenv("LEDGER_NODE_LOG_KEEP_ENTRIES", str(request.param))
         data_dir = tmp_path_factory.mktemp("cluster")
-        with LocalCluster(config, data_dir, base_port + NODES) as started:
+        with LocalCluster(config, data_dir, gateway_port) as started:
             started.wait_until_serving(60)
             yield started
             assert started.take_exits() == []

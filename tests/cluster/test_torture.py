@@ -10,7 +10,7 @@ import lmdb
 import pytest
 from breaking import measured, off_loop, run_to_its_end, start_again, until
 
-from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_base_port
+from ledger_cli.local_cluster import GATEWAY, LocalCluster, free_cluster_ports
 from ledger_client import LedgerClient, ResourceExhaustedError
 from ledger_cluster.config import generate_cluster_config
 from ledger_core.ids import new_request_id
@@ -68,9 +68,9 @@ class _SmallCluster(LocalCluster):
 
 @pytest.fixture
 def small_cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    base_port = free_base_port(2)
+    base_port, gateway_port = free_cluster_ports(1)
     config = generate_cluster_config(1, 1, 1, cluster_id="small", base_port=base_port)
-    with _SmallCluster(config, tmp_path, base_port + 1) as cluster:
+    with _SmallCluster(config, tmp_path, gateway_port) as cluster:
         cluster.wait_until_serving()
         yield cluster
 

@@ -1,7 +1,7 @@
 """A cluster whose processes talk through proxies, and all that can be done to it.
 
-Every process has a configuration of its own: the same cluster, but the addresses of the others are
-those of its proxies. What watches the cluster from outside uses the true addresses.
+Every process has a configuration of its own: the same cluster, but the link addresses of the others
+are those of its proxies. What watches the cluster from outside uses the true addresses.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ledger_cli.local_cluster import GATEWAY, Exit, LocalCluster, free_base_port
+from ledger_cli.local_cluster import GATEWAY, Exit, LocalCluster, free_cluster_ports
 from ledger_cluster.config import ClusterConfig, generate_cluster_config, split_address
 from tests.torture.network import Network, Pair
 
@@ -22,19 +22,19 @@ LOG_KEEP_ENTRIES = 200
 
 def make_config(nodes: int, shards: int, replicas: int = 3) -> tuple[ClusterConfig, int]:
     """Return a configuration on free ports, and a free port for the gateway."""
-    base_port = free_base_port(nodes + 1)
+    base_port, gateway_port = free_cluster_ports(nodes)
     config = generate_cluster_config(
         nodes, shards, replicas, cluster_id="torture", base_port=base_port
     )
-    return config, base_port + nodes
+    return config, gateway_port
 
 
 def links_of(config: ClusterConfig) -> dict[Pair, tuple[str, int]]:
-    """Every pair of which the first dials the second, with the second's true address."""
+    """Every pair of which the first dials the second, with the second's true link address."""
     ids = sorted(node.id for node in config.nodes)
     pairs = [(one, other) for one in ids for other in ids if one < other]
     pairs += [(GATEWAY, node_id) for node_id in ids]
-    return {pair: split_address(config.node(pair[1]).address) for pair in pairs}
+    return {pair: split_address(config.node(pair[1]).link_address) for pair in pairs}
 
 
 class TorturedCluster(LocalCluster):
@@ -59,7 +59,7 @@ class TorturedCluster(LocalCluster):
 
     def _seen_by(self, name: str) -> ClusterConfig:
         nodes = [
-            replace(node, address=self._network.address((name, node.id)))
+            replace(node, link_address=self._network.address((name, node.id)))
             if (name, node.id) in self._network.pairs
             else node
             for node in self.config.nodes
