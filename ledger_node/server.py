@@ -20,7 +20,7 @@ from ledger_node.checks import Checker
 from ledger_node.coordinator import ShardCall
 from ledger_node.fatal import die
 from ledger_node.link_listener import LinkListener
-from ledger_node.node import Node, rested_at
+from ledger_node.node import Node, Outbox, rested_at
 from ledger_node.peers import PeerLinks
 from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.shard_service import ShardService
@@ -157,14 +157,11 @@ class NodeServer:
             self._wake.clear()
             began_at = time.monotonic()
             try:
-                outbox = node.turn()
+                outbox = node.turn(self._send)
             except BaseException as error:
-                die("the node stops, and nothing of its last turn was released", error)
-            if outbox:
-                for peer_id, messages in outbox.items():
-                    self._links.send(peer_id, messages)
-                # One pass of the loop, in which the links write: peers work while this node does.
-                await asyncio.sleep(0)
+                die("the node stops, and has confirmed nothing of its last turn", error)
+            # Peers work while this node applies.
+            self._send(outbox)
             try:
                 node.apply()
             except BaseException as error:
@@ -180,6 +177,12 @@ class NodeServer:
             except BaseException as error:
                 die("the node stops: what it had to apply as a follower failed", error)
             ready_at = 0.0 if behind else rested_at(began_at, time.monotonic())
+
+    def _send(self, outbox: Outbox) -> None:
+        """Send messages to peers, now."""
+        for peer_id, messages in outbox.items():
+            self._links.send(peer_id, messages)
+        self._links.flush()
 
     async def _carry_out(self, call: ShardCall) -> None:
         """Send a command of the coordinator to another shard, and hand back what came of it."""
