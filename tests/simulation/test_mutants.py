@@ -30,16 +30,16 @@ FOUND_BY = {
     "a founded group takes a younger store into its roster": 4,
     "a new leader does not take up what is in flight": 3,
     "a participant does not record its yes": 2,
-    "a participant does not remember that it waits for a decision": 24,
-    "a participant forgets the last decision of a block": 3,
-    "a read does not wait for the first commit of its leader's term": 10,
+    "a participant does not remember that it waits for a decision": 3,
+    "a participant forgets the last decision of a block": 2,
+    "a read does not wait for the first commit of its leader's term": 21,
     "an install does not note its last step": 3,
-    "entries that match are truncated": 6,
+    "entries that match are truncated": 28,
     "leaders leave to gateways what gateways have left": 3,
     "reserved money can be spent": 3,
-    "the commit index is believed beyond what was verified": 19,
+    "the commit index is believed beyond what was verified": 90,
     "votes are counted, not tracked": 5,
-    "what cannot be told now is dropped, when others wait for their turn": 2,
+    "what cannot be told now is dropped, when others wait for their turn": 5,
 }
 
 
