@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 
 from ledger.v1 import ledger_pb2
 from ledger_client._items import Group, Item, keys_of
-from ledger_client._keys import key_texts
 from ledger_client._placed import Places, number_texts
 from ledger_client._waiting import Call, Kind
 from ledger_client.errors import LedgerError, UnknownError, from_call_error
@@ -83,7 +82,6 @@ class Bulk(Call):
         placed: list[Result] = []
         rows = zip(
             self.transfers,
-            key_texts(keys_of(self.transfers)),
             columns.statuses,
             number_texts(columns.numbers),
             columns.create_times_us,
@@ -91,12 +89,12 @@ class Bulk(Call):
             columns.first_directions,
             strict=True,
         )
-        for index, (item, request_id, status, number, time_us, book, direction) in enumerate(rows):
+        for index, (item, status, number, time_us, book, direction) in enumerate(rows):
             if not status:
                 placed.append(read_result(others[index]))
                 continue
             place = places.get(book, status, time_us)
-            made = item.transaction(place, number, request_id, direction)
+            made = item.transaction(place, number, direction)
             if refusals and index in refusals:
                 made.refusal.CopyFrom(refusals[index])
             placed.append(made)

@@ -76,6 +76,7 @@ class Item(Waiting[ledger_pb2.Transaction]):
 
     __slots__ = (
         "_key",
+        "_key_text",
         "amount",
         "entries",
         "first_id",
@@ -90,7 +91,7 @@ class Item(Waiting[ledger_pb2.Transaction]):
     form: int
     first_id: bytes
     second_id: bytes
-    """Ids as they are written: 16 hex digits."""
+    """As they are written: 16 hex digits."""
     amount: int
     entries: Entries | None
     """As they were asked for; None: of one account alone, whose ledger knows the other one."""
@@ -100,12 +101,18 @@ class Item(Waiting[ledger_pb2.Transaction]):
         self.request = request
         self.group = _MAIN
         self.text: ledger_pb2.TransferText | None = None
-        self._key = b""
+        # Its request id, in both forms. Most get it when they are sent, many at once.
+        self._key = self._key_text = b""
 
     @property
     def key(self) -> bytes:
         """The request id of a transfer: 16 bytes."""
         return self._key or keys_of([self])
+
+    @property
+    def key_text(self) -> bytes:
+        """The same as it is written."""
+        return self._key_text if self.key else b""
 
     @property
     def first(self) -> int:
@@ -131,11 +138,11 @@ class Item(Waiting[ledger_pb2.Transaction]):
         return response.transaction
 
     def transaction(
-        self, place: Place, number: bytes, request_id: bytes, first_direction: int
+        self, place: Place, number: bytes, first_direction: int
     ) -> ledger_pb2.Transaction:
-        """Return the whole transaction that a transfer became; number and request id as texts."""
+        """Return the whole transaction that a transfer became; ``number`` as hex digits."""
         entries = self.entries or self._entries(place.external_account_id, first_direction)
-        made = place.transaction(self.first_id, number, request_id, entries)
+        made = place.transaction(self.first_id, number, self.key_text, entries)
         if self.form > FORM_CREDIT:
             made.amount = self.amount if self.form == FORM_IN else -self.amount
         if self.text is not None:
@@ -164,7 +171,7 @@ class Item(Waiting[ledger_pb2.Transaction]):
         ledger, currency, actor = self.group
         request = ledger_pb2.CreateTransactionRequest(
             settled=True,
-            request_id=key_texts(self.key)[0].decode(),
+            request_id=self.key_text.decode(),
             ledger=ledger,
             actor=actor,
         )
@@ -182,12 +189,13 @@ class Item(Waiting[ledger_pb2.Transaction]):
 
 
 def keys_of(transfers: Sequence[Item]) -> bytes:
-    """Return the request ids of transfers, one after the other; whichever has none gets one."""
+    """Return the request ids of transfers, one after the other; those get one that have none."""
     without = [item for item in transfers if not item._key]
     if without:
         made = new_keys(len(without))
-        for index, item in enumerate(without):
+        for index, (item, text) in enumerate(zip(without, key_texts(made), strict=True)):
             item._key = made[KEY_BYTES * index : KEY_BYTES * (index + 1)]
+            item._key_text = text
     return b"".join([item._key for item in transfers])
 
 
@@ -405,6 +413,7 @@ def _identified(made: Item, request_id: str) -> bool:
     """Give a transfer the request id that it is to have; False if it is no UUID."""
     if type(request_id) is str and _UUID(request_id):
         made._key = bytes.fromhex(request_id.replace("-", ""))
+        made._key_text = request_id.encode()
         return True
     return False
 
