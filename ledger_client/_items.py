@@ -101,18 +101,20 @@ class Item(Waiting[ledger_pb2.Transaction]):
         self.request = request
         self.group = _MAIN
         self.text: ledger_pb2.TransferText | None = None
-        # Its request id, in both forms. Most get it when they are sent, many at once.
+        # A transfer's request id, in both forms: made when it is sent, with those of others.
         self._key = self._key_text = b""
 
     @property
     def key(self) -> bytes:
-        """The request id of a transfer: 16 bytes."""
+        """The request id of a transfer, 16 bytes; made here if it has none yet."""
         return self._key or keys_of([self])
 
     @property
     def key_text(self) -> bytes:
         """The same as it is written."""
-        return self._key_text if self.key else b""
+        if not self._key:
+            keys_of([self])
+        return self._key_text
 
     @property
     def first(self) -> int:
