@@ -378,7 +378,8 @@ def _between_two(entries: Sequence[ledger_pb2.Entry]) -> Item | None:
     try:
         one, two = entries
         found = _TWO_ENTRIES(one.SerializeToString() + two.SerializeToString())
-        if found is None or not 0 < one.amount <= _AMOUNT_MAX:
+        amount = one.amount
+        if found is None or not 0 < amount <= _AMOUNT_MAX:
             return None
     except (TypeError, ValueError, AttributeError):
         return None
@@ -389,7 +390,7 @@ def _between_two(entries: Sequence[ledger_pb2.Entry]) -> Item | None:
     made.form = FORM_DEBIT if side == _DEBIT_BYTE else FORM_CREDIT
     made.first_id = first_id
     made.second_id = second_id
-    made.amount = one.amount
+    made.amount = amount
     made.entries = first, other
     return made
 
