@@ -17,6 +17,12 @@ Pairs: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 _Places = NDArray[np.integer[Any]]
 
 
+def account_texts(ids: NDArray[np.uint64]) -> list[str]:
+    """Return account ids as they are written."""
+    digits = ids.astype(">u8").tobytes().hex()
+    return [digits[start : start + 16] for start in range(0, len(digits), 16)]
+
+
 class AccountBook:
     """Account ids, those of one shard next to each other."""
 
@@ -57,22 +63,6 @@ class AccountBook:
         """Draw one of the accounts at these places."""
         return self._text(places.start + int(rng.random() * len(places)))
 
-    def two_of_a_shard(self, rng: random.Random) -> tuple[str, str]:
-        """Draw two different accounts that are on one shard."""
-        while True:
-            one = int(rng.random() * len(self))
-            places = self._places(one)
-            if len(places) > 1:
-                break
-        # One of the others: the last one takes the place of the one that is drawn already.
-        other = places.start + int(rng.random() * (len(places) - 1))
-        return self._text(one), self._text(places.stop - 1 if other == one else other)
-
-    def two_of_first_shard(self, rng: random.Random) -> tuple[str, str]:
-        """Draw two different accounts of the first shard."""
-        one, other = rng.sample(self._places(0), 2)
-        return self._text(one), self._text(other)
-
     def two_of_two_shards(self, rng: random.Random) -> tuple[str, str]:
         """Draw two accounts that are on different shards."""
         if len(self.by_shard) < 2:
@@ -82,26 +72,26 @@ class AccountBook:
         other = int(rng.random() * (len(self) - len(places)))
         return self._text(one), self._text(other if other < places.start else other + len(places))
 
-    def two(self, rng: random.Random) -> tuple[str, str]:
-        """Draw two different accounts."""
-        one = int(rng.random() * len(self))
-        other = int(rng.random() * (len(self) - 1))
-        return self._text(one), self._text(len(self) - 1 if other == one else other)
-
     def pairs_of_a_shard(self, count: int, rng: np.random.Generator) -> Pairs:
-        """Draw many pairs as `two_of_a_shard` does."""
+        """Draw many pairs of different accounts that are on one shard each."""
         return self._within_shards(rng.integers(len(self), size=count), rng)
 
     def pairs_of_one_shard(self, count: int, rng: np.random.Generator) -> Pairs:
         """Draw pairs that are all on the same shard, whichever it is."""
-        places = self._places(int(rng.integers(len(self))))
-        return self._within_shards(rng.integers(places.start, places.stop, size=count), rng)
+        return self._within(self._places(int(rng.integers(len(self)))), count, rng)
+
+    def pairs_of_first_shard(self, count: int, rng: np.random.Generator) -> Pairs:
+        """Draw pairs that are all on the first shard."""
+        return self._within(self._places(0), count, rng)
 
     def pairs(self, count: int, rng: np.random.Generator) -> Pairs:
-        """Draw many pairs as `two` does."""
+        """Draw many pairs of different accounts."""
         one = rng.integers(len(self), size=count)
         other = rng.integers(len(self) - 1, size=count)
         return self._numbers(one, np.where(other == one, len(self) - 1, other))
+
+    def _within(self, places: range, count: int, rng: np.random.Generator) -> Pairs:
+        return self._within_shards(rng.integers(places.start, places.stop, size=count), rng)
 
     def _within_shards(self, one: _Places, rng: np.random.Generator) -> Pairs:
         bounds = np.array(self._starts)

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.book import AccountBook
 from benchmarks.load import Load, Run
 from benchmarks.operations import OPERATIONS
-from ledger_cluster.process import event_loop_factory
+from ledger_cluster.process import event_loop_factory, settle_garbage_collection
 
 PROGRESS_S = 0.25
 
@@ -58,6 +58,7 @@ def main() -> None:
     """Carry out what is asked for until there is no more."""
     target, folder = sys.argv[1:]
     book = AccountBook.load(Path(folder))
+    settle_garbage_collection()
     for line in sys.stdin:
         load = Load(**json.loads(line))
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:

@@ -51,13 +51,13 @@ class AsyncBatches(Generic[AnswerT]):
         self._batches.end(call)
         self._schedule_flush()
 
-    async def send(self, item: Waiting[AnswerT]) -> AnswerT | None:
-        """Return the answer to an item; None: ask by a single call.
+    def send(self, item: Waiting[AnswerT]) -> Awaitable[AnswerT | None]:
+        """Return, once awaited, the answer to an item; None: ask by a single call.
 
         Raises LedgerError: ResourceExhaustedError at once if too many wait.
         """
         self._add(item)
-        return await self._result(item)
+        return self._result(item)
 
     async def send_all(
         self, items: Sequence[Waiting[AnswerT]]

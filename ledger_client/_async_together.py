@@ -38,21 +38,20 @@ class AsyncTogetherCalls:
     ) -> ResponseT:
         raise NotImplementedError
 
-    async def _one(
+    def _one(
         self,
         method: Method,
         batches: AsyncBatches[AnswerT],
         item: Waiting[AnswerT],
         correlation_id: str = "",
-    ) -> AnswerT:
-        """Do one call: by itself if nothing is under way, else with others."""
+    ) -> Awaitable[AnswerT]:
+        """Do one call: by itself if nothing is under way, else with others. Await it at once."""
         if not self._batching or correlation_id or not item.may_travel:
-            return await self._alone(method, item, correlation_id)
+            return self._alone(method, item, correlation_id)
         call = batches.begin_single()
         if call is not None:
-            return await self._first(method, batches, item, call)
-        answer = await batches.send(item)
-        return answer if answer is not None else await self._alone(method, item)
+            return self._first(method, batches, item, call)
+        return self._with_others(method, batches, item)
 
     async def _many(
         self,
@@ -83,6 +82,13 @@ class AsyncTogetherCalls:
             told = await asyncio.gather(*calls)
             results |= zip((index for index, _ in some), told, strict=True)
         return [results[index] for index in range(len(items))]
+
+    async def _with_others(
+        self, method: Method, batches: AsyncBatches[AnswerT], item: Waiting[AnswerT]
+    ) -> AnswerT:
+        """Let a call travel with others."""
+        answer = await batches.send(item)
+        return answer if answer is not None else await self._alone(method, item)
 
     async def _first(
         self, method: Method, batches: AsyncBatches[AnswerT], item: Waiting[AnswerT], call: Call

@@ -1,13 +1,15 @@
 """One bulk call: its request made of items, its response given back to them."""
 
+import struct
 from collections.abc import Iterable, Iterator
 
 from ledger.v1 import ledger_pb2
-from ledger_client._items import Group, Item, Placed, moment
+from ledger_client._items import Group, Item, keys_of
+from ledger_client._placed import Places, number_texts
 from ledger_client._waiting import Call, Kind
 from ledger_client.errors import LedgerError, UnknownError, from_call_error
 
-Result = ledger_pb2.Transaction | Placed | LedgerError
+Result = ledger_pb2.Transaction | LedgerError
 
 # A smaller group of transfers is not worth a call of its own: they go as messages with others.
 _GROUP_MIN = 32
@@ -46,10 +48,10 @@ class Bulk(Call):
         columns.ledger, columns.currency, columns.actor = transfers[0].group
         forms = bytes([item.form for item in transfers])
         columns.forms = forms[:1] if forms.count(forms[0]) == len(forms) else forms
-        columns.first_account_ids.extend([item.first for item in transfers])
-        columns.second_account_ids.extend([item.second for item in transfers])
+        columns.first_account_ids.extend(_numbers([item.first_id for item in transfers]))
+        columns.second_account_ids.extend(_numbers([item.second_id for item in transfers]))
         columns.amounts.extend([item.amount for item in transfers])
-        columns.request_ids = b"".join([item.key for item in transfers])
+        columns.request_ids = keys_of(transfers)
         texts = columns.texts
         for index, item in enumerate(transfers):
             if item.text is not None:
@@ -75,51 +77,28 @@ class Bulk(Call):
         require_length(columns, count)
         if not len(columns.book_indexes) == len(columns.first_directions) == count:
             raise torn("books", len(columns.book_indexes), count)
-        bases = _Bases(columns, self.transfers[0].group[2])
-        books = [book.external_account_id for book in columns.books]
-        directions = columns.first_directions
-        refusals, others = columns.refusals, columns.others
+        places = Places(columns.books, self.transfers[0].group[2])
+        refusals, others = dict(columns.refusals), columns.others
         placed: list[Result] = []
         rows = zip(
+            self.transfers,
             columns.statuses,
-            columns.numbers,
+            number_texts(columns.numbers),
             columns.create_times_us,
             columns.book_indexes,
+            columns.first_directions,
             strict=True,
         )
-        for index, (status, number, time_us, book) in enumerate(rows):
-            if status:
-                refusal = refusals.get(index)
-                base = bases.get(book, status, time_us)
-                placed.append(Placed(base, number, books[book], directions[index], refusal))
-            else:
+        for index, (item, status, number, time_us, book, direction) in enumerate(rows):
+            if not status:
                 placed.append(read_result(others[index]))
+                continue
+            place = places.get(book, status, time_us)
+            made = item.transaction(place, number, direction)
+            if refusals and index in refusals:
+                made.refusal.CopyFrom(refusals[index])
+            placed.append(made)
         return placed
-
-
-class _Bases:
-    """What many transfers of a bulk call have in common, as transactions to copy from."""
-
-    def __init__(self, columns: ledger_pb2.TransferResults, actor: str) -> None:
-        self._books = columns.books
-        self._actor = actor
-        self._made: dict[tuple[int, int, int], ledger_pb2.Transaction] = {}
-
-    def get(self, book: int, status: int, time_us: int) -> ledger_pb2.Transaction:
-        found = self._made.get((book, status, time_us))
-        if found is None:
-            place, time = self._books[book], moment(time_us)
-            found = self._made[book, status, time_us] = ledger_pb2.Transaction(
-                status=ledger_pb2.TransactionStatus.ValueType(status),
-                ledger=place.ledger,
-                currency=place.currency,
-                currency_exponent=place.currency_exponent,
-                create_time=time,
-                update_time=time,
-                effective_time=time,
-                actor=self._actor,
-            )
-        return found
 
 
 def read_result(result: ledger_pb2.TransactionResult) -> ledger_pb2.Transaction | LedgerError:
@@ -142,6 +121,11 @@ def require_length(columns: ledger_pb2.TransferResults, count: int) -> None:
     ):
         if len(column) != count:
             raise torn("transfers", len(column), count)
+
+
+def _numbers(account_ids: list[bytes]) -> tuple[int, ...]:
+    """Return ids of 16 hex digits as numbers."""
+    return struct.unpack(f">{len(account_ids)}Q", bytes.fromhex(b"".join(account_ids).decode()))
 
 
 def torn(what: str, found: int, expected: int) -> UnknownError:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ledger.v1 import ledger_pb2
 from ledger_client import _batches
 from ledger_client._bulk import read_result, require_length
-from ledger_client._items import new_key
+from ledger_client._keys import new_keys
 from ledger_client._requests import fill
 from ledger_client._retries import Attempts, leaves_open, may_retry
 from ledger_client.errors import LedgerError, invalid_argument
@@ -228,7 +228,7 @@ def _numbers(name: str, values: Any, least: int, most: int, kind: Any) -> NDArra
 
 def _keys(request_ids: RequestIds | None, count: int) -> bytes:
     if request_ids is None:
-        return b"".join([new_key() for _ in range(count)])
+        return new_keys(count)
     if isinstance(request_ids, bytes):
         keys = request_ids
     else:

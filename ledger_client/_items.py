@@ -5,17 +5,15 @@ columns (`Transfers`), and no message is made of them on their way out. All othe
 messages of their single calls.
 """
 
-import os
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from ledger.v1 import ledger_pb2
 from ledger_client import _requests
+from ledger_client._keys import KEY_BYTES, key_texts, new_keys
+from ledger_client._placed import Entries, Place
 from ledger_client._waiting import Waiting
 from ledger_client.errors import LedgerError
 from ledger_core.commands import (
@@ -26,6 +24,7 @@ from ledger_core.commands import (
     METADATA_VALUE_CHARACTERS_MAX,
     REFERENCE_CHARACTERS_MAX,
 )
+from ledger_core.ids import new_request_id
 from ledger_core.ledgers import CURRENCY_CODE, LEDGER_NAME
 
 Group = tuple[str, str, str]
@@ -50,31 +49,23 @@ _TEXT_BYTES = 16
 
 # All but 0, which is no account.
 _ACCOUNT_ID = re.compile(r"(?!0{16})[0-9a-f]{16}\Z").match
+_NO_ACCOUNT = b"0" * 16
+# Two entries as protobuf writes them: plain ones, of the same amount and currency. The groups: an
+# entry without its currency, account, direction, amount; currency; the other entry, account,
+# direction.
+_TWO_ENTRIES = re.compile(
+    rb"""
+    (\n\x10 ((?!0{16})[0-9a-f]{16}) \x10([\x01\x02]) (\x18[\x80-\xff]*[\x01-\x7f]) )
+    ("[\x03-\x0c] [A-Z][A-Z0-9_]{2,11})?
+    (\n\x10 ((?!0{16})[0-9a-f]{16}) \x10([\x01\x02]) \4 )
+    (?(5)\5)
+    \Z
+    """,
+    re.VERBOSE,
+).match
+_DEBIT_BYTE = bytes([_DEBIT])
 # As UUIDs are written, so that the ledger shows the id as the caller wrote it.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z").match
-
-_VERSION_BITS = 0x7 << 76
-_VARIANT_BITS = 0x2 << 62
-_RANDOM_BITS = ((1 << 80) - 1) & ~(0xF << 76) & ~(0x3 << 62)
-
-
-class Placed:
-    """A transfer that the ledger recorded: what its columns say."""
-
-    __slots__ = ("base", "number", "refusal", "sides")
-
-    def __init__(
-        self,
-        base: ledger_pb2.Transaction,
-        number: int,
-        external_account_id: int,
-        first_direction: int,
-        refusal: ledger_pb2.Refusal | None,
-    ) -> None:
-        self.base = base
-        self.number = number
-        self.sides = (external_account_id, first_direction)
-        self.refusal = refusal
 
 
 class Item(Waiting[ledger_pb2.Transaction]):
@@ -84,29 +75,51 @@ class Item(Waiting[ledger_pb2.Transaction]):
     """
 
     __slots__ = (
+        "_key",
+        "_key_text",
         "amount",
-        "first",
+        "entries",
+        "first_id",
         "form",
         "group",
-        "key",
         "request",
-        "second",
+        "second_id",
         "text",
     )
 
-    request: ledger_pb2.CreateTransactionRequest | None
     # Of a transfer:
-    group: Group
     form: int
-    first: int
-    second: int
+    first_id: bytes
+    second_id: bytes
+    """As they are written: 16 hex digits."""
     amount: int
-    key: bytes
-    text: ledger_pb2.TransferText | None
+    entries: Entries | None
+    """As they were asked for; None: of one account alone, whose ledger knows the other one."""
 
     def __init__(self, request: ledger_pb2.CreateTransactionRequest | None = None) -> None:
-        super().__init__(0 if request is None else request.ByteSize() + 8)
+        super().__init__(_TRANSFER_BYTES if request is None else request.ByteSize() + 8)
         self.request = request
+        self.group = _MAIN
+        self.text: ledger_pb2.TransferText | None = None
+        # A transfer's request id, in both forms: made when it is sent, with those of others.
+        self._key = self._key_text = b""
+
+    @property
+    def key(self) -> bytes:
+        """The request id of a transfer, 16 bytes; made here if it has none yet."""
+        return self._key or keys_of([self])
+
+    @property
+    def key_text(self) -> bytes:
+        """The same as it is written."""
+        if not self._key:
+            keys_of([self])
+        return self._key_text
+
+    @property
+    def first(self) -> int:
+        """The first account of a transfer, as a number."""
+        return int(self.first_id, 16)
 
     def single(self) -> ledger_pb2.CreateTransactionRequest:
         """Return the request of its single call."""
@@ -126,71 +139,66 @@ class Item(Waiting[ledger_pb2.Transaction]):
         """Return the transaction."""
         return response.transaction
 
-    def answer(self) -> ledger_pb2.Transaction | None:
-        """Return the transaction that it became; raise why there is none."""
-        outcome = self.outcome
-        return self.transaction(outcome) if type(outcome) is Placed else super().answer()
-
-    def transaction(self, placed: Placed) -> ledger_pb2.Transaction:
-        """Return the whole transaction that a transfer became."""
-        base = placed.base
-        made = ledger_pb2.Transaction()
-        made.CopyFrom(base)
-        first = f"{self.first:016x}"
-        made.id = f"{first}{placed.number:016x}"
-        made.account_id = first
-        made.request_id = _uuid_text(self.key)
-        second, direction = self.second, int(_DEBIT)
+    def transaction(
+        self, place: Place, number: bytes, first_direction: int
+    ) -> ledger_pb2.Transaction:
+        """Return the whole transaction that a transfer became; ``number`` as hex digits."""
+        entries = self.entries or self._entries(place.external_account_id, first_direction)
+        made = place.transaction(self.first_id, number, self.key_text, entries)
         if self.form > FORM_CREDIT:
             made.amount = self.amount if self.form == FORM_IN else -self.amount
-            second, direction = placed.sides
-        elif self.form == FORM_CREDIT:
-            direction = _CREDIT
-        add, currency, exponent = made.entries.add, base.currency, base.currency_exponent
-        add(
-            account_id=first,
-            direction=direction,
-            amount=self.amount,
-            currency=currency,
-            currency_exponent=exponent,
-        )
-        add(
-            account_id=f"{second:016x}",
-            direction=_CREDIT if direction == _DEBIT else _DEBIT,
-            amount=self.amount,
-            currency=currency,
-            currency_exponent=exponent,
-        )
         if self.text is not None:
             text = self.text
             made.description = text.description
             made.external_reference = text.external_reference
             if text.metadata:
                 made.metadata.update(text.metadata)
-        if placed.refusal is not None:
-            made.refusal.CopyFrom(placed.refusal)
         return made
+
+    def _entries(self, external_account_id: int, first_direction: int) -> Entries:
+        """Return those of a transfer into or out of one account."""
+        first = ledger_pb2.Entry(
+            account_id=self.first_id.decode(),
+            direction=ledger_pb2.Direction.ValueType(first_direction),
+            amount=self.amount,
+        )
+        second = ledger_pb2.Entry(
+            account_id=f"{external_account_id:016x}",
+            direction=_CREDIT if first_direction == _DEBIT else _DEBIT,
+            amount=self.amount,
+        )
+        return first.SerializeToString(), second.SerializeToString()
 
     def _message(self) -> ledger_pb2.CreateTransactionRequest:
         ledger, currency, actor = self.group
         request = ledger_pb2.CreateTransactionRequest(
-            settled=True, request_id=_uuid_text(self.key), ledger=ledger, actor=actor
+            settled=True,
+            request_id=self.key_text.decode(),
+            ledger=ledger,
+            actor=actor,
         )
-        first = f"{self.first:016x}"
-        if self.form > FORM_CREDIT:
-            request.account_id = first
+        if self.entries is None:
+            request.account_id = self.first_id.decode()
             request.amount = self.amount if self.form == FORM_IN else -self.amount
         else:
-            sides = (_DEBIT, _CREDIT) if self.form == FORM_DEBIT else (_CREDIT, _DEBIT)
-            for account_id, side in zip((first, f"{self.second:016x}"), sides, strict=True):
-                request.entries.add(
-                    account_id=account_id, direction=side, amount=self.amount, currency=currency
-                )
+            for entry in self.entries:
+                request.entries.add(currency=currency).MergeFromString(entry)
         if self.text is not None:
             request.description = self.text.description
             request.external_reference = self.text.external_reference
             request.metadata.update(self.text.metadata)
         return request
+
+
+def keys_of(transfers: Sequence[Item]) -> bytes:
+    """Return the request ids of transfers, one after the other; those get one that have none."""
+    without = [item for item in transfers if not item._key]
+    if without:
+        made = new_keys(len(without))
+        for index, (item, text) in enumerate(zip(without, key_texts(made), strict=True)):
+            item._key = made[KEY_BYTES * index : KEY_BYTES * (index + 1)]
+            item._key_text = text
+    return b"".join([item._key for item in transfers])
 
 
 def item(
@@ -268,7 +276,7 @@ def item_of(request: ledger_pb2.CreateTransactionRequest) -> Item:
             return transfer
     copy = ledger_pb2.CreateTransactionRequest()
     copy.CopyFrom(request)
-    copy.request_id = request.request_id or _uuid_text(new_key())
+    copy.request_id = request.request_id or new_request_id()
     return Item(copy)
 
 
@@ -324,18 +332,6 @@ def _item_from(
     )
 
 
-def new_key() -> bytes:
-    """Return the 16 bytes of a fresh UUID version 7, as `ledger_core.ids.new_request_id` makes."""
-    value = time.time_ns() // 1_000_000 << 80 | _VERSION_BITS | _VARIANT_BITS
-    return (value | int.from_bytes(os.urandom(10)) & _RANDOM_BITS).to_bytes(16)
-
-
-def moment(time_us: int) -> Timestamp:
-    """Return microseconds since the Unix epoch as a message, exactly."""
-    seconds, micros = divmod(time_us, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1_000)
-
-
 def _transfer(
     account_id: str,
     amount: int,
@@ -362,14 +358,18 @@ def _transfer(
             currency = entries[0].currency if made is not None else ""
     elif not entries and not ledger:
         made = _one_account(account_id, amount)
-    if made is None or not _identified(made, request_id):
+    if made is None:
         return None
-    group = _group(ledger, currency, actor)
-    if group is None or not _described(made, description, external_reference, metadata):
+    if request_id and not _identified(made, request_id):
         return None
-    made.group = group
-    if group is not _MAIN:
+    if ledger or currency or actor:
+        if not _is_group(ledger, currency, actor):
+            return None
+        made.group = ledger, currency, actor
         made.size += 4 * len(actor) + len(ledger) + 2 * len(currency)
+    has_texts = description != "" or external_reference != "" or metadata
+    if has_texts and not _described(made, description, external_reference, metadata):
+        return None
     return made
 
 
@@ -377,33 +377,21 @@ def _between_two(entries: Sequence[ledger_pb2.Entry]) -> Item | None:
     """Return two entries that make a transfer; None for anything else."""
     try:
         one, two = entries
+        found = _TWO_ENTRIES(one.SerializeToString() + two.SerializeToString())
         amount = one.amount
-        first, second = one.account_id, two.account_id
-        side, other_side = one.direction, two.direction
-        if (
-            two.amount != amount
-            or not 0 < amount <= _AMOUNT_MAX
-            or side + other_side != _DEBIT + _CREDIT
-            or not _DEBIT <= side <= _CREDIT
-            or two.currency != one.currency
-            or first == second
-            or one.HasField("expected_version")
-            or one.HasField("minimum_balance")
-            or one.HasField("maximum_balance")
-            or two.HasField("expected_version")
-            or two.HasField("minimum_balance")
-            or two.HasField("maximum_balance")
-            or not _ACCOUNT_ID(first)
-            or not _ACCOUNT_ID(second)
-        ):
+        if found is None or not 0 < amount <= _AMOUNT_MAX:
             return None
     except (TypeError, ValueError, AttributeError):
         return None
+    first, first_id, side, other, second_id, other_side = found.group(1, 2, 3, 6, 7, 8)
+    if side == other_side or first_id == second_id:
+        return None
     made = Item()
-    made.form = FORM_DEBIT if side == _DEBIT else FORM_CREDIT
-    made.first = int(first, 16)
-    made.second = int(second, 16)
+    made.form = FORM_DEBIT if side == _DEBIT_BYTE else FORM_CREDIT
+    made.first_id = first_id
+    made.second_id = second_id
     made.amount = amount
+    made.entries = first, other
     return made
 
 
@@ -417,19 +405,18 @@ def _one_account(account_id: str, amount: int) -> Item | None:
         return None
     made = Item()
     made.form = FORM_IN if amount > 0 else FORM_OUT
-    made.first = int(account_id, 16)
-    made.second = 0
+    made.first_id = account_id.encode()
+    made.second_id = _NO_ACCOUNT
     made.amount = abs(amount)
+    made.entries = None
     return made
 
 
-def _identified(made: Item, request_id: str | None) -> bool:
-    """Give a transfer its request id, made here unless given; False if it is no UUID."""
-    if not request_id:
-        made.key = new_key()
-        return True
+def _identified(made: Item, request_id: str) -> bool:
+    """Give a transfer the request id that it is to have; False if it is no UUID."""
     if type(request_id) is str and _UUID(request_id):
-        made.key = bytes.fromhex(request_id.replace("-", ""))
+        made._key = bytes.fromhex(request_id.replace("-", ""))
+        made._key_text = request_id.encode()
         return True
     return False
 
@@ -438,10 +425,6 @@ def _described(
     made: Item, description: str, external_reference: str, metadata: Mapping[str, str] | None
 ) -> bool:
     """Give a transfer its texts; False if they are wrong: one would fail all of a bulk call."""
-    made.size = _TRANSFER_BYTES
-    made.text = None
-    if description == "" and external_reference == "" and not metadata:
-        return True
     try:
         if (
             len(description) > DESCRIPTION_CHARACTERS_MAX
@@ -468,20 +451,11 @@ def _is_right(metadata: Mapping[str, str]) -> bool:
     )
 
 
-def _group(ledger: str, currency: str, actor: str) -> Group | None:
-    """Return what a transfer shares with others; None if it is wrong."""
-    if not (ledger or currency or actor):
-        return _MAIN
-    if (
+def _is_group(ledger: str, currency: str, actor: str) -> bool:
+    """Whether transfers may share this; if not, it would fail all of a bulk call."""
+    return not (
         (ledger and not LEDGER_NAME.match(ledger))
         or (currency and not CURRENCY_CODE.match(currency))
         or len(actor) > ACTOR_CHARACTERS_MAX
         or not actor.isprintable()
-    ):
-        return None
-    return ledger, currency, actor
-
-
-def _uuid_text(key: bytes) -> str:
-    digits = key.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ledger.v1 import ledger_pb2
 from ledger_client import _requests
 from ledger_client._bulk import torn
-from ledger_client._items import moment
+from ledger_client._placed import moment
 from ledger_client._waiting import Call, Kind, Waiting
 from ledger_client.errors import LedgerError, UnknownError, from_call_error
 

@@ -1,9 +1,10 @@
 """Parts of requests: entries of transactions, and limits of accounts."""
 
-from contextlib import suppress
-
 from ledger.v1 import ledger_pb2
 from ledger_client._requests import fill, given
+
+_DEBIT = ledger_pb2.DIRECTION_DEBIT
+_CREDIT = ledger_pb2.DIRECTION_CREDIT
 
 
 def debit(
@@ -21,7 +22,7 @@ def debit(
     account's version before, bounds of its settled balance after the whole transaction.
     """
     return _entry(
-        ledger_pb2.DIRECTION_DEBIT,
+        _DEBIT,
         account_id,
         amount,
         currency,
@@ -45,7 +46,7 @@ def credit(
     The arguments are those of `debit`.
     """
     return _entry(
-        ledger_pb2.DIRECTION_CREDIT,
+        _CREDIT,
         account_id,
         amount,
         currency,
@@ -72,7 +73,7 @@ def _entry(
 ) -> ledger_pb2.Entry:
     # Constructors would take None for "not set".
     if account_id is not None and amount is not None and currency is not None:
-        with suppress(TypeError, ValueError):
+        try:
             return ledger_pb2.Entry(
                 account_id=account_id,
                 direction=direction,
@@ -82,6 +83,8 @@ def _entry(
                 minimum_balance=minimum_balance,
                 maximum_balance=maximum_balance,
             )
+        except (TypeError, ValueError):
+            pass
     # Again, field by field, to tell which ones are wrong.
     return fill(
         ledger_pb2.Entry(),

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.book import AccountBook
+from benchmarks.book import AccountBook, account_texts
 from benchmarks.fill import plan
 from ledger_cluster.config import generate_cluster_config
 from ledger_cluster.shard_map import ShardMap
-from ledger_core.ids import parse_account_id
+from ledger_core.ids import format_account_id, parse_account_id
 
 SHARD_MAP = ShardMap(generate_cluster_config(3, 4))
 
@@ -25,17 +25,8 @@ def _shard(account: str) -> int:
 def test_pairs(count: int, seed: int) -> None:
     book, rng = plan(SHARD_MAP, count), random.Random(seed)
     assert len(book) == count
-    one, other = book.two_of_a_shard(rng)
-    assert one != other
-    assert _shard(one) == _shard(other)
     one, other = book.two_of_two_shards(rng)
     assert _shard(one) != _shard(other)
-    one, other = book.two(rng)
-    assert one != other
-    first, shards = [], set(book.by_shard)
-    if len(book.by_shard[min(shards)]) > 1:
-        first = list(book.two_of_first_shard(rng))
-    assert {_shard(item) for item in first} <= {min(shards)}
     hot, others = book.first_pair()
     if others:
         other = book.at(rng, others)
@@ -45,23 +36,38 @@ def test_pairs(count: int, seed: int) -> None:
 
 def test_every_account_is_drawn() -> None:
     book, rng = plan(SHARD_MAP, 30), random.Random(1)
-    for draw in (book.two, book.two_of_a_shard, book.two_of_two_shards):
-        pairs = [draw(rng) for _ in range(2_000)]
-        for place in range(2):
-            assert len({pair[place] for pair in pairs}) == 30
+    pairs = [book.two_of_two_shards(rng) for _ in range(2_000)]
+    for place in range(2):
+        assert len({pair[place] for pair in pairs}) == 30
+    for draw in (book.pairs, book.pairs_of_a_shard):
+        for ids in draw(2_000, np.random.default_rng(1)):
+            assert len({*ids.tolist()}) == 30
+
+
+def test_ids_are_written_as_everywhere() -> None:
+    ids = np.array([0, 1, 2**64 - 1], np.uint64)
+    assert account_texts(ids) == [format_account_id(int(item)) for item in ids]
 
 
 @given(st.integers(40, 60), st.integers(0))
 def test_many_pairs_at_once(count: int, seed: int) -> None:
     book, rng = plan(SHARD_MAP, count), np.random.default_rng(seed)
     shards = lambda ids: [SHARD_MAP.shard_of(int(item)).id for item in ids]  # noqa: E731
-    for draw in (book.pairs, book.pairs_of_a_shard, book.pairs_of_one_shard):
+    draws = (
+        book.pairs,
+        book.pairs_of_a_shard,
+        book.pairs_of_one_shard,
+        book.pairs_of_first_shard,
+    )
+    for draw in draws:
         first, second = draw(500, rng)
         assert len(first) == len(second) == 500
         assert (first != second).all()
         if draw != book.pairs:
             assert shards(first) == shards(second)
-        if draw == book.pairs_of_one_shard:
+        if draw == book.pairs_of_first_shard:
+            assert {*shards(first)} == {min(book.by_shard)}
+        elif draw == book.pairs_of_one_shard:
             assert len(set(shards(first))) == 1
         else:
             assert len({*first.tolist()}) > 0.8 * count
