@@ -149,6 +149,19 @@ async def test_a_caller_that_takes_no_replies_is_not_read_from(
     assert client.connection.written == [[1, 2, 3]]
 
 
+async def test_a_reply_that_is_too_large_for_a_frame_fails_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_exchange, "REPLY_BYTES_MAX", 100)
+    client = Client()
+    client.send(1, 2)
+    done = client.handed_over.pop(1)
+    done(shard_pb2.ShardReply(query=shard_pb2.QueryResponse(results=[bytes(100)])))
+    await client.answer(2)
+    assert client.connection.written == [[1, 2]]
+    assert client.connection.faults == ["the reply has 106 bytes; at most 100 are sent"]
+
+
 async def test_a_reply_to_a_caller_that_has_gone_is_dropped() -> None:
     client = Client()
     client.send(1)
