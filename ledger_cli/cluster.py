@@ -102,6 +102,7 @@ def check(file: Path) -> None:
 def status(session: Session, cluster_config: str) -> None:
     """Show for every shard its leader, its term and how far each replica is.
 
+    Tells as well which nodes cannot be linked, as other nodes and gateways must be able to do.
     Exits with 0 if every shard has a leader that serves, else with 1.
     """
     config = load_cluster_config(cluster_config)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from ledger.internal.v1.peer_pb2 import LogEntry, PeerFrame, RaftMessage
 from ledger_cli.local_cluster import free_cluster_ports
@@ -196,3 +197,18 @@ async def test_a_peer_that_dials_anew_has_lost_its_old_link(pair: Pair) -> None:
     finally:
         await pair.links["n1"].stop()
         await again.stop()
+
+
+async def test_a_peer_that_stays_out_of_reach_is_named_with_what_to_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "_COMPLAIN_AFTER_S", 0.0)
+    config = generate_cluster_config(2, 1, 1, base_port=free_cluster_ports(2)[0])
+    links = PeerLinks(config, "n1", Heard())
+    with capture_logs() as logs:
+        links.start()
+        await until(lambda: logs)
+        await links.stop()
+    assert "is its link address open to this node?" in logs[0]["event"]
+    assert (logs[0]["peer"], logs[0]["address"]) == ("n2", config.node("n2").link_address)
+    assert logs[0]["reason"] == "connection refused"
