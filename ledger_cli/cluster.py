@@ -102,12 +102,14 @@ def check(file: Path) -> None:
 def status(session: Session, cluster_config: str) -> None:
     """Show for every shard its leader, its term and how far each replica is.
 
+    Tells as well which nodes cannot be linked, as other nodes and gateways must be able to do.
     Exits with 0 if every shard has a leader that serves, else with 1.
     """
     config = load_cluster_config(cluster_config)
     with NodeProbe(config) as probe:
         answers = probe.node_statuses()
-    report = status_report(config, answers)
+        link_problems = probe.link_problems()
+    report = status_report(config, answers, link_problems)
     if session.output_format == "json":
         session.output.record(report)
     elif session.output_format == "csv":
@@ -124,7 +126,9 @@ def status(session: Session, cluster_config: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def status_report(config: ClusterConfig, answers: dict[str, NodeAnswer]) -> dict[str, Any]:
+def status_report(
+    config: ClusterConfig, answers: dict[str, NodeAnswer], link_problems: dict[str, str]
+) -> dict[str, Any]:
     """Return the state of the cluster as plain data."""
     shards = [_shard_report(shard, answers) for shard in config.shards]
     nodes: list[dict[str, Any]] = []
@@ -136,6 +140,8 @@ def status_report(config: ClusterConfig, answers: dict[str, NodeAnswer]) -> dict
                 "address": node.address,
                 "up": answers[node.id].status is not None,
                 "problem": answers[node.id].problem,
+                "link_address": node.link_address,
+                "link_problem": link_problems.get(node.id, ""),
                 "version": told.version,
                 "uptime_ms": told.uptime_ms,
                 "store_used_bytes": told.store_used_bytes,
@@ -206,6 +212,12 @@ def _print_grid(config: ClusterConfig, report: dict[str, Any]) -> None:
                 f"{node['leads']}, store {node['store_used_bytes'] / 2**20:.1f} MiB, "
                 f"version {node['version']}"
             )
+            if node["link_problem"]:
+                line = (
+                    f"    no link at {node['link_address']}: {node['link_problem']}; "
+                    f"that port must be open to nodes and gateways"
+                )
+                screen.print(Text(line, style="red"))
         else:
             line = f"{node['id']}  {node['address']}  {node['problem']}"
             screen.print(Text(line, style="red"))

@@ -1,5 +1,6 @@
 """Asks the nodes themselves: their status, and audits of their replicas."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -8,6 +9,7 @@ import grpc
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster.config import ClusterConfig, ShardConfig
+from ledger_cluster.dialling import link_problem
 
 STATUS_TIMEOUT_S = 2.0
 
@@ -76,6 +78,16 @@ class NodeProbe:
                 answer = NodeAnswer(None, f"another node answers at its address: {found!r}")
             answers[node_id] = answer
         return answers
+
+    def link_problems(self) -> dict[str, str]:
+        """Make a link to every node, as gateways do; return why that fails where it does."""
+
+        async def try_all() -> list[str]:
+            tries = (link_problem(self._config, node.id) for node in self._config.nodes)
+            return await asyncio.gather(*tries)
+
+        problems = zip(self._config.nodes, asyncio.run(try_all()), strict=True)
+        return {node.id: problem for node, problem in problems if problem}
 
     def audits(
         self, shard_ids: Sequence[int], timeout_s: float

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from ledger.internal.v1 import link_pb2
 from ledger_cluster.channels import MESSAGE_BYTES_MAX
-from ledger_cluster.config import split_address
+from ledger_cluster.config import ClusterConfig, split_address
 from ledger_cluster.framed_connection import FramedConnection, LinkEnd
 from ledger_cluster.hello import (
     HELLO_BYTES_MAX,
     HELLO_TIMEOUT_S,
     HelloRefusedError,
     check_hello,
+    make_hello,
     read_hello,
 )
 
@@ -52,6 +53,18 @@ async def dial(address: str, own: link_pb2.Hello, begin: Begin) -> FramedConnect
             raise UnreachableError(_in_words(error)) from None
         raise
     return connection
+
+
+async def link_problem(config: ClusterConfig, node_id: str) -> str:
+    """Try to make a link as gateways do; return in words why that fails, or nothing if it works."""
+    own = make_hello(config, link_pb2.LINK_KIND_CLIENT, wanted_node_id=node_id)
+    try:
+        connection = await dial(config.node(node_id).link_address, own, lambda made: made.end)
+    except (UnreachableError, HelloRefusedError) as error:
+        return str(error)
+    connection.close("it was only tried")
+    await connection.wait_ended()
+    return ""
 
 
 class _Caller:

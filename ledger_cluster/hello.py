@@ -45,18 +45,13 @@ def make_hello(
 
 
 def read_hello(frame: bytes) -> link_pb2.Hello:
-    """Return what the other side says; HelloRefusedError where it is no hello, or a refusal."""
+    """Return what the other side says; HelloRefusedError where it is no hello."""
     try:
         hello = link_pb2.Hello.FromString(frame)
     except DecodeError:
         hello = link_pb2.Hello()
     if not hello.cluster_id:
         raise HelloRefusedError("it does not speak the protocol of links; is it the right port?")
-    if hello.refusal:
-        other_version = hello.protocol_version != PROTOCOL_VERSION
-        raise HelloRefusedError(
-            f"it refuses the link: {hello.refusal}", other_version=other_version
-        )
     return hello
 
 
@@ -68,7 +63,11 @@ def check_hello(
     ``node_ids``: who the other side may be; None where it need not be a node.
     """
     other, this = _name(hello), _name(own)
-    if hello.protocol_version != own.protocol_version:
+    other_version = hello.protocol_version != own.protocol_version
+    if hello.refusal:
+        reason = f"it refuses the link: {hello.refusal}"
+        raise HelloRefusedError(reason, other_version=other_version)
+    if other_version:
         raise HelloRefusedError(
             f"{other} speaks version {hello.protocol_version} of the protocol of links, {this} "
             f"version {own.protocol_version}; run the same release everywhere",

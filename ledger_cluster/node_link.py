@@ -81,8 +81,8 @@ class NodeLink:
         self._waiting[number] = waiting
         if self._outbox is not None:
             self._outbox.put(waiting, len(waiting.request))
-        elif self._dialling is None:
-            self._dialling = loop.create_task(self._dial(), name=f"dial {self._node_id}")
+        else:
+            self._begin_to_dial()
         timer = loop.call_later(timeout_s, _expire, waiting)
         try:
             reply = await waiting.reply
@@ -94,6 +94,12 @@ class NodeLink:
             raise NodeFaultError(reply.fault)
         return reply
 
+    async def reach(self, timeout_s: float) -> bool:
+        """Return whether there is a link to the node, or one can be made in time."""
+        if self._outbox is None and asyncio.get_running_loop().time() >= self._retry_at:
+            await asyncio.wait([self._begin_to_dial()], timeout=timeout_s)
+        return self._outbox is not None
+
     async def close(self) -> None:
         """End the link; what still waits on it fails."""
         if self._dialling is not None:
@@ -102,6 +108,11 @@ class NodeLink:
         if self._connection is not None:
             self._connection.abort("this process ends it")
         self._fail(LinkError("the link was closed", may_have_arrived=False))
+
+    def _begin_to_dial(self) -> "asyncio.Task[None]":
+        if self._dialling is None:
+            self._dialling = asyncio.create_task(self._dial(), name=f"dial {self._node_id}")
+        return self._dialling
 
     async def _dial(self) -> None:
         """Make the link for what waits, or fail it."""

@@ -184,14 +184,8 @@ class ShardClient:
         return Answer(decode_result(reply.data), shard_id, reply.applied_index, reply.age_ms)
 
     async def serving_shards(self) -> dict[int, bool]:
-        """Ask every node what it leads. Also refreshes the leader cache."""
-        statuses = await asyncio.gather(
-            *(
-                stub.GetNodeStatus(shard_pb2.GetNodeStatusRequest(), timeout=_STATUS_TIMEOUT_S)
-                for stub in self._stubs.values()
-            ),
-            return_exceptions=True,
-        )
+        """Ask every node what it leads, as far as calls reach it; refresh the leader cache."""
+        statuses = await asyncio.gather(*map(self._status, self._links), return_exceptions=True)
         serving = {shard.id: False for shard in self._config.shards}
         for status in statuses:
             if isinstance(status, shard_pb2.NodeStatus):
@@ -200,6 +194,15 @@ class ShardClient:
                         serving[replica.shard_id] = True
                         self._leaders[replica.shard_id] = status.node_id
         return serving
+
+    async def _status(self, node_id: str) -> shard_pb2.NodeStatus:
+        """Ask a node over gRPC; what it leads counts only where there is a link for calls, too."""
+        asking = self._stubs[node_id].GetNodeStatus(
+            shard_pb2.GetNodeStatusRequest(), timeout=_STATUS_TIMEOUT_S
+        )
+        reached = await self._links[node_id].reach(_STATUS_TIMEOUT_S)
+        status = await asking
+        return status if reached else shard_pb2.NodeStatus()
 
     async def close(self) -> None:
         """Let the batches that are under way end, then close the connections."""

@@ -59,7 +59,8 @@ def main(
 ) -> None:
     """Run one node of a ledger cluster: a replica of every shard placed on it.
 
-    The node listens on the address that the configuration gives it. SIGTERM stops it gracefully:
+    The node listens on the two addresses that the configuration gives it: for links of other nodes
+    and gateways, and for tools. SIGTERM stops it gracefully:
     it hands its leadership to other nodes first.
     """
     try:

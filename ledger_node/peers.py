@@ -201,8 +201,9 @@ class _Link:
     def tell_stopping(self) -> None:
         """Say in every frame from now on that this node stops."""
         self._ending = peer_pb2.PeerFrame(stopping=True).SerializeToString()
-        self._outbox.flush()
-        if not self._outbox:
+        if self._outbox:
+            self._outbox.flush()
+        else:
             self.connection.send(self._ending)
 
     def _send(self, messages: list[bytes]) -> None:

@@ -6,12 +6,16 @@ from functools import partial
 import structlog
 
 from ledger.internal.v1 import shard_pb2
+from ledger_cluster.channels import MESSAGE_BYTES_MAX
 from ledger_cluster.framed_connection import FramedConnection
 from ledger_cluster.frames import encoded_frame
 from ledger_cluster.outbox import Outbox
 
 # While more replies wait for a caller that does not take them, its requests wait as well.
 REPLIES_WAITING_MAX = 4_096
+
+# A frame above the limit would end the link, for all requests that are on it.
+REPLY_BYTES_MAX = MESSAGE_BYTES_MAX - 1024
 
 ReplyDone = Callable[[shard_pb2.ShardReply], None]
 Take = Callable[[shard_pb2.ShardRequest, ReplyDone], None]
@@ -87,6 +91,9 @@ class Exchange:
     def _answer(self, number: int, reply: shard_pb2.ShardReply) -> None:
         reply.number = number
         encoded = reply.SerializeToString()
+        if len(encoded) > REPLY_BYTES_MAX:
+            fault = f"the reply has {len(encoded)} bytes; at most {REPLY_BYTES_MAX} are sent"
+            encoded = shard_pb2.ShardReply(number=number, fault=fault).SerializeToString()
         self._outbox.put(encoded, len(encoded))
         if len(self._outbox) > REPLIES_WAITING_MAX and not self._draining:
             self._connection.pause_reading()

@@ -57,9 +57,6 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
     def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    def Exchange(self, request_iterator: Any, context: Any) -> Any:
-        raise NotImplementedError
-
 
 @dataclass
 class FakeCluster:

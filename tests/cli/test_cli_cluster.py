@@ -56,9 +56,6 @@ class FakeNode(shard_pb2_grpc.ShardServiceServicer):
     def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    def Exchange(self, request_iterator: Any, context: Any) -> Any:
-        raise NotImplementedError
-
 
 @dataclass
 class FakeCluster:
@@ -223,6 +220,21 @@ def test_status_shows_what_is_down_and_exits_with_1(run: Run, cluster: FakeClust
     assert any(line.startswith("n2") and "down" in line for line in shown.stdout.splitlines())
     report = json.loads(run("cluster", "status", "-o", "json").stdout)
     assert [shard["serving"] for shard in report["shards"]] == [True, False]
+
+
+def test_a_node_that_is_up_but_cannot_be_linked_is_found_out(
+    run: Run, cluster: FakeCluster
+) -> None:
+    """As where a firewall has the port of the links closed."""
+    address = cluster.config.node("n2").link_address
+    shown = " ".join(run("cluster", "status").stdout.split())
+    assert (
+        f"no link at {address}: connection refused; that port must be open to nodes and gateways"
+        in shown
+    )
+    node = json.loads(run("cluster", "status", "-o", "json").stdout)["nodes"][1]
+    assert (node["up"], node["link_address"]) == (True, address)
+    assert node["link_problem"] == "connection refused"
 
 
 def test_a_leader_that_does_not_serve_is_none(run: Run, cluster: FakeCluster) -> None:

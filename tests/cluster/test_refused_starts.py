@@ -83,7 +83,14 @@ def test_a_second_process_on_a_data_directory(cluster: LocalCluster, tmp_path: P
 
 
 def test_a_port_in_use(config: ClusterConfig, tmp_path: Path) -> None:
-    address = config.node("n1").address
+    address, link_address = config.node("n1").address, config.node("n1").link_address
+    host, port = link_address.split(":")
+    with socket.create_server((host, int(port))):
+        code, printed = run_to_its_end(
+            "ledger_node.main", "--node-id", "n1", "--data-dir", "data", cwd=tmp_path
+        )
+        assert code == 1
+        assert f"ledger-node: cannot listen on {link_address} for links" in printed
     host, port = address.split(":")
     with socket.create_server((host, int(port))):
         code, printed = run_to_its_end(

@@ -40,6 +40,7 @@ def test_the_committed_configuration_is_the_generated_one() -> None:
     assert config == generate_cluster_config(nodes=3, shards=16, replicas=3)
     assert (ROOT / "cluster_config.json").read_text() == config.dump()
     assert [node.address for node in config.nodes] == [f"127.0.0.1:{p}" for p in (7000, 7001, 7002)]
+    assert [node.link_address[-5:] for node in config.nodes] == [":7003", ":7004", ":7005"]
 
 
 def test_the_procfile_starts_the_nodes_of_the_committed_configuration() -> None:
@@ -69,6 +70,7 @@ def test_digest_depends_on_content_alone() -> None:
     assert parse_cluster_config(json.dumps(shuffled)).digest == config.digest
     for number, node in enumerate(shuffled["nodes"]):
         node["address"] = f"another.network:{7000 + number}"
+        node["link_address"] = f"a.third.one:{7000 + number}"
     assert parse_cluster_config(json.dumps(shuffled)).digest == config.digest
     shuffled["shards"][0]["replicas"].reverse()
     assert parse_cluster_config(json.dumps(shuffled)).digest != config.digest
@@ -107,6 +109,27 @@ Change = Callable[[dict[str, Any]], object]
             lambda d: d["nodes"][1].update(address="127.0.0.1:7000"),
             "nodes[1].address",
             "already used at nodes[0].address",
+        ),
+        (
+            lambda d: d["nodes"][1].pop("link_address"),
+            "nodes[1].link_address",
+            "is missing; write where the node listens for the other nodes and for gateways",
+        ),
+        (lambda d: d["nodes"][1].update(link_address="n1"), "nodes[1].link_address", "host:port"),
+        (
+            lambda d: d["nodes"][1].update(link_address="127.0.0.1:7001"),
+            "nodes[1].link_address",
+            "already used at nodes[1].address",
+        ),
+        (
+            lambda d: d["nodes"][1].update(link_address="127.0.0.1:7000"),
+            "nodes[1].link_address",
+            "already used at nodes[0].address",
+        ),
+        (
+            lambda d: d["nodes"][1].update(link_address="127.0.0.1:7003"),
+            "nodes[1].link_address",
+            "already used at nodes[0].link_address",
         ),
         (lambda d: d["shards"][1].update(id=0), "shards[1].id", "already used at shards[0].id"),
         (lambda d: d["shards"][1].update(id=True), "shards[1].id", "must be a whole number"),
@@ -185,7 +208,7 @@ def test_one_fault_is_reported_once_with_its_path(change: Change, path: str, par
 
 def test_a_repeated_node_id_is_a_fault() -> None:
     faulty = document()
-    faulty["nodes"].append({"id": "n1", "address": "127.0.0.1:7009"})
+    faulty["nodes"].append({"id": "n1", "address": "h:1", "link_address": "h:2"})
     assert faults_of(faulty) == [("nodes[3].id", "node id 'n1' is already used at nodes[0].id")]
 
 
@@ -313,6 +336,6 @@ def test_the_generator_refuses(size: tuple[int, int, int], path: str, part: str)
 
 
 def test_the_generator_refuses_ports_beyond_the_last() -> None:
-    with pytest.raises(ClusterConfigError, match="3 ports from 65534 on"):
-        generate_cluster_config(base_port=65_534)
-    assert isinstance(generate_cluster_config(base_port=65_533), ClusterConfig)
+    with pytest.raises(ClusterConfigError, match=r"6 ports \(two per node\) from 65531 on"):
+        generate_cluster_config(base_port=65_531)
+    assert isinstance(generate_cluster_config(base_port=65_530), ClusterConfig)

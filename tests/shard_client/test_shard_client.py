@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from scripted_node import ScriptedNode, ServedLink
 
 from ledger.internal.v1 import shard_pb2, shard_pb2_grpc
 from ledger_cluster import shard_client
@@ -58,22 +59,19 @@ class Node(shard_pb2_grpc.ShardServiceServicer):
     id: str
     script: Script
     seen: list[list[bytes]] = field(default_factory=list)
-    context: Any = None
-    streams: int = 0
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    frames: list[int] = field(default_factory=list)
+    links: ScriptedNode = field(default_factory=ScriptedNode)
+    answering: set["asyncio.Task[None]"] = field(default_factory=set)
 
-    async def Exchange(self, requests: Any, context: Any) -> None:  # type: ignore[override]
-        """Answers each request when its script is done with it, whatever the others do."""
-        self.context = context
-        self.streams += 1
-        async with asyncio.TaskGroup() as answering:
-            async for frame in requests:
-                self.frames.append(len(frame.requests))
-                for request in frame.requests:
-                    answering.create_task(self._answer(request, context))
+    def __post_init__(self) -> None:
+        self.links.asked = self.asked
 
-    async def _answer(self, request: Any, context: Any) -> None:
+    def asked(self, link: ServedLink, request: Any) -> None:
+        """Answer a request when the script is done with it, whatever the others do."""
+        task = asyncio.create_task(self._answer(link, request))
+        self.answering.add(task)
+        task.add_done_callback(self.answering.discard)
+
+    async def _answer(self, link: ServedLink, request: Any) -> None:
         kind = request.WhichOneof("request")
         asked = getattr(request, kind)
         self.seen.append(list(asked.commands if kind == "execute" else asked.queries))
@@ -81,9 +79,7 @@ class Node(shard_pb2_grpc.ShardServiceServicer):
             answer = {kind: await self.script(self, asked)}
         except ValueError as error:
             answer = {"fault": str(error)}
-        reply = shard_pb2.ShardReply(number=request.number, **answer)
-        async with self.writing:
-            await context.write(shard_pb2.ReplyFrame(replies=[reply]))
+        link.answer(shard_pb2.ShardReply(number=request.number, **answer))
 
     async def Execute(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -133,20 +129,22 @@ class Cluster:
         self._clients: list[ShardClient] = []
 
     async def client(self, a: Script | None, b: Script | None, c: Script | None) -> ShardClient:
-        addresses = {}
+        nodes = []
         for node_id, script in zip(NODES, (a, b, c), strict=True):
-            addresses[node_id] = UNREACHABLE
+            address = link_address = UNREACHABLE
             if script is not None:
                 node = self.nodes[node_id] = Node(node_id, script)
                 server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
                 shard_pb2_grpc.add_ShardServiceServicer_to_server(node, server)
-                addresses[node_id] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+                address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+                link_address = await node.links.start()
                 await server.start()
                 self._servers.append(server)
+            nodes.append(NodeConfig(node_id, address, link_address))
         replicas = tuple(ReplicaConfig(f"s0-{node_id}", node_id) for node_id in NODES)
         config = ClusterConfig(
             "test",
-            tuple(NodeConfig(node_id, addresses[node_id]) for node_id in NODES),
+            tuple(nodes),
             (ShardConfig(0, 0, U32_MAX, replicas),),
         )
         client = ShardClient(config)
@@ -158,6 +156,10 @@ class Cluster:
             await client.close()
         for server in self._servers:
             await server.stop(None)
+        for node in self.nodes.values():
+            node.links.stop()
+            for task in node.answering:
+                task.cancel()
 
 
 @pytest.fixture
@@ -464,3 +466,17 @@ async def test_serving_shards_asks_every_node_and_refreshes_the_leader(cluster: 
 
     down = await cluster.client(None, None, None)
     assert await down.serving_shards() == {0: False}
+
+
+async def test_a_node_whose_link_address_cannot_be_reached_does_not_serve(
+    cluster: Cluster,
+) -> None:
+    """Its gRPC server says that it leads, but no call would reach it."""
+
+    async def status(node: Node, _request: Any) -> Any:
+        replica = shard_pb2.ReplicaStatus(shard_id=0, serving=True)
+        return shard_pb2.NodeStatus(node_id=node.id, replicas=[replica])
+
+    client = await cluster.client(status, None, None)
+    cluster.nodes["a"].links.stop()
+    assert await client.serving_shards() == {0: False}
