@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,13 @@ class Piece:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def be_answered(self, found: Answer) -> None:
+        """Give the answer, and forget who and what there was: no cycle is left to be collected."""
+        answer, self.answer, self.block = self.answer, _nobody, None
+        answer(found)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
     """A kind of block: how pieces become a command, and what its result says to each of them.
 
@@ -144,15 +150,20 @@ class Lane:
 
     def put(self, terms: Hashable, piece: Piece) -> None:
         """Put a piece in line. It is answered when its block is, but never before this returns."""
-        if self._waiting_items + len(piece) > WAITING_ITEMS_MAX:
+        items = len(piece.rows)
+        if self._waiting_items + items > WAITING_ITEMS_MAX:
             error = OverloadedError(
                 f"{self._waiting_items} items wait for shard {self._shard_id} already; slow down"
             )
-            asyncio.get_running_loop().call_soon(piece.answer, error)
+            asyncio.get_running_loop().call_soon(piece.be_answered, error)
             return
-        self._waiting.setdefault(terms, deque()).append(piece)
-        self._waiting_items += len(piece)
-        self._schedule()
+        line = self._waiting.get(terms)
+        if line is None:
+            line = self._waiting[terms] = deque()
+        line.append(piece)
+        self._waiting_items += items
+        if self._flushing is None or self._kind.linger_s:
+            self._schedule()
 
     def give_up(self, piece: Piece) -> LedgerError:
         """Stop waiting for a piece, and say what that means: was nothing done, or is it unknown?"""
@@ -249,13 +260,13 @@ class Lane:
         items, room = 0, EXECUTE_BYTES_MAX - ONCE_BYTES
         while line:
             piece = line[0]
-            items, room = items + len(piece), room - piece.size
+            items, room = items + len(piece.rows), room - piece.size
             if block.pieces and (items > TRANSFERS_PER_BLOCK_MAX or room < 0):
                 break
             block.pieces.append(line.popleft())
-            block.items += len(piece)
+            block.items = items
             piece.block = block
-            self._waiting_items -= len(piece)
+        self._waiting_items -= block.items
         del self._waiting[terms]
         if line:
             self._waiting[terms] = line  # behind the others
@@ -268,7 +279,7 @@ class Lane:
             self._arrived(block)
         self._blocks.discard(block)
         for piece, answer in zip(block.pieces, answers, strict=True):
-            piece.answer(answer)
+            piece.be_answered(answer)
         if self._waiting:
             self._schedule()
 
@@ -282,12 +293,12 @@ class Lane:
         """Send a block, for as long as any of its pieces is waited for."""
         pieces = block.pieces
         try:
-            until = max(piece.until for piece in pieces) + self._kind.overtime_s
+            until = max([piece.until for piece in pieces]) + self._kind.overtime_s
             given_s = max(until - time.monotonic(), 0.001)
             rows = join_rows([piece.rows for piece in pieces])
             command = self._kind.join(block.terms, pieces, rows)
             result = await self._shards.execute_within(command, given_s, block.attempts)
-            answers = self._kind.split(result, [len(piece) for piece in pieces])
+            answers = self._kind.split(result, [len(piece.rows) for piece in pieces])
             assert len(answers) == len(pieces), "each piece has its answer"
         except Exception as error:
             return [error] * len(pieces)
@@ -344,11 +355,7 @@ class Round:
             return
         piece.until = max(self._until, time.monotonic())
         self._open[piece] = (lane, answered)
-
-        def answer(found: Answer) -> None:
-            self._answered(piece, found)
-
-        piece.answer = answer
+        piece.answer = partial(self._answered, piece)
         lane.put(terms, piece)
 
     async def wait(self, at_most_s: float = float("inf")) -> bool:
@@ -390,9 +397,9 @@ class Round:
         self._open.clear()
 
     def _answered(self, piece: Piece, found: Answer) -> None:
-        if piece not in self._open:
+        _, answered = self._open.pop(piece, (None, None))
+        if answered is None:
             return  # nobody waits for it any more
-        _, answered = self._open.pop(piece)
         if isinstance(found, Exception) and not isinstance(found, LedgerError):
             self._fault = found
         else:
