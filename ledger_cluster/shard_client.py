@@ -63,7 +63,7 @@ class _Call:
     attempts: Attempts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reply:
     data: bytes
     applied_index: int = 0
