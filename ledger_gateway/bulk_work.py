@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
-import numpy as np
-
 from ledger_core.commands import Source
 from ledger_core.errors import LedgerError, OverloadedError, ShardUnavailableError
 from ledger_core.results import TransfersView
