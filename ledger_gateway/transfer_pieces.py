@@ -19,6 +19,8 @@ from ledger_gateway.errors import unwrap
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import Columns, IndexArray, Terms, text_bytes
 
+_REQUEST_ID = ASKED["request_id"]
+
 # Of a block: what its columns have for an item, and what a vote against it may add.
 _ITEM_BYTES = 43 + 61
 
@@ -83,7 +85,7 @@ class PlacedTransfers:
         self.rows = rows = np.empty(len(columns), ASKED)
         rows["first"], rows["second"] = columns.first, columns.second
         rows["amount"], rows["form"] = columns.amounts, columns.forms
-        rows["request_id"] = np.ascontiguousarray(columns.request_ids).view("V16").reshape(-1)
+        rows["request_id"] = np.ascontiguousarray(columns.request_ids).view(_REQUEST_ID)[:, 0]
         found = shards.shard_ids_of(np.concatenate((columns.first, columns.second)))
         rows["home"] = home = found[: len(columns)]
         rows["other"] = np.where(columns.second == 0, home, found[len(columns) :])
