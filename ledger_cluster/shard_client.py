@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from grpc import aio
 
@@ -52,6 +51,7 @@ _ATTEMPT_S_MAX = 1.5
 _BACKOFF_S_MIN = 0.02
 _BACKOFF_S_MAX = 0.25
 _STATUS_TIMEOUT_S = 1.0
+_LOOK_S = 0.01
 
 
 class _Kind(Enum):
@@ -237,8 +237,7 @@ class _Lane:
         self._waiting: list[_Call] = []
         self._waiting_bytes = 0
         self._batches: set[asyncio.Task[None]] = set()
-        self._alone: set[asyncio.Task[Any]] = set()
-        """Those in which a call goes alone."""
+        self._alone = 0
         self._flush_scheduled = False
         self._closed = False
 
@@ -270,13 +269,11 @@ class _Lane:
         until = time.monotonic() + timeout_s
         reply: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         call = _Call(data, reply, until, attempts or Attempts())
-        task = asyncio.current_task()
-        assert task is not None
-        self._alone.add(task)
+        self._alone += 1
         try:
             await self._carry([call], until)
         finally:
-            self._alone.discard(task)
+            self._alone -= 1
         if not reply.done():
             raise self._expired(call, timeout_s)
         return reply.result()
@@ -285,8 +282,10 @@ class _Lane:
         """Refuse new calls and wait for those under way."""
         self._closed = True
         self._flush()
-        while under_way := self._batches | self._alone:
-            await asyncio.wait(under_way)
+        while self._batches:
+            await asyncio.wait(self._batches)
+        while self._alone:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(_LOOK_S)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -123,7 +123,10 @@ class _Block:
 
 
 class Lane:
-    """The pieces for one shard that wait, and those that are on their way, of one kind."""
+    """The pieces for one shard that wait, and those that are on their way, of one kind.
+
+    Lives on the event loop that makes it.
+    """
 
     def __init__(
         self,
@@ -133,6 +136,8 @@ class Lane:
         in_flight_max: int = BLOCKS_IN_FLIGHT_MAX,
         beats: Beats | None = None,
     ) -> None:
+        # Kept: to ask for it costs a system call.
+        self._loop = asyncio.get_running_loop()
         self._shards = shards
         self._shard_id = shard_id
         self._kind = kind
@@ -155,7 +160,7 @@ class Lane:
             error = OverloadedError(
                 f"{self._waiting_items} items wait for shard {self._shard_id} already; slow down"
             )
-            asyncio.get_running_loop().call_soon(piece.be_answered, error)
+            self._loop.call_soon(piece.be_answered, error)
             return
         line = self._waiting.get(terms)
         if line is None:
@@ -217,15 +222,15 @@ class Lane:
         if not self._may_send():
             self._beats.note_waiting(self._send_waiting, self._waiting_items)
             return
-        loop, linger_s = asyncio.get_running_loop(), self._kind.linger_s
+        linger_s = self._kind.linger_s
         if not linger_s or self._waiting_items >= TRANSFERS_PER_BLOCK_MAX:
             if self._flushing is not None and linger_s:
                 self._flushing.cancel()
                 self._flushing = None
             if self._flushing is None:
-                self._flushing = loop.call_soon(self._flush)
+                self._flushing = self._loop.call_soon(self._flush)
         elif self._flushing is None:
-            self._flushing = loop.call_later(linger_s, self._flush)
+            self._flushing = self._loop.call_later(linger_s, self._flush)
 
     def _may_send(self) -> bool:
         """Whether another block is worth its cost now, or has to wait for those on their way."""
@@ -247,7 +252,7 @@ class Lane:
                 departure.join(block.items)
                 block.departure = departure
             self._blocks.add(block)
-            block.task = asyncio.create_task(self._carry(block))
+            block.task = self._loop.create_task(self._carry(block))
 
     def _send_waiting(self) -> None:
         if self._flushing is None:
