@@ -1,9 +1,10 @@
 """The way to the shards of a cluster: leader cache, batching, retries, deadlines.
 
-Calls for the same shard that come in while others are on their way travel together. A batch goes to
-the node that is thought to lead; where it does not, the batch follows the redirect or tries the
-next replica, until every call in it has its result or its deadline has passed. Sending a command
-again is safe: its request id makes the state machine find the first result.
+Calls for the same shard that come in while others are on their way travel together; a block of
+transfers is a batch by itself, and sets out at once. A batch goes to the node that is thought to
+lead; where it does not, the batch follows the redirect or tries the next replica, until every call
+in it has its result or its deadline has passed. Sending a command again is safe: its request id
+makes the state machine find the first result.
 """
 
 import asyncio
@@ -22,7 +23,12 @@ from ledger_cluster.node_link import LinkError, NodeFaultError, NodeLink
 from ledger_cluster.shard_map import ShardMap
 from ledger_cluster.shards import Answer, Attempts
 from ledger_core.accounts import TransactionStatus
-from ledger_core.commands import Command, encode_command
+from ledger_core.commands import (
+    Command,
+    CreateTransfers,
+    TransfersBetweenShards,
+    encode_command,
+)
 from ledger_core.errors import (
     LedgerError,
     OutcomeUnknownError,
@@ -36,7 +42,7 @@ from ledger_core.results import Result, TransactionView, decode_result
 _BATCH_MAX = 500
 _BATCHES_IN_FLIGHT_MAX = 4
 _WAITING_MAX = 20_000
-# A block of transfers is as large as hundreds of single ones.
+# A command may be as large as hundreds of others.
 _WAITING_BYTES_MAX = 32 << 20
 
 # A leader that stalls (a stopped process, a lost link) is given up after this long, not after the
@@ -45,6 +51,7 @@ _ATTEMPT_S_MAX = 1.5
 _BACKOFF_S_MIN = 0.02
 _BACKOFF_S_MAX = 0.25
 _STATUS_TIMEOUT_S = 1.0
+_LOOK_S = 0.01
 
 
 class _Kind(Enum):
@@ -63,7 +70,7 @@ class _Call:
     attempts: Attempts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reply:
     data: bytes
     applied_index: int = 0
@@ -134,8 +141,11 @@ class ShardClient:
         attempts: Attempts | None = None,
     ) -> Result:
         """Run a command on a shard, and return what that shard says."""
-        lane = self._lanes[shard_id, _Kind.EXECUTE]
-        return decode_result((await lane.call(encode_command(command), timeout_s, attempts)).data)
+        lane, data = self._lanes[shard_id, _Kind.EXECUTE], encode_command(command)
+        # Many calls share a block already, and the lanes of blocks bound how many are on their way.
+        is_block = isinstance(command, CreateTransfers | TransfersBetweenShards)
+        call = lane.call_alone if is_block else lane.call
+        return decode_result((await call(data, timeout_s, attempts)).data)
 
     async def _await_transaction(
         self, shard: ShardConfig, transaction: TransactionView, deadline: float
@@ -228,13 +238,13 @@ class _Lane:
         self._waiting: list[_Call] = []
         self._waiting_bytes = 0
         self._batches: set[asyncio.Task[None]] = set()
+        self._alone = 0
         self._flush_scheduled = False
         self._closed = False
 
     async def call(self, data: bytes, timeout_s: float, attempts: Attempts | None = None) -> _Reply:
         """Send one call, with whatever else waits, and return its reply."""
-        if self._closed:
-            raise ShardUnavailableError("the gateway is stopping; try another one")
+        self._require_open()
         if len(self._waiting) >= _WAITING_MAX or self._waiting_bytes > _WAITING_BYTES_MAX:
             raise OverloadedError(
                 f"{len(self._waiting)} {self._kind.value} wait for shard {self._shard.id} already; "
@@ -252,12 +262,35 @@ class _Lane:
         finally:
             timer.cancel()
 
+    async def call_alone(
+        self, data: bytes, timeout_s: float, attempts: Attempts | None = None
+    ) -> _Reply:
+        """Send one call at once, and return its reply. How many there may be, the caller bounds."""
+        self._require_open()
+        until = time.monotonic() + timeout_s
+        reply: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        call = _Call(data, reply, until, attempts or Attempts())
+        self._alone += 1
+        try:
+            await self._carry([call], until)
+        finally:
+            self._alone -= 1
+        if not reply.done():
+            raise self._expired(call, timeout_s)
+        return reply.result()
+
     async def close(self) -> None:
         """Refuse new calls and wait for those under way."""
         self._closed = True
         self._flush()
         while self._batches:
             await asyncio.wait(self._batches)
+        while self._alone:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(_LOOK_S)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ShardUnavailableError("the gateway is stopping; try another one")
 
     def _schedule_flush(self) -> None:
         # At the end of this pass of the event loop: what came in together travels together.
@@ -298,12 +331,14 @@ class _Lane:
             _fail(batch, LedgerError(Reason.INTERNAL, "the reply of a node made no sense"))
             raise RuntimeError(f"a batch for shard {self._shard.id} failed") from error
 
-    async def _carry(self, batch: list[_Call]) -> None:
-        """Send a batch until each call in it is answered or has given up."""
+    async def _carry(self, batch: list[_Call], until: float = float("inf")) -> None:
+        """Send a batch until each call in it is answered or has given up, or until so late."""
         node_id = self._first_choice()
         backoff_s = _BACKOFF_S_MIN
         redirects = 0
-        while batch := [call for call in batch if not call.reply.done()]:
+        while (
+            batch := [call for call in batch if not call.reply.done()]
+        ) and time.monotonic() < until:
             outcome, leader_id, message = await self._attempt(node_id, batch)
             if outcome == shard_pb2.OUTCOME_RESOURCE_EXHAUSTED:
                 self._refuse(batch, message)
@@ -317,7 +352,11 @@ class _Lane:
                 continue
             redirects = 0
             node_id = next_replica(self._shard, node_id)
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+            pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311  (jitter)
+            left_s = max(until - time.monotonic(), 0.0)
+            await asyncio.sleep(min(pause_s, left_s))
+            if pause_s >= left_s:
+                return
             backoff_s = min(backoff_s * 2, _BACKOFF_S_MAX)
 
     async def _attempt(

@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,17 +166,17 @@ def split_transfers(result: Result, counts: Sequence[int]) -> list[TransfersView
     for place, count in enumerate(counts):
         end = start + count
         statuses = view.statuses[start:end]
-        found.append(
-            msgspec.structs.replace(
-                view,
-                first_number=number,
-                statuses=statuses,
-                refusals=refusals[place],
-                others=others[place],
-                book_places=view.book_places[2 * start : 2 * end],
-                sides=view.sides[start:end],
-            )
+        of_piece = TransfersView(
+            view.time_us,
+            number,
+            statuses,
+            refusals[place],
+            others[place],
+            view.books,
+            view.book_places[2 * start : 2 * end],
+            view.sides[start:end],
         )
+        found.append(of_piece)
         start, number = end, number + count - statuses.count(0)
     return found
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,13 @@ class Piece:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def be_answered(self, found: Answer) -> None:
+        """Give the answer, and forget who and what there was: no cycle is left to be collected."""
+        answer, self.answer, self.block = self.answer, _nobody, None
+        answer(found)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
     """A kind of block: how pieces become a command, and what its result says to each of them.
 
@@ -117,7 +123,10 @@ class _Block:
 
 
 class Lane:
-    """The pieces for one shard that wait, and those that are on their way, of one kind."""
+    """The pieces for one shard that wait, and those that are on their way, of one kind.
+
+    Lives on the event loop that makes it.
+    """
 
     def __init__(
         self,
@@ -127,6 +136,8 @@ class Lane:
         in_flight_max: int = BLOCKS_IN_FLIGHT_MAX,
         beats: Beats | None = None,
     ) -> None:
+        # Kept: to ask for it costs a system call.
+        self._loop = asyncio.get_running_loop()
         self._shards = shards
         self._shard_id = shard_id
         self._kind = kind
@@ -144,15 +155,20 @@ class Lane:
 
     def put(self, terms: Hashable, piece: Piece) -> None:
         """Put a piece in line. It is answered when its block is, but never before this returns."""
-        if self._waiting_items + len(piece) > WAITING_ITEMS_MAX:
+        items = len(piece.rows)
+        if self._waiting_items + items > WAITING_ITEMS_MAX:
             error = OverloadedError(
                 f"{self._waiting_items} items wait for shard {self._shard_id} already; slow down"
             )
-            asyncio.get_running_loop().call_soon(piece.answer, error)
+            self._loop.call_soon(piece.be_answered, error)
             return
-        self._waiting.setdefault(terms, deque()).append(piece)
-        self._waiting_items += len(piece)
-        self._schedule()
+        line = self._waiting.get(terms)
+        if line is None:
+            line = self._waiting[terms] = deque()
+        line.append(piece)
+        self._waiting_items += items
+        if self._flushing is None or self._kind.linger_s:
+            self._schedule()
 
     def give_up(self, piece: Piece) -> LedgerError:
         """Stop waiting for a piece, and say what that means: was nothing done, or is it unknown?"""
@@ -206,15 +222,15 @@ class Lane:
         if not self._may_send():
             self._beats.note_waiting(self._send_waiting, self._waiting_items)
             return
-        loop, linger_s = asyncio.get_running_loop(), self._kind.linger_s
+        linger_s = self._kind.linger_s
         if not linger_s or self._waiting_items >= TRANSFERS_PER_BLOCK_MAX:
             if self._flushing is not None and linger_s:
                 self._flushing.cancel()
                 self._flushing = None
             if self._flushing is None:
-                self._flushing = loop.call_soon(self._flush)
+                self._flushing = self._loop.call_soon(self._flush)
         elif self._flushing is None:
-            self._flushing = loop.call_later(linger_s, self._flush)
+            self._flushing = self._loop.call_later(linger_s, self._flush)
 
     def _may_send(self) -> bool:
         """Whether another block is worth its cost now, or has to wait for those on their way."""
@@ -236,7 +252,7 @@ class Lane:
                 departure.join(block.items)
                 block.departure = departure
             self._blocks.add(block)
-            block.task = asyncio.create_task(self._carry(block))
+            block.task = self._loop.create_task(self._carry(block))
 
     def _send_waiting(self) -> None:
         if self._flushing is None:
@@ -249,13 +265,13 @@ class Lane:
         items, room = 0, EXECUTE_BYTES_MAX - ONCE_BYTES
         while line:
             piece = line[0]
-            items, room = items + len(piece), room - piece.size
+            items, room = items + len(piece.rows), room - piece.size
             if block.pieces and (items > TRANSFERS_PER_BLOCK_MAX or room < 0):
                 break
             block.pieces.append(line.popleft())
-            block.items += len(piece)
+            block.items = items
             piece.block = block
-            self._waiting_items -= len(piece)
+        self._waiting_items -= block.items
         del self._waiting[terms]
         if line:
             self._waiting[terms] = line  # behind the others
@@ -268,7 +284,7 @@ class Lane:
             self._arrived(block)
         self._blocks.discard(block)
         for piece, answer in zip(block.pieces, answers, strict=True):
-            piece.answer(answer)
+            piece.be_answered(answer)
         if self._waiting:
             self._schedule()
 
@@ -282,12 +298,12 @@ class Lane:
         """Send a block, for as long as any of its pieces is waited for."""
         pieces = block.pieces
         try:
-            until = max(piece.until for piece in pieces) + self._kind.overtime_s
+            until = max([piece.until for piece in pieces]) + self._kind.overtime_s
             given_s = max(until - time.monotonic(), 0.001)
             rows = join_rows([piece.rows for piece in pieces])
             command = self._kind.join(block.terms, pieces, rows)
             result = await self._shards.execute_within(command, given_s, block.attempts)
-            answers = self._kind.split(result, [len(piece) for piece in pieces])
+            answers = self._kind.split(result, [len(piece.rows) for piece in pieces])
             assert len(answers) == len(pieces), "each piece has its answer"
         except Exception as error:
             return [error] * len(pieces)
@@ -344,11 +360,7 @@ class Round:
             return
         piece.until = max(self._until, time.monotonic())
         self._open[piece] = (lane, answered)
-
-        def answer(found: Answer) -> None:
-            self._answered(piece, found)
-
-        piece.answer = answer
+        piece.answer = partial(self._answered, piece)
         lane.put(terms, piece)
 
     async def wait(self, at_most_s: float = float("inf")) -> bool:
@@ -390,9 +402,9 @@ class Round:
         self._open.clear()
 
     def _answered(self, piece: Piece, found: Answer) -> None:
-        if piece not in self._open:
+        _, answered = self._open.pop(piece, (None, None))
+        if answered is None:
             return  # nobody waits for it any more
-        _, answered = self._open.pop(piece)
         if isinstance(found, Exception) and not isinstance(found, LedgerError):
             self._fault = found
         else:

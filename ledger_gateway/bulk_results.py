@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from ledger_gateway.transfer_pieces import Transfers
 Result = TransactionView | Failure | LedgerError
 
 _NO_TEXT = TransferText()
+# As a plain number, which numpy compares far faster than a member of an enum.
+_IN = int(TransferForm.IN)
 _ITEMS_PER_TURN = 128
 
 
@@ -104,20 +107,22 @@ class _Columns:
         counts = [len(view.statuses) for view in views]
         items = np.concatenate([items for items, _ in blocks])
         statuses = np.frombuffer(b"".join([view.statuses for view in views]), np.uint8)
-        self.statuses[items] = statuses
+        taken = statuses != 0
         # Within a block, those that were taken are numbered one after the other.
-        before = np.cumsum(statuses != 0) - (statuses != 0)
-        starts = np.cumsum(counts) - counts
-        offsets = np.array([view.first_number for view in views]) - before[starts]
-        numbers = before + np.repeat(offsets, counts)
-        times_us = np.repeat(np.array([view.time_us for view in views]), counts)
+        before = taken.cumsum() - taken
+        offsets = np.array([view.first_number for view in views])
+        offsets -= before.take([0, *accumulate(counts[:-1])])
+        numbers = before + offsets.repeat(counts)
+        times_us = np.array([view.time_us for view in views]).repeat(counts)
         indexes, directions = self._booked(transfers, blocks, items)
-        taken = np.flatnonzero(statuses)
-        of_taken = items[taken]
-        self.numbers[of_taken] = numbers[taken]
-        self.times_us[of_taken] = times_us[taken]
-        self.book_indexes[of_taken] = indexes[taken]
-        self.directions[of_taken] = directions[taken]
+        self.statuses[items] = statuses
+        for column, values in (
+            (self.numbers, numbers),
+            (self.times_us, times_us),
+            (self.book_indexes, indexes),
+            (self.directions, directions),
+        ):
+            column[items] = values * taken
 
     def _booked(
         self,
@@ -131,7 +136,7 @@ class _Columns:
         """
         # With two accounts, the terms say it, and the form is the direction.
         directions = transfers.columns.forms[items]
-        one = directions >= TransferForm.IN
+        one = directions >= _IN
         indexes = np.zeros(len(items), np.intp)
         if not one.all():
             currency = transfers.terms.currency

@@ -11,16 +11,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
-import numpy as np
-
 from ledger_core.commands import Source
 from ledger_core.errors import LedgerError, OverloadedError, ShardUnavailableError
 from ledger_core.results import TransfersView
 from ledger_gateway.block_kinds import CREATE
-from ledger_gateway.block_lanes import OVERTIME_S, Answer, Lanes, Round
+from ledger_gateway.block_lanes import OVERTIME_S, Answer, Lane, Lanes, Round
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import BLOCK_AMOUNT_END, IndexArray
-from ledger_gateway.transfer_pieces import PlacedTransfers, Transfers
+from ledger_gateway.transfer_pieces import Part, PlacedTransfers, Transfers
 from ledger_gateway.transfers_across import TransfersAcross
 
 COMMANDS_IN_WORK_MAX = 256
@@ -91,8 +89,9 @@ class Room:
 
 async def run(jobs: Sequence[Job], at_once_max: int = COMMANDS_IN_WORK_MAX) -> None:
     """Run jobs, begun in their order, at most ``at_once_max`` of them at once."""
-    if len(jobs) == 1:
-        await jobs[0]()
+    if len(jobs) <= 1:
+        for job in jobs:
+            await job()
         return
     waiting = iter(jobs)
 
@@ -126,11 +125,11 @@ class BulkWork:
         alone = placed.columns.amounts >= BLOCK_AMOUNT_END
         within = placed.rows["home"] == placed.rows["other"]
         jobs: list[Job] = []
-        if len(items := np.flatnonzero(within & ~alone)):
+        if len(items := (within & ~alone).nonzero()[0]):
             jobs.append(partial(self._send_blocks, placed, items, deadline))
-        if len(items := np.flatnonzero(~within & ~alone)):
+        if len(items := (~within & ~alone).nonzero()[0]):
             jobs.append(partial(self._across.run, placed, items, deadline))
-        for item in np.flatnonzero(alone).tolist():
+        for item in alone.nonzero()[0].tolist():
             job = partial(placed.send_alone, self._shards, item, deadline)
             jobs.append(partial(in_place, self.room.alone, job))
         await run(jobs)
@@ -145,8 +144,8 @@ class BulkWork:
         self, placed: PlacedTransfers, items: IndexArray, deadline: Deadline
     ) -> None:
         blocks = Round(deadline)
-        for shard_id, parts in placed.pieces(placed.rows["home"], items):
-            _Line(self._lanes, blocks, placed, shard_id, iter(parts)).go_on()
+        for shard_id, parts in placed.parts("home", items):
+            _Line(self._lanes.lane(CREATE, shard_id), blocks, placed, iter(parts)).go_on()
         await blocks.wait()
 
 
@@ -158,31 +157,26 @@ class _Line:
     """
 
     def __init__(
-        self,
-        lanes: Lanes,
-        blocks: Round,
-        placed: PlacedTransfers,
-        shard_id: int,
-        parts: Iterator[IndexArray],
+        self, lane: Lane, blocks: Round, placed: PlacedTransfers, parts: Iterator[Part]
     ) -> None:
-        self._lane = lanes.lane(CREATE, shard_id)
+        self._lane = lane
         self._blocks = blocks
         self._placed = placed
         self._parts = parts
 
     def go_on(self) -> None:
         """Put the next block in line, if there is one."""
-        for items in self._parts:
-            answered = partial(self._answered, items)
-            piece = self._placed.piece(items)
+        for part in self._parts:
+            piece = self._placed.piece(part)
+            answered = partial(self._answered, part.items)
             self._blocks.put(self._lane, self._placed.block_terms, piece, answered)
             break
 
     def _answered(self, items: IndexArray, answer: Answer) -> None:
         assert isinstance(answer, TransfersView | LedgerError)
-        self._placed.outcomes.blocks.append((items, answer))
+        outcomes = self._placed.outcomes.blocks
+        outcomes.append((items, answer))
         if isinstance(answer, TransfersView):
             self.go_on()
-            return
-        for held_back in self._parts:
-            self._placed.outcomes.blocks.append((held_back, _HELD_BACK))
+        else:
+            outcomes += [(held_back.items, _HELD_BACK) for held_back in self._parts]

@@ -88,7 +88,14 @@ class ShardCalls:
 
     async def execute(self, command: Command, context: Timed) -> Result:
         """Run a command where it belongs."""
-        return await self.execute_within(command, timeout_s(context))
+        given_s = timeout_s(context)
+        try:
+            async with asyncio.timeout(given_s + _OVERRUN_S):
+                return await self._shards.execute(routing_id(command), command, given_s)
+        except TimeoutError:
+            raise OutcomeUnknownError(
+                "no result in time: the write may have happened; repeat it with the same request_id"
+            ) from None
 
     async def execute_in_step(self, command: Command, context: Timed) -> Result:
         """Run a command that is for one shard alone, in step with those of other calls.
@@ -97,21 +104,13 @@ class ShardCalls:
         """
         departure = await self._beats.departure()
         try:
-            return await self.execute_within(command, timeout_s(context))
+            return await self.execute(command, context)
         finally:
             self._beats.arrived(departure)
 
-    async def execute_within(
-        self, command: Command, given_s: float, attempts: Attempts | None = None
-    ) -> Result:
-        """Run a command where it belongs, for which the shards have ``given_s``."""
-        try:
-            async with asyncio.timeout(given_s + _OVERRUN_S):
-                return await self._shards.execute(routing_id(command), command, given_s, attempts)
-        except TimeoutError:
-            raise OutcomeUnknownError(
-                "no result in time: the write may have happened; repeat it with the same request_id"
-            ) from None
+    async def execute_within(self, command: Command, given_s: float, attempts: Attempts) -> Result:
+        """Run a command where it belongs; whoever waits knows when to give it up, and does."""
+        return await self._shards.execute(routing_id(command), command, given_s, attempts)
 
     async def query(
         self,

@@ -141,12 +141,13 @@ def violations(transfers: ledger_pb2.Transfers) -> Violations:
 def columns(transfers: ledger_pb2.Transfers) -> Columns:
     """Return columns in which nothing was found wrong; makes request ids where there are none."""
     count = count_of(transfers)
-    texts = {
-        index: TransferText(
+    texts = {}
+    for index, text in transfers.texts.items():
+        made = TransferText(
             text.description, text.external_reference, conversion.metadata(text.metadata)
         )
-        for index, text in transfers.texts.items()
-    }
+        if made != _NO_TEXT:
+            texts[index] = made
     request_ids = np.frombuffer(transfers.request_ids, np.uint8).reshape(-1, 16)
     return Columns(
         forms=_forms(transfers),
@@ -154,7 +155,7 @@ def columns(transfers: ledger_pb2.Transfers) -> Columns:
         second=np.array(transfers.second_account_ids, np.uint64),
         amounts=np.array(transfers.amounts, np.int64),
         request_ids=request_ids if len(request_ids) else new_request_ids(count),
-        texts={index: text for index, text in texts.items() if text != _NO_TEXT},
+        texts=texts,
     )
 
 
@@ -181,6 +182,9 @@ def join(
 
 
 _NO_TEXT = TransferText()
+_FORMS = bytes(TransferForm)
+# As a plain number, which numpy compares far faster than a member of an enum.
+_IN = int(TransferForm.IN)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -212,11 +216,14 @@ def _lengths(transfers: ledger_pb2.Transfers) -> Violations:
 
 def _numbers(transfers: ledger_pb2.Transfers, found_max: int) -> Violations:
     raw = np.frombuffer(transfers.forms, np.uint8)
-    forms = _forms(transfers)
     first = np.array(transfers.first_account_ids, np.uint64)
     second = np.array(transfers.second_account_ids, np.uint64)
     amounts = np.array(transfers.amounts, np.int64)
-    one = forms >= TransferForm.IN
+    wrong_ones = (first == 0) | (first == second) | (amounts <= 0) | ((second == 0) != (raw >= _IN))
+    if not wrong_ones.any() and not transfers.forms.translate(None, _FORMS):
+        return []
+    forms = _forms(transfers)
+    one = forms >= _IN
     known = (forms >= TransferForm.DEBIT) & (forms <= TransferForm.OUT)
     faults: list[tuple[str, BoolArray, str]] = [
         (

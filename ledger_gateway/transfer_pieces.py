@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,10 +14,12 @@ from ledger_core.errors import LedgerError
 from ledger_core.results import TransactionView, TransfersView
 from ledger_core.transfers import TRANSFERS_PER_BLOCK_MAX
 from ledger_gateway.block_kinds import ASKED, block_terms
-from ledger_gateway.block_lanes import ONCE_BYTES, Piece, require_time
+from ledger_gateway.block_lanes import ONCE_BYTES, Piece, Rows, require_time
 from ledger_gateway.errors import unwrap
 from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import Columns, IndexArray, Terms, text_bytes
+
+_REQUEST_ID = ASKED["request_id"]
 
 # Of a block: what its columns have for an item, and what a vote against it may add.
 _ITEM_BYTES = 43 + 61
@@ -45,16 +48,25 @@ class Transfers:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
 
-def by_shard(shard_ids: NDArray[np.uint16]) -> Iterator[tuple[int, IndexArray]]:
-    """Return the places of each shard, in their order."""
-    if not len(shard_ids):
-        return
-    order = np.argsort(shard_ids, kind="stable")
-    ends = [*(np.flatnonzero(np.diff(shard_ids[order])) + 1).tolist(), len(order)]
-    start = 0
-    for end in ends:
-        yield int(shard_ids[order[start]]), order[start:end]
-        start = end
+class Part(NamedTuple):
+    """Items of a call for one shard that fit into a block: places in the columns, and rows."""
+
+    items: IndexArray
+    rows: Rows
+
+
+def by_shard(shard_ids: NDArray[np.uint16]) -> tuple[IndexArray, list[tuple[int, int, int]]]:
+    """Sort by shards: return the order, and in it each shard with its first place and its end.
+
+    Those of the same shard stay in their order.
+    """
+    order = shard_ids.argsort(kind="stable")
+    if not len(order):
+        return order, []
+    ordered = shard_ids.take(order)
+    starts = [0, *((ordered[1:] != ordered[:-1]).nonzero()[0] + 1).tolist()]
+    shards = ordered.take(starts).tolist()
+    return order, list(zip(shards, starts, [*starts[1:], len(order)], strict=True))
 
 
 class PlacedTransfers:
@@ -73,30 +85,36 @@ class PlacedTransfers:
         self.rows = rows = np.empty(len(columns), ASKED)
         rows["first"], rows["second"] = columns.first, columns.second
         rows["amount"], rows["form"] = columns.amounts, columns.forms
-        rows["request_id"] = np.ascontiguousarray(columns.request_ids).view("V16").reshape(-1)
-        rows["home"] = home = shards.shard_ids_of(columns.first)
-        rows["other"] = np.where(columns.second == 0, home, shards.shard_ids_of(columns.second))
+        rows["request_id"] = np.ascontiguousarray(columns.request_ids).view(_REQUEST_ID)[:, 0]
+        found = shards.shard_ids_of(np.concatenate((columns.first, columns.second)))
+        rows["home"] = home = found[: len(columns)]
+        rows["other"] = np.where(columns.second == 0, home, found[len(columns) :])
         self._part_bytes = len(_encode(TransferPart(len(columns), terms.actor, source)))
 
-    def pieces(
-        self, shard_ids: NDArray[np.uint16], items: IndexArray
-    ) -> Iterator[tuple[int, list[IndexArray]]]:
-        """Sort items by these shards, and cut those of each, in their order, for a block each."""
-        for shard_id, places in by_shard(shard_ids[items]):
-            yield shard_id, list(self._cut(items[places]))
+    def parts(self, column: str, items: IndexArray) -> Iterator[tuple[int, list[Part]]]:
+        """Sort items by the shards in a column of the rows, and cut those of each, in their order.
 
-    def piece(self, items: IndexArray, refused: Mapping[int, Refused] | None = None) -> Piece:
-        """Return a piece of some items, with the votes against them."""
+        The rows are sorted once for all: those of a part are a view.
+        """
+        order, shards = by_shard(self.rows[column].take(items))
+        items = items.take(order)
+        rows = self.rows.take(items)
+        for shard_id, start, end in shards:
+            cuts = self._cuts(items, start, end)
+            yield shard_id, [Part(items[begin:stop], rows[begin:stop]) for begin, stop in cuts]
+
+    def piece(self, part: Part, refused: Mapping[int, Refused] | None = None) -> Piece:
+        """Return the piece of a part, with the votes against its items."""
         texts, against = {}, {}
-        size = _ITEM_BYTES * len(items) + self._part_bytes
+        size = _ITEM_BYTES * len(part.items) + self._part_bytes
         if self.columns.texts or refused:
-            for place, item in enumerate(items.tolist()):
+            for place, item in enumerate(part.items.tolist()):
                 if item in self.columns.texts:
                     texts[place] = self.columns.texts[item]
                     size += text_bytes(texts[place])
                 if refused and item in refused:
                     against[place] = refused[item]
-        return Piece(self.rows.take(items), size, texts, against, self.terms.actor, self.source)
+        return Piece(part.rows, size, texts, against, self.terms.actor, self.source)
 
     async def send_alone(self, shards: ShardCalls, item: int, deadline: Deadline) -> None:
         """Send one item as a command of its own."""
@@ -110,18 +128,18 @@ class PlacedTransfers:
         except LedgerError as error:
             self.outcomes.singles[item] = error
 
-    def _cut(self, items: IndexArray) -> Iterator[IndexArray]:
-        if not self.columns.texts:
-            for start in range(0, len(items), TRANSFERS_PER_BLOCK_MAX):
-                yield items[start : start + TRANSFERS_PER_BLOCK_MAX]
-            return
+    def _cuts(self, items: IndexArray, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut these places of ``items`` into what fits into a block each."""
         texts = self.columns.texts
-        sizes = [_ITEM_BYTES + text_bytes(texts.get(item)) for item in items.tolist()]
-        ends = np.cumsum(sizes)
-        start = 0
-        while start < len(items):
-            before = int(ends[start - 1]) if start else 0
+        if not texts:
+            for begin in range(start, end, TRANSFERS_PER_BLOCK_MAX):
+                yield begin, min(begin + TRANSFERS_PER_BLOCK_MAX, end)
+            return
+        sizes = [_ITEM_BYTES + text_bytes(texts.get(item)) for item in items[start:end].tolist()]
+        sums, begin = np.cumsum(sizes), 0
+        while begin < len(sums):
+            before = int(sums[begin - 1]) if begin else 0
             room = before + EXECUTE_BYTES_MAX - ONCE_BYTES
-            end = min(int(np.searchsorted(ends, room, "right")), start + TRANSFERS_PER_BLOCK_MAX)
-            yield items[start:end]
-            start = end
+            stop = min(int(np.searchsorted(sums, room, "right")), begin + TRANSFERS_PER_BLOCK_MAX)
+            yield start + begin, start + stop
+            begin = stop

@@ -155,10 +155,10 @@ class _Call:
     async def prepare(self, items: IndexArray) -> None:
         """Step 1. Let what has its vote go on in a wave, as soon as most of it has."""
         prepare, voted = Round(self._deadline), list[IndexArray]()
-        for shard_id, parts in self._placed.pieces(self._placed.rows["other"], items):
+        for shard_id, parts in self._placed.parts("other", items):
             for part in parts:
                 piece = self._placed.piece(part)
-                answered = partial(self._voted, part, voted)
+                answered = partial(self._voted, part.items, voted)
                 prepare.put(self._lane(PREPARE, shard_id), self._terms, piece, answered)
         waves, complete = [], False
         while not complete:
@@ -189,11 +189,11 @@ class _Call:
     async def _commit(self, items: IndexArray) -> None:
         """Step 2, for a wave."""
         commit, committed = Round(self._deadline), list[Committed]()
-        for shard_id, parts in self._placed.pieces(self._placed.rows["home"], items):
+        for shard_id, parts in self._placed.parts("home", items):
             for part in parts:
                 piece = self._placed.piece(part, self._refused)
-                piece.late = partial(self._committed_late, part)
-                answered = partial(self._committed, part, committed)
+                piece.late = partial(self._committed_late, part.items)
+                answered = partial(self._committed, part.items, committed)
                 commit.put(self._lane(COMMIT, shard_id), self._terms, piece, answered)
         waves, complete = [], False
         while not complete:
@@ -298,7 +298,9 @@ class _Call:
 
 def _by_shard(rows: Rows, column: str) -> Iterator[tuple[int, Rows]]:
     """Cut decided transfers by the shards in a column, and into what fits into a block."""
-    for shard_id, places in by_shard(rows[column]):
-        of_shard = rows.take(places)
-        for start in range(0, len(of_shard), TRANSFERS_PER_BLOCK_MAX):
-            yield shard_id, of_shard[start : start + TRANSFERS_PER_BLOCK_MAX]
+    order, shards = by_shard(rows[column])
+    ordered = rows.take(order)
+    for shard_id, start, end in shards:
+        of_shard = ordered[start:end]
+        for begin in range(0, len(of_shard), TRANSFERS_PER_BLOCK_MAX):
+            yield shard_id, of_shard[begin : begin + TRANSFERS_PER_BLOCK_MAX]

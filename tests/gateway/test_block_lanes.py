@@ -1,6 +1,8 @@
 """Lanes: items of several calls share a block, and each call gets what became of its own."""
 
 import asyncio
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -359,6 +361,22 @@ async def test_what_waits_is_bounded(shards: BulkShards, monkeypatch: pytest.Mon
     assert await first.wait()
     assert await waiting.wait()
     assert len(shards.calls) == 2
+
+
+async def test_what_is_answered_leaves_nothing_to_the_garbage_collector(
+    shards: BulkShards,
+) -> None:
+    lane = lane_of(shards)
+    gc.disable()
+    try:
+        calls = [Asked(lane).ask(piece(2, first)) for first in (1, 3)]
+        for call in calls:
+            assert await call.wait()
+        found = [weakref.ref(call) for call in calls]
+        del call, calls
+        assert [one() for one in found] == [None, None]
+    finally:
+        gc.enable()
 
 
 # Failures

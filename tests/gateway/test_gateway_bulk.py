@@ -336,10 +336,10 @@ def test_no_text_makes_a_block_too_large_and_blocks_are_filled(
     terms = Terms("l" * 63, Currency("C" * 12, 8), "𝄞" * 128)
     found = Transfers(transfer_columns.columns(asked), terms)
     placed = PlacedTransfers(ShardCalls(BulkShards()), found, source)
-    ((shard_id, cut),) = placed.pieces(placed.rows["home"], np.arange(count))
+    ((shard_id, cut),) = placed.parts("home", np.arange(count))
     assert shard_id == 0
-    assert np.concatenate(cut).tolist() == list(range(count))
-    pieces = [placed.piece(items) for items in cut]
+    assert np.concatenate([part.items for part in cut]).tolist() == list(range(count))
+    pieces = [placed.piece(part) for part in cut]
     blocks = [CREATE.join(placed.block_terms, [piece], piece.rows) for piece in pieces]
     sizes = [bytes_of(block) for block in blocks]
     assert all(size <= piece.size + ONCE_BYTES for size, piece in zip(sizes, pieces, strict=True))

@@ -15,6 +15,7 @@ from ledger_cluster import shard_client
 from ledger_cluster.channels import EXECUTE_BYTES_MAX
 from ledger_cluster.config import ClusterConfig, NodeConfig, ReplicaConfig, ShardConfig
 from ledger_cluster.shard_client import ShardClient
+from ledger_cluster.shards import Attempts
 from ledger_core.accounts import AccountType
 from ledger_core.commands import (
     CreateLedger,
@@ -361,6 +362,12 @@ async def test_what_a_message_had_no_room_for_is_asked_again(cluster: Cluster) -
     assert [len(batch) for batch in cluster.nodes["a"].seen] == [7, 5, 3, 1]
 
 
+def charted(lines: int) -> CreateLedger:
+    """A command of some 400 bytes for each line of its chart."""
+    chart = [ChartCode(f"1{n}", "€" * 128, AccountType.ASSET) for n in range(lines)]
+    return CreateLedger("books", "large", "", [USD], chart)
+
+
 def block(count: int) -> CreateTransfers:
     """Transfers as columns: 41 bytes each."""
     return CreateTransfers(
@@ -375,28 +382,118 @@ def block(count: int) -> CreateTransfers:
     )
 
 
+async def sent_to(node: Node) -> None:
+    """Wait until a node was asked."""
+    while not node.seen:  # noqa: ASYNC110  (it is soon)
+        await asyncio.sleep(0.001)
+
+
 async def takes_blocks(_node: Node, request: Any) -> Any:
     done = [encode_result(TransfersView(1, 1, b"", {}, {})) for _ in request.commands]
     return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_OK, results=done)
 
 
-async def test_blocks_of_transfers_travel_together_up_to_the_bytes_of_a_call(
-    cluster: Cluster,
-) -> None:
-    client = await cluster.client(takes_blocks, takes_blocks, takes_blocks)
+async def test_a_block_of_transfers_goes_at_once_and_alone(cluster: Cluster) -> None:
+    """Also where as many batches as may be are on their way."""
+    held = asyncio.Event()
+
+    async def holds_others(node: Node, request: Any) -> Any:
+        if len(request.commands[0]) < 1_000:
+            await held.wait()
+            return await leads(node, request)
+        return await takes_blocks(node, request)
+
+    client = await cluster.client(holds_others, follows("a"), follows("a"))
+    others = []
+    for number in range(6):
+        others.append(asyncio.ensure_future(client.execute(ACCOUNT, write(f"r{number}"), 5)))
+        await asyncio.sleep(0.005)
     sent = block(TRANSFERS_PER_BLOCK_MAX)
-    await asyncio.gather(*(client.execute(ACCOUNT, sent, 5) for _ in range(30)))
-    batches = cluster.nodes["a"].seen
-    per_batch = EXECUTE_BYTES_MAX // len(encode_command(sent))
-    assert [len(batch) for batch in batches] == [per_batch] * (30 // per_batch)
+    await asyncio.gather(*(client.execute(ACCOUNT, sent, 5) for _ in range(3)))
+    assert cluster.nodes["a"].seen[-3:] == [[encode_command(sent)]] * 3
+    held.set()
+    await asyncio.gather(*others)
+
+
+async def test_a_block_follows_redirects_and_is_sent_again_as_it_was(cluster: Cluster) -> None:
+    async def loses_one(node: Node, request: Any) -> Any:
+        if len(node.seen) == 1:
+            return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_UNKNOWN)
+        return await takes_blocks(node, request)
+
+    client = await cluster.client(follows("c"), follows("c"), loses_one)
+    assert isinstance(await client.execute(ACCOUNT, block(1), 5), TransfersView)
+    first, second = cluster.nodes["c"].seen
+    assert first == second == [encode_command(block(1))]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (shard_pb2.OUTCOME_NOT_LEADER, ShardUnavailableError),
+        (shard_pb2.OUTCOME_UNKNOWN, OutcomeUnknownError),
+        (None, OutcomeUnknownError),
+    ],
+)
+async def test_a_block_without_a_result_ends_at_its_deadline(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: "shard_pb2.Outcome.ValueType | None",
+    error: type[LedgerError],
+) -> None:
+    async def script(_node: Node, _request: Any) -> Any:
+        if outcome is None:
+            await asyncio.Event().wait()
+        return shard_pb2.ExecuteResponse(outcome=outcome)
+
+    # Longer than the deadline, which so falls into it, or into an attempt.
+    monkeypatch.setattr(shard_client, "_BACKOFF_S_MIN", 2.0)
+    client = await cluster.client(script, script, script)
+    attempts = Attempts()
+    began_at = time.monotonic()
+    with pytest.raises(error, match=r"shard 0 gave no result within 0\.2 s"):
+        await client.execute(ACCOUNT, block(1), 0.2, attempts)
+    assert time.monotonic() - began_at >= 0.2
+    assert attempts.reached_node is (error is OutcomeUnknownError)
+
+
+async def test_a_block_for_which_nobody_waits_is_not_sent_again(cluster: Cluster) -> None:
+    client = await cluster.client(follows(), follows(), follows())
+    call = asyncio.ensure_future(client.execute(ACCOUNT, block(1), 5))
+    await sent_to(cluster.nodes["b"])
+    call.cancel()
+    await asyncio.wait([call])
+    seen = {node: len(cluster.nodes[node].seen) for node in NODES}
+    await asyncio.sleep(0.06)
+    assert {node: len(cluster.nodes[node].seen) for node in NODES} == seen
+
+
+async def test_a_client_that_closes_waits_for_blocks_under_way(cluster: Cluster) -> None:
+    held = asyncio.Event()
+
+    async def slow(node: Node, request: Any) -> Any:
+        await held.wait()
+        return await takes_blocks(node, request)
+
+    client = await cluster.client(slow, slow, slow)
+    call = asyncio.ensure_future(client.execute(ACCOUNT, block(1), 5))
+    await sent_to(cluster.nodes["a"])
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.sleep(0.005)
+    assert not closing.done()
+    held.set()
+    assert isinstance(await call, TransfersView)
+    await closing
+    with pytest.raises(ShardUnavailableError, match="stopping"):
+        await client.execute(ACCOUNT, block(1), 5)
 
 
 async def test_what_waits_is_bounded_in_bytes_too(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_client, "_WAITING_BYTES_MAX", 1 << 20)
-    client = await cluster.client(takes_blocks, takes_blocks, takes_blocks)
-    sent = block(TRANSFERS_PER_BLOCK_MAX)
+    client = await cluster.client(leads, leads, leads)
+    sent = charted(100)
     results = await asyncio.gather(
         *(client.execute(ACCOUNT, sent, 5) for _ in range(100)), return_exceptions=True
     )
@@ -410,15 +507,14 @@ async def test_what_waits_is_bounded_in_bytes_too(
 
 async def test_a_call_that_is_larger_than_a_batch_goes_alone(cluster: Cluster) -> None:
     client = await cluster.client(leads, leads, leads)
-    chart = [ChartCode(f"1{n}", "€" * 128, AccountType.ASSET) for n in range(800)]
-    large = CreateLedger("books", "large", "", [USD], chart)
+    large = charted(800)
     assert len(encode_command(large)) > EXECUTE_BYTES_MAX
     calls = [write("r1"), large, write("r2")]
     await asyncio.gather(*(client.execute(ACCOUNT, call, 5) for call in calls))
     sent = [
         [decode_command(data).request_id for data in batch] for batch in cluster.nodes["a"].seen
     ]
-    assert sorted(sent) == [["large"], ["r1"], ["r2"]]
+    assert sorted(sent) == [[large.request_id], ["r1"], ["r2"]]
 
 
 async def test_a_call_that_gave_up_is_not_sent_again(cluster: Cluster) -> None:
