@@ -31,7 +31,7 @@ from ledger_node.books import Books
 from ledger_node.store import ShardTables
 from ledger_node.transfer_blocks import read_accounts
 from ledger_node.transfer_booking import Booking, Segment
-from ledger_node.transfer_rules import judge_block, mixes_ledgers, one_account_books
+from ledger_node.transfer_rules import ALL, judge_block, mixes_ledgers, one_account_books
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _book(books: Books, block: CreateTransfers, segments: list[Segment]) -> Book
     accounts, sides = read_accounts(books, block)
     if mixes_ledgers(books, block, accounts, sides):
         return None
-    todo = np.ones(len(keys), bool)
+    todo = ALL[: len(keys)]
     booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
     if booking is None or not booking.statuses.all():
         return None

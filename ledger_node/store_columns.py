@@ -48,9 +48,11 @@ BALANCES: Final = np.dtype(
 assert BALANCES.itemsize == BALANCE_ROW_BYTES + CRC.size
 
 # As numbers of 8 bytes each: their places in a row.
+ROW_POSTED: Final = slice(2)
 ROW_COUNTERS: Final = slice(4)
 ROW_ACCOUNT: Final = 4
 ROW_SEQUENCE: Final = 5
+ROW_POSITION: Final = 6
 
 BalanceRows = NDArray[np.void]
 """Rows of `BALANCES`."""
@@ -226,11 +228,12 @@ def are_own(places: I64Array) -> NDArray[np.bool_]:
     return own
 
 
-def are_customers_of(book: int, places: I64Array) -> bool:
-    """Whether places, which rise, are all those of accounts of customers in a book."""
+def customers_book(places: I64Array) -> int | None:
+    """Return the book of places, which rise, if all are those of its customers' accounts."""
     first, last = int(places[0]), int(places[-1])
     # What is no place has no slot; the shard's own ones are behind those of any book.
-    return first != 0 and first >> _SLOT_BITS == last >> _SLOT_BITS == book
+    book = last >> _SLOT_BITS
+    return book if first and first >> _SLOT_BITS == book and not book >> _BOOK_BITS else None
 
 
 class _KnownPlaces:
