@@ -81,9 +81,9 @@ IndexArray = NDArray[np.intp]
 class Groups:
     """Numbers below 2**52 by their values: equal ones are a group.
 
-    ``order`` has the places of all by value, those of a group in their order; ``group`` says which
-    group each is in then, and group g is from ``bounds[g]`` to before ``bounds[g + 1]``. Where they
-    ``differ``, each is a group.
+    ``order`` has the places of all by value, those of a group in their order, and ``rank`` where
+    each is in that order. Group g is from ``bounds[g]`` to before ``bounds[g + 1]`` there, and
+    ``group`` says which each is of. Where all numbers ``differ``, each is a group.
     """
 
     def __init__(self, values: I64Array) -> None:
@@ -93,6 +93,8 @@ class Groups:
         keys |= _SIDES[:count]
         keys.sort()
         self.order: I64Array = keys & _SIDE_MASK
+        self.rank: I64Array = np.empty(count, np.int64)
+        self.rank[self.order] = _SIDES[:count]
         keys >>= _SHIFT
         is_bound = np.empty(count + 1, bool)
         is_bound[0] = is_bound[count] = True
@@ -192,25 +194,23 @@ class Moved:
     """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
 
     Of two columns each, debits and credits: ``sums`` of each group of `Sides.by_account`, and
-    ``so_far``, the sums of an account up to and with each side, in that order.
+    ``so_far``, the sums of its account up to and with each side.
     """
 
     def __init__(self, sides: Sides, effects: I64Array) -> None:
         groups, count = sides.by_account, len(effects)
         self.effects = effects
-        by_account = effects.take(groups.order)
-        both = np.empty((count, 2), np.int64)
-        np.multiply(by_account, sides.debits.take(groups.order), out=both[:, 0])
-        np.subtract(by_account, both[:, 0], out=both[:, 1])
-        self.sums: I64Array = both
-        self.so_far: I64Array = both
+        self.so_far: I64Array = np.empty((count, 2), np.int64)
+        np.multiply(effects, sides.debits, out=self.so_far[:, 0])
+        np.subtract(effects, self.so_far[:, 0], out=self.so_far[:, 1])
+        self.sums: I64Array = self.so_far.take(groups.order, 0)
         if not groups.differ:
             running = np.zeros((count + 1, 2), np.int64)
-            np.add.accumulate(both, out=running[1:])
+            np.add.accumulate(self.sums, out=running[1:])
             at_bounds = running.take(groups.bounds, 0)
             self.sums = at_bounds[1:] - at_bounds[:-1]
-            self.so_far = running[1:]
-            self.so_far -= at_bounds.take(groups.group, 0)
+            running[1:] -= at_bounds.take(groups.group, 0)
+            self.so_far = running[1:].take(groups.rank, 0)
 
     @property
     def total(self) -> tuple[int, int]:
@@ -232,8 +232,7 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
         places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
     accounts = Accounts.read(books, groups.values)
-    account = np.empty(2 * count, np.int64)
-    account[groups.order] = groups.group
+    account = groups.rank if groups.differ else groups.group.take(groups.rank)
     debits: BoolArray = forms.repeat(2) == _DEBITING_FORMS[: 2 * count]
     if has_one:
         # In the one-account form money comes in on the account's normal side.

@@ -68,11 +68,12 @@ _POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
 _DIRECTIONS = np.array([Direction.CREDIT, Direction.DEBIT], np.int64)
 _POSTED_ENDS = _DIRECTIONS | EntryKind.POSTED << 8
 _REFUSED_ENDS = _DIRECTIONS | EntryKind.REFUSED << 8
+_ENTRY = np.dtype(f"V{ENTRY_ROW_BYTES}")
 _MARK_MASK = np.array(ENTRIES_PER_MARK - 1)
 assert ENTRIES_PER_MARK & ENTRIES_PER_MARK - 1 == 0, "a power of two"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """The items, from ``start`` to before ``end``, of a command of a log entry.
 
@@ -84,7 +85,7 @@ class Segment:
     time_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entries:
     """The packed entries of a segment. The rows of their accounts are stored already.
 
@@ -289,37 +290,37 @@ def _book_entries(
 
     ``numbers`` and ``times_us`` are those of the sides' transactions.
     """
-    first, groups = books.meta.next_position, sides.by_account
-    order, group, starts, ends = groups.order, groups.group, groups.bounds[:-1], groups.bounds[1:]
-    count = len(order)
+    groups, count = sides.by_account, len(numbers)
+    starts, ends = groups.bounds[:-1], groups.bounds[1:]
     if len(sides.touched) < len(accounts.slots):
         accounts = accounts.only(sides.touched)
-    rows, positions = accounts.numbers, order + first
-    # In the order of accounts, from their rows: what each had before, and what was added since.
-    before = rows.take(group, 0)
+    rows, positions = accounts.numbers, groups.order + books.meta.next_position
+    # From the rows of the accounts: what each had before, and what was added since.
+    before = rows.take(groups.rank if groups.differ else groups.group.take(groups.rank), 0)
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
     entries[:, _ACCOUNT] = before[:, ROW_ACCOUNT]
-    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
-    entries[:, _POSTED] += moved.so_far
-    entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE]
-    entries[:, _SEQUENCE] += 1
-    entries[:, _PREVIOUS] = before[:, ROW_POSITION]
-    if not groups.differ:
-        entries[:, _SEQUENCE] += np.arange(count) - starts.take(group)
-        entries[1:, _PREVIOUS] = positions[:-1]
-        entries[starts, _PREVIOUS] = rows[:, ROW_POSITION]
-    _add_marks(books, accounts, groups, entries[:, _SEQUENCE], times_us)
-    # In the order of the items.
-    entries[order] = entries.copy()
     entries[:, _TRANSACTION] = numbers
     entries[:, _AMOUNT] = sides.amount
     entries[:, _TIME] = times_us
+    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
+    entries[:, _POSTED] += moved.so_far
     entries[:, _LAST] = _ends(sides, moved)
+    if groups.differ:
+        entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + 1
+        entries[:, _PREVIOUS] = before[:, ROW_POSITION]
+    else:
+        sequences, previous = np.arange(1, count + 1), np.empty(count, np.int64)
+        sequences -= starts.take(groups.group)
+        entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + sequences.take(groups.rank)
+        previous[1:] = positions[:-1]
+        previous[starts] = rows[:, ROW_POSITION]
+        entries[:, _PREVIOUS] = previous.take(groups.rank)
     rows[:, ROW_POSTED] += moved.sums
     rows[:, ROW_SEQUENCE] += ends - starts
     rows[:, ROW_POSITION] = positions.take(ends - 1)
     _check(accounts, moved)
     books.tables.save_balance_rows(accounts.slots, accounts.rows)
+    _add_marks(books, accounts, groups, entries)
     return _with_checksums(entries)
 
 
@@ -346,23 +347,21 @@ def _check(accounts: Accounts, moved: Moved) -> None:
 
 
 def _add_marks(
-    books: Books, accounts: Accounts, groups: Groups, sequences: I64Array, times_us: I64Array
+    books: Books, accounts: Accounts, groups: Groups, entries: NDArray[np.int64]
 ) -> None:
-    """Store marks; ``sequences`` are those of entries in the order of accounts."""
-    unmarked = sequences & _MARK_MASK
+    unmarked = entries[:, _SEQUENCE] & _MARK_MASK
     if np.count_nonzero(unmarked) == len(unmarked):
         return
-    for place in (unmarked == 0).nonzero()[0].tolist():
-        side = int(groups.order[place])
+    for side in (unmarked == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
-            int(accounts.slots[groups.group[place]]),
-            int(sequences[place]),
+            int(accounts.slots[groups.group[groups.rank[side]]]),
+            int(entries[side, _SEQUENCE]),
             books.meta.next_position + side,
-            int(times_us[side]),
+            int(entries[side, _TIME]),
         )
 
 
 def _with_checksums(entries: NDArray[np.int64]) -> bytes:
     """Return packed entry rows with their CRC-32, which is the end of the last number."""
-    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0])
+    set_checksums(entries.view(_ENTRY)[:, 0])
     return entries.tobytes()
