@@ -49,8 +49,11 @@ class LogEntry:
     def of(index: int, batch: RawBatch) -> "LogEntry":
         """Return a log entry, and look for its blocks."""
         blocks = [command for _, command in batch.commands if isinstance(command, CreateTransfers)]
-        together = len(blocks) == len(batch.commands) and len(set(map(_kind, blocks))) == 1
-        return LogEntry(index, batch, blocks if together else [])
+        if len(blocks) < len(batch.commands) or (
+            len(blocks) > 1 and len(set(map(_kind, blocks))) > 1
+        ):
+            blocks = []
+        return LogEntry(index, batch, blocks)
 
 
 def _kind(block: CreateTransfers) -> tuple[str, Currency]:

@@ -193,8 +193,8 @@ class Sides:
 class Moved:
     """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
 
-    Of two columns each, debits and credits: ``sums`` of each group of `Sides.by_account`, and
-    ``so_far``, the sums of its account up to and with each side.
+    Debits and credits: ``total``, ``sums`` of each group of `Sides.by_account`, and ``so_far``, the
+    sums of its account up to and with each side.
     """
 
     def __init__(self, sides: Sides, effects: I64Array) -> None:
@@ -204,6 +204,7 @@ class Moved:
         np.multiply(effects, sides.debits, out=self.so_far[:, 0])
         np.subtract(effects, self.so_far[:, 0], out=self.so_far[:, 1])
         self.sums: I64Array = self.so_far.take(groups.order, 0)
+        self.total: list[int] = np.add.reduce(self.sums).tolist()
         if not groups.differ:
             running = np.zeros((count + 1, 2), np.int64)
             np.add.accumulate(self.sums, out=running[1:])
@@ -211,12 +212,6 @@ class Moved:
             self.sums = at_bounds[1:] - at_bounds[:-1]
             running[1:] -= at_bounds.take(groups.group, 0)
             self.so_far = running[1:].take(groups.rank, 0)
-
-    @property
-    def total(self) -> tuple[int, int]:
-        """The sums of all: debits and credits."""
-        debited, credited = np.add.reduce(self.sums).tolist()
-        return debited, credited
 
 
 def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:

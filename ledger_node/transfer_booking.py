@@ -129,7 +129,7 @@ class Booking:
     statuses: NDArray[np.uint8]
     refused: dict[int, Refused]
     segments: list[Segment]
-    _numbers: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    _numbers: I64Array = field(init=False)
     _special: list[int] = field(default_factory=list)
     _entries: list[_Entries] = field(default_factory=list)
 

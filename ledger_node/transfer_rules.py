@@ -77,9 +77,9 @@ def create_transfers(
         return one_by_one(books, block, execute)
     booking.book(keys)
     first_number, refusals = booking.append()
-    statuses = booking.statuses
+    statuses = booking.statuses.tobytes()
     others: dict[int, TransactionView | Failure] = {}
-    for index in (statuses == 0).nonzero()[0].tolist():
+    for index in (booking.statuses == 0).nonzero()[0].tolist() if 0 in statuses else ():
         result = execute(books, transfer_command(block, index, books.shard_id))
         if not isinstance(result, TransactionView | Failure):
             raise InvariantError(f"a transfer led to {result}")
@@ -87,12 +87,12 @@ def create_transfers(
     view = TransfersView(
         books.meta.time_us,
         first_number,
-        statuses.tobytes(),
+        statuses,
         refusals,
         others,
         *one_account_books(books, block, accounts, sides.account, sides.debits),
     )
-    return view, (first_number, view.statuses)
+    return view, (first_number, statuses)
 
 
 def judge_block(
