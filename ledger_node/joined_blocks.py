@@ -159,16 +159,19 @@ def _book(books: Books, block: CreateTransfers, segments: list[Segment]) -> Book
     if book is None or float(amounts(block).astype(np.float64).sum()) >= AMOUNTS_SUM_MAX:
         return None
     keys = split_rows(request_keys(block))
-    if len(set(keys)) < len(keys) or books.tables.known_requests(keys):
+    if len(set(keys)) < len(keys):
         return None
     accounts, sides = read_accounts(books, block)
     if mixes_ledgers(books, block, accounts, sides):
         return None
+    if books.tables.claim_requests(keys, books.meta.next_transaction):
+        return None
     todo = ALL[: len(keys)]
     booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
     if booking is None or not booking.statuses.all():
+        books.tables.drop_requests(keys)
         return None
-    booking.book(keys)
+    booking.book(keys, claimed=True)
     return booking
 
 

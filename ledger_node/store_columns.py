@@ -147,14 +147,35 @@ class ColumnTables(RowTables):
         """Return the keys of requests that are known."""
         return {key for key, _ in self._find_rows(self._requests, keys)}
 
-    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
-        """Store which transactions requests that were not known have led to: their first states.
+    def claim_requests(self, keys: Sequence[bytes], first_number: int) -> set[bytes]:
+        """Store requests of new transactions, numbered from ``first_number`` on, if none is known.
 
-        No hashes of their bodies are stored: the transactions tell those.
+        Returns the keys of those that are known; if there are any, nothing is stored. One walk to
+        each row does what `known_requests` and `add_request_rows` need two for.
         """
-        rows = np.zeros(len(keys), _REQUESTS)
-        rows["number"] = numbers
-        self._put_sealed(self._requests, keys, rows)
+        rows = _request_rows(np.arange(first_number, first_number + len(keys)))
+        if self._put_sealed(self._requests, keys, rows, overwrite=False) == len(keys):
+            return set()
+        # All that were there before have lower numbers.
+        found = self._find_rows(self._requests, keys)
+        numbers = np.frombuffer(b"".join(row for _, row in found), _REQUESTS)["number"]
+        known = {
+            key
+            for (key, _), number in zip(found, numbers.tolist(), strict=True)
+            if number < first_number
+        }
+        self.drop_requests([key for key in keys if key not in known])
+        return known
+
+    def drop_requests(self, keys: Sequence[bytes]) -> None:
+        """Take back requests that were claimed in vain."""
+        txn = self._source.txn
+        for key in keys:
+            txn.delete(key, db=self._requests)
+
+    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
+        """Store which transactions requests that were not known have led to: their first states."""
+        self._put_sealed(self._requests, keys, _request_rows(numbers))
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the encoded `TransactionRecord`s of new transactions, whose numbers rise."""
@@ -187,12 +208,32 @@ class ColumnTables(RowTables):
             cursor.putmulti(_sealed(keys, rows))
 
     def _put_sealed(
-        self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
-    ) -> None:
-        """Store rows of one length whose last four bytes are for their checksum."""
+        self,
+        table: lmdb._Database,
+        keys: Sequence[bytes],
+        rows: NDArray[np.void],
+        *,
+        overwrite: bool = True,
+    ) -> int:
+        """Store rows of one length whose last four bytes are for their checksum.
+
+        Returns how many were stored: without ``overwrite``, those whose keys were not there.
+        """
         set_checksums(rows, keys)
+        items = list(zip(keys, _bytes_of(rows), strict=True))
         with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
+            stored: int = cursor.putmulti(items, overwrite=overwrite)[1]
+        return stored
+
+
+def _request_rows(numbers: I64Array) -> NDArray[np.void]:
+    """Return `RequestRow`s of transactions, in their first states.
+
+    They have no hashes of the requests' bodies: the transactions tell those.
+    """
+    rows = np.zeros(len(numbers), _REQUESTS)
+    rows["number"] = numbers
+    return rows
 
 
 def _sealed(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[tuple[bytes, bytes]]:

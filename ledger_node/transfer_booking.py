@@ -133,10 +133,16 @@ class Booking:
     _special: list[int] = field(default_factory=list)
     _entries: list[_Entries] = field(default_factory=list)
 
-    def book(self, keys: list[bytes]) -> None:
-        """Write the rows that no log entry has to itself."""
+    def book(self, keys: list[bytes], *, claimed: bool) -> None:
+        """Write the rows that no log entry has to itself.
+
+        ``keys`` are those of the requests, ``claimed`` as if all items became transactions.
+        """
         recorded = self.statuses != 0
         made = np.count_nonzero(recorded)
+        if claimed and made < len(keys):
+            self.books.tables.drop_requests(keys)
+            claimed = False
         if not made:
             return
         next_number = self.books.meta.next_transaction
@@ -147,11 +153,9 @@ class Booking:
             self._numbers = recorded.cumsum() + (next_number - 1)
         times_us = self._times_us()
         self._entries = self._book_entries(None if all_made else recorded, times_us)
-        numbers = self._numbers
-        if not all_made:
-            keys, numbers = [*compress(keys, recorded.tolist())], numbers[recorded]
-        # Without a hash of their bodies: the transactions tell them.
-        self.books.tables.add_request_rows(keys, numbers)
+        if not claimed:
+            made_keys = [*compress(keys, recorded.tolist())]
+            self.books.tables.add_request_rows(made_keys, self._numbers[recorded])
         special = {*self.refused, *self.block.texts}
         if special:
             self._special = sorted(item for item in special if recorded[item])

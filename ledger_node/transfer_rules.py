@@ -66,7 +66,7 @@ def create_transfers(
     keys = split_rows(request_keys(block))
     if len(set(keys)) < len(keys):
         return one_by_one(books, block, execute)
-    known = books.tables.known_requests(keys)
+    known = books.tables.claim_requests(keys, books.meta.next_transaction)
     todo = np.array([key not in known for key in keys]) if known else ALL[: len(keys)]
     # Even a refused transaction has its book.
     two = todo[form_column(block) < TransferForm.IN] if has_one_account_form(block) else todo
@@ -74,8 +74,10 @@ def create_transfers(
     segments = [Segment(0, len(keys), books.meta.time_us)]
     booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
     if booking is None:
+        if not known:
+            books.tables.drop_requests(keys)
         return one_by_one(books, block, execute)
-    booking.book(keys)
+    booking.book(keys, claimed=not known)
     first_number, refusals = booking.append()
     statuses = booking.statuses.tobytes()
     others: dict[int, TransactionView | Failure] = {}
