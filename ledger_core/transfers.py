@@ -32,7 +32,7 @@ I64Array = NDArray[np.int64]
 
 AMOUNTS_SUM_MAX = 1 << 62
 # The amounts of a block are not too large together if none is above this.
-_AMOUNT_SMALL = np.uint64(AMOUNTS_SUM_MAX // (2 * TRANSFERS_PER_BLOCK_MAX))
+_AMOUNT_SMALL = np.array(AMOUNTS_SUM_MAX // (2 * TRANSFERS_PER_BLOCK_MAX), np.uint64)
 
 
 class TransferForm(IntEnum):
@@ -55,7 +55,8 @@ class TransferForm(IntEnum):
 
 _FORMS = bytes(TransferForm)
 _TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
-_ONE = np.uint64(1)
+# As an array, it is taken faster than as a number.
+_ONE = np.array(1, np.uint64)
 
 
 def form_column(block: CreateTransfers) -> NDArray[np.uint8]:

@@ -34,7 +34,7 @@ from ledger_node.transfer_booking import Booking, Segment
 from ledger_node.transfer_rules import ALL, judge_block, mixes_ledgers, one_account_books
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogEntry:
     """A log entry: its index, and its batch of commands.
 

@@ -67,10 +67,11 @@ RESIDUE: Final = 0x2144DF1C
 """CRC-32 of anything that is followed by its CRC-32."""
 # How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
-_LAST_CELL: Final = np.uint64(_CELLS - 1)
+_LAST_CELL: Final = np.array(_CELLS - 1, np.uint64)
 # A place, from its lowest bits on: slot + 1, book, and whether it is the shard's own.
 _SLOT_BITS: Final = 32
 _BOOK_BITS: Final = 16
+_SLOT_MASK, _SLOT_ONE = np.array((1 << _SLOT_BITS) - 1), np.array(1)
 
 
 class ColumnTables(RowTables):
@@ -94,9 +95,8 @@ class ColumnTables(RowTables):
         """Return where accounts are: `place`, which never changes. 0: they do not exist."""
         if self._known_places is None:
             self._known_places = _KnownPlaces()
-        places = self._known_places.find(account_ids)
-        missing = (places == 0).nonzero()[0]
-        if len(missing):
+        places, missing = self._known_places.find(account_ids)
+        if missing is not None:
             ids = account_ids[missing]
             found = self._find_places(ids.tolist())
             places[missing] = [found.get(account_id, 0) for account_id in ids.tolist()]
@@ -255,7 +255,9 @@ def place(slots: I64Array, books: I64Array, *, own: NDArray[np.bool_] | bool) ->
 
 def place_slots(places: I64Array) -> I64Array:
     """Return the slots of places; -1 where there is none."""
-    return (places & (1 << _SLOT_BITS) - 1) - 1
+    slots: I64Array = places & _SLOT_MASK
+    slots -= _SLOT_ONE
+    return slots
 
 
 def place_books(places: I64Array) -> I64Array:
@@ -284,15 +286,18 @@ class _KnownPlaces:
     """
 
     def __init__(self) -> None:
+        # The id of each cell's place. Cell 0 alone could have that of 0: elsewhere that is none.
         self._ids = np.zeros(_CELLS, np.uint64)
+        self._ids[0] = 1
         self._places = np.zeros(_CELLS, np.int64)
 
-    def find(self, account_ids: U64Array) -> I64Array:
-        """Return places; 0 of accounts that are not among these."""
+    def find(self, account_ids: U64Array) -> tuple[I64Array, I64Array | None]:
+        """Return places, and where accounts are not among these; None: nowhere."""
         cells = self._cells(account_ids)
-        places = self._places[cells]
-        places *= self._ids[cells] == account_ids
-        return places
+        places, ids = self._places.take(cells), self._ids.take(cells)
+        if ids.tobytes() == account_ids.tobytes():
+            return places, None
+        return places, (ids != account_ids).nonzero()[0]
 
     def add(self, account_ids: U64Array, places: I64Array) -> None:
         """Remember places; 0 is none."""

@@ -127,10 +127,8 @@ class Accounts:
         self.are_plain = not flags.translate(None, _PLAIN_FLAGS)
         """Whether all are open, and none has other limits than a floor."""
         self.have_floors = flags.translate(None, _FLOORLESS_FLAGS) != b""
-        types = rows["type"]
-        self.all_credit_normal = not types.tobytes().translate(None, _CREDIT_NORMAL_TYPES)
-        self.credit_normal: BoolArray = _CREDIT_NORMAL[types]
-        """Whether credits make the balance grow."""
+        self.all_credit_normal = not rows["type"].tobytes().translate(None, _CREDIT_NORMAL_TYPES)
+        self._credit_normal: BoolArray | None = None
 
     @classmethod
     def read(cls, books: Books, places: I64Array) -> "Accounts":
@@ -145,6 +143,13 @@ class Accounts:
     def only(self, kept: I64Array) -> "Accounts":
         """Return some of these, with rows of their own."""
         return Accounts(self.places.take(kept), self.slots.take(kept), self.rows.take(kept))
+
+    @property
+    def credit_normal(self) -> BoolArray:
+        """Whether credits make the balance grow."""
+        if self._credit_normal is None:
+            self._credit_normal = _CREDIT_NORMAL[self.rows["type"]]
+        return self._credit_normal
 
     @property
     def all_known(self) -> bool:

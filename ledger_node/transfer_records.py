@@ -79,7 +79,7 @@ def _template(book_number: int, book: Book) -> _Template:
     return _Template(np.frombuffer(bytes(head), np.uint8), columns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlainTransfers:
     """Settled transfers of one book: columns, and the 16 bytes of each request id, joined.
 
