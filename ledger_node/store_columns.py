@@ -12,8 +12,8 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_core.ids import is_system_account_id
-from ledger_core.transfers import I64Array, U64Array
+from ledger_core.ids import SYSTEM_ACCOUNTS_MAX
+from ledger_core.transfers import I64Array, U64Array, mixed_ids
 from ledger_node.checksums import set_checksums
 from ledger_node.records import (
     BALANCE_ROW_BYTES,
@@ -106,13 +106,13 @@ class ColumnTables(RowTables):
     def _find_places(self, account_ids: Iterable[int]) -> dict[int, int]:
         keys = [account_id.to_bytes(8) for account_id in sorted(set(account_ids))]
         found = self._find_rows(self._accounts, keys)
-        slots = np.sort(np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64))
+        slots = np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64)
+        slots.sort()
         rows = self.balance_rows(slots)
-        lower_bound = self.meta().lower_bound
-        ids = rows["account_id"].tolist()
-        own = np.array([is_system_account_id(lower_bound, account_id) for account_id in ids], bool)
+        ids = rows["account_id"]
+        own = mixed_ids(ids) - np.uint64(self.meta().lower_bound << 32) < SYSTEM_ACCOUNTS_MAX
         places = place(slots, rows["book"].astype(np.int64), own=own)
-        return dict(zip(ids, places.tolist(), strict=True))
+        return dict(zip(ids.tolist(), places.tolist(), strict=True))
 
     def slot_rows(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Return (account ids, slots), both big-endian, of the accounts that exist, in order."""

@@ -164,12 +164,12 @@ class Accounts:
 
     def available(self) -> I64Array:
         """Return their settled balances without what is reserved for outflow."""
-        debited, credited, debits_pending, credits_pending = self.numbers.T[ROW_COUNTERS]
-        net: I64Array = credited - debited
+        rows = self.rows
+        net: I64Array = rows["credits_posted"] - rows["debits_posted"]
+        left: I64Array = net - rows["debits_pending"]
         if self.all_credit_normal:
-            net -= debits_pending
-            return net
-        return _either(self.credit_normal, net - debits_pending, -net - credits_pending)
+            return left
+        return _either(self.credit_normal, left, -net - rows["credits_pending"])
 
 
 @dataclass(slots=True)
