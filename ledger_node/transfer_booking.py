@@ -110,7 +110,9 @@ class _Entries:
                 imbalance += debited - credited
         if imbalance:
             raise InvariantError("a block of transfers leaves the books unbalanced")
-        books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
+        # Of accounts that do not exist there are none: the log entry may have no entries at all.
+        if self.rows:
+            books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
 
 
 @dataclass(slots=True)
