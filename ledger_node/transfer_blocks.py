@@ -83,7 +83,8 @@ class Groups:
 
     ``order`` has the places of all by value, those of a group in their order, and ``rank`` where
     each is in that order. Group g is from ``bounds[g]`` to before ``bounds[g + 1]`` there, and
-    ``group`` says which each is of. Where all numbers ``differ``, each is a group.
+    ``group`` says which each is of; ``group_of`` says it of each number in its own place. Where all
+    numbers ``differ``, each is a group.
     """
 
     def __init__(self, values: I64Array) -> None:
@@ -102,10 +103,12 @@ class Groups:
         self.bounds: I64Array = is_bound.nonzero()[0]
         self.differ = len(self.bounds) > count
         self.group: I64Array = _SIDES[:count]
+        self.group_of: I64Array = self.rank
         self.values: I64Array = keys
         if not self.differ:
             self.group = np.add.accumulate(is_bound[:count], dtype=np.int64)
             self.group -= 1
+            self.group_of = self.group.take(self.rank)
             self.values = keys.take(self.bounds[:-1])
 
 
@@ -232,17 +235,16 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
         places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
     accounts = Accounts.read(books, groups.values)
-    account = groups.rank if groups.differ else groups.group.take(groups.rank)
     debits: BoolArray = forms.repeat(2) == _DEBITING_FORMS[: 2 * count]
     if has_one:
         # In the one-account form money comes in on the account's normal side.
-        in_debits = accounts.credit_normal[account[::2]] != (forms == TransferForm.IN)
+        in_debits = accounts.credit_normal[groups.group_of[::2]] != (forms == TransferForm.IN)
         first, second = debits[::2], debits[1::2]
         first[:] = np.where(forms >= TransferForm.IN, in_debits, first)
         second[:] = ~first
     return accounts, Sides(
         _ITEMS[: 2 * count],
-        account,
+        groups.group_of,
         debits,
         amounts(block).repeat(2),
         groups,

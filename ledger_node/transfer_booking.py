@@ -302,7 +302,7 @@ def _book_entries(
         accounts = accounts.only(sides.touched)
     rows, positions = accounts.numbers, groups.order + books.meta.next_position
     # From the rows of the accounts: what each had before, and what was added since.
-    before = rows.take(groups.rank if groups.differ else groups.group.take(groups.rank), 0)
+    before = rows.take(groups.group_of, 0)
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
     entries[:, _ACCOUNT] = before[:, ROW_ACCOUNT]
     entries[:, _TRANSACTION] = numbers
@@ -360,7 +360,7 @@ def _add_marks(
         return
     for side in (unmarked == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
-            int(accounts.slots[groups.group[groups.rank[side]]]),
+            int(accounts.slots[groups.group_of[side]]),
             int(entries[side, _SEQUENCE]),
             books.meta.next_position + side,
             int(entries[side, _TIME]),

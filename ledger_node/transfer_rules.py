@@ -44,6 +44,7 @@ from ledger_node.transfer_blocks import (
 from ledger_node.transfer_booking import SETTLED, Booking, Segment
 
 ALL = np.ones(TRANSFERS_PER_BLOCK_MAX, bool)
+"""Cut to the length of a block: all of its items."""
 _ALL_SETTLED = np.full(TRANSFERS_PER_BLOCK_MAX, SETTLED, np.uint8)
 ALL.flags.writeable = _ALL_SETTLED.flags.writeable = False
 
