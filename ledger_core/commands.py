@@ -526,11 +526,13 @@ Command = (
 def routing_id(command: Command) -> int:
     """Return the u64 by which a command routes to its shard."""
     match command:
+        case CreateTransfers():
+            return command.routing_id
         case CreateLedger() | ExtendLedger():
             return ledger_key(command.name)
         case ClaimName() | ReleaseName():
             return name_key(command.ledger, command.name)
-        case Prepare() | ApplyDecision() | Replay() | EndReplay() | CreateTransfers():
+        case Prepare() | ApplyDecision() | Replay() | EndReplay():
             return command.routing_id
         case PrepareTransfers() | CommitTransfers() | ApplyTransfers() | DeliveredTransfers():
             return command.routing_id

@@ -5,6 +5,7 @@ What the columns cannot say (pending transactions, more entries, preconditions, 
 transfer and goes as a command of its own.
 """
 
+import functools
 import uuid
 from collections.abc import Sequence
 from enum import IntEnum
@@ -31,7 +32,7 @@ I64Array = NDArray[np.int64]
 
 AMOUNTS_SUM_MAX = 1 << 62
 # The amounts of a block are not too large together if none is above this.
-_AMOUNT_SMALL = np.uint64(AMOUNTS_SUM_MAX // (2 * TRANSFERS_PER_BLOCK_MAX))
+_AMOUNT_SMALL = np.array(AMOUNTS_SUM_MAX // (2 * TRANSFERS_PER_BLOCK_MAX), np.uint64)
 
 
 class TransferForm(IntEnum):
@@ -54,7 +55,8 @@ class TransferForm(IntEnum):
 
 _FORMS = bytes(TransferForm)
 _TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
-_ONE = np.uint64(1)
+# As an array, it is taken faster than as a number.
+_ONE = np.array(1, np.uint64)
 
 
 def form_column(block: CreateTransfers) -> NDArray[np.uint8]:
@@ -95,8 +97,13 @@ def request_keys(block: CreateTransfers) -> NDArray[np.uint8]:
 def split_rows(rows: NDArray[np.uint8]) -> list[bytes]:
     """Return the rows of an array of bytes, each by itself."""
     # Void values become bytes, far faster than slices are cut.
-    split: list[bytes] = rows.view(f"V{rows.shape[1]}")[:, 0].tolist()
+    split: list[bytes] = rows.view(_void(rows.shape[1]))[:, 0].tolist()
     return split
+
+
+@functools.lru_cache(maxsize=256)
+def _void(size: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, size))
 
 
 def big_endian(values: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -153,6 +153,8 @@ class Books:
 
     def write_rows(self) -> None:
         """Write the rows that were changed, and forget them: then the tables say all there is."""
+        if not (self._balances or self._infos or self._transactions):
+            return
         tables = self.tables
         for slot in sorted(self._balances):
             tables.save_balance(slot, self._balances[slot])

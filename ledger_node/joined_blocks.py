@@ -31,10 +31,10 @@ from ledger_node.books import Books
 from ledger_node.store import ShardTables
 from ledger_node.transfer_blocks import read_accounts
 from ledger_node.transfer_booking import Booking, Segment
-from ledger_node.transfer_rules import judge_block, mixes_ledgers, one_account_books
+from ledger_node.transfer_rules import ALL, judge_block, mixes_ledgers, one_account_books
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogEntry:
     """A log entry: its index, and its batch of commands.
 
@@ -49,8 +49,11 @@ class LogEntry:
     def of(index: int, batch: RawBatch) -> "LogEntry":
         """Return a log entry, and look for its blocks."""
         blocks = [command for _, command in batch.commands if isinstance(command, CreateTransfers)]
-        together = len(blocks) == len(batch.commands) and len(set(map(_kind, blocks))) == 1
-        return LogEntry(index, batch, blocks if together else [])
+        if len(blocks) < len(batch.commands) or (
+            len(blocks) > 1 and len(set(map(_kind, blocks))) > 1
+        ):
+            blocks = []
+        return LogEntry(index, batch, blocks)
 
 
 def _kind(block: CreateTransfers) -> tuple[str, Currency]:
@@ -156,16 +159,19 @@ def _book(books: Books, block: CreateTransfers, segments: list[Segment]) -> Book
     if book is None or float(amounts(block).astype(np.float64).sum()) >= AMOUNTS_SUM_MAX:
         return None
     keys = split_rows(request_keys(block))
-    if len(set(keys)) < len(keys) or books.tables.known_requests(keys):
+    if len(set(keys)) < len(keys):
         return None
     accounts, sides = read_accounts(books, block)
     if mixes_ledgers(books, block, accounts, sides):
         return None
-    todo = np.ones(len(keys), bool)
+    if books.tables.claim_requests(keys, books.meta.next_transaction):
+        return None
+    todo = ALL[: len(keys)]
     booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
     if booking is None or not booking.statuses.all():
+        books.tables.drop_requests(keys)
         return None
-    booking.book(keys)
+    booking.book(keys, claimed=True)
     return booking
 
 

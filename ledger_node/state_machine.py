@@ -218,10 +218,10 @@ def _execute(books: Books, command: Command) -> tuple[Result, object] | None:
     number and state of a transaction, or the revision of a ledger, or "done"; of a block of
     transfers the number of the first one, and the status of each.
     """
-    if isinstance(command, Replay | EndReplay):
-        raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, CreateTransfers):
         return create_transfers(books, command, _execute_one)
+    if isinstance(command, _IMPORTS):
+        raise InvariantError("an import is none of the commands that are journaled")
     if isinstance(command, TransfersBetweenShards):
         return _execute_legs(books, command)
     return _execute_single(books, command)

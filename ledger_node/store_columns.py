@@ -12,8 +12,8 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ledger_core.ids import is_system_account_id
-from ledger_core.transfers import I64Array, U64Array
+from ledger_core.ids import SYSTEM_ACCOUNTS_MAX
+from ledger_core.transfers import I64Array, U64Array, mixed_ids
 from ledger_node.checksums import set_checksums
 from ledger_node.records import (
     BALANCE_ROW_BYTES,
@@ -48,9 +48,11 @@ BALANCES: Final = np.dtype(
 assert BALANCES.itemsize == BALANCE_ROW_BYTES + CRC.size
 
 # As numbers of 8 bytes each: their places in a row.
+ROW_POSTED: Final = slice(2)
 ROW_COUNTERS: Final = slice(4)
 ROW_ACCOUNT: Final = 4
 ROW_SEQUENCE: Final = 5
+ROW_POSITION: Final = 6
 
 BalanceRows = NDArray[np.void]
 """Rows of `BALANCES`."""
@@ -65,10 +67,11 @@ RESIDUE: Final = 0x2144DF1C
 """CRC-32 of anything that is followed by its CRC-32."""
 # How many accounts' places are remembered at most.
 _CELLS: Final = 1 << 17
-_LAST_CELL: Final = np.uint64(_CELLS - 1)
+_LAST_CELL: Final = np.array(_CELLS - 1, np.uint64)
 # A place, from its lowest bits on: slot + 1, book, and whether it is the shard's own.
 _SLOT_BITS: Final = 32
 _BOOK_BITS: Final = 16
+_SLOT_MASK, _SLOT_ONE = np.array((1 << _SLOT_BITS) - 1), np.array(1)
 
 
 class ColumnTables(RowTables):
@@ -92,9 +95,8 @@ class ColumnTables(RowTables):
         """Return where accounts are: `place`, which never changes. 0: they do not exist."""
         if self._known_places is None:
             self._known_places = _KnownPlaces()
-        places = self._known_places.find(account_ids)
-        missing = (places == 0).nonzero()[0]
-        if len(missing):
+        places, missing = self._known_places.find(account_ids)
+        if missing is not None:
             ids = account_ids[missing]
             found = self._find_places(ids.tolist())
             places[missing] = [found.get(account_id, 0) for account_id in ids.tolist()]
@@ -104,13 +106,13 @@ class ColumnTables(RowTables):
     def _find_places(self, account_ids: Iterable[int]) -> dict[int, int]:
         keys = [account_id.to_bytes(8) for account_id in sorted(set(account_ids))]
         found = self._find_rows(self._accounts, keys)
-        slots = np.sort(np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64))
+        slots = np.array([int.from_bytes(row[:_SLOT_BYTES]) for _, row in found], np.int64)
+        slots.sort()
         rows = self.balance_rows(slots)
-        lower_bound = self.meta().lower_bound
-        ids = rows["account_id"].tolist()
-        own = np.array([is_system_account_id(lower_bound, account_id) for account_id in ids], bool)
+        ids = rows["account_id"]
+        own = mixed_ids(ids) - np.uint64(self.meta().lower_bound << 32) < SYSTEM_ACCOUNTS_MAX
         places = place(slots, rows["book"].astype(np.int64), own=own)
-        return dict(zip(ids, places.tolist(), strict=True))
+        return dict(zip(ids.tolist(), places.tolist(), strict=True))
 
     def slot_rows(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Return (account ids, slots), both big-endian, of the accounts that exist, in order."""
@@ -145,14 +147,35 @@ class ColumnTables(RowTables):
         """Return the keys of requests that are known."""
         return {key for key, _ in self._find_rows(self._requests, keys)}
 
-    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
-        """Store which transactions requests that were not known have led to: their first states.
+    def claim_requests(self, keys: Sequence[bytes], first_number: int) -> set[bytes]:
+        """Store requests of new transactions, numbered from ``first_number`` on, if none is known.
 
-        No hashes of their bodies are stored: the transactions tell those.
+        Returns the keys of those that are known; if there are any, nothing is stored. One walk to
+        each row does what `known_requests` and `add_request_rows` need two for.
         """
-        rows = np.zeros(len(keys), _REQUESTS)
-        rows["number"] = numbers
-        self._put_sealed(self._requests, keys, rows)
+        rows = _request_rows(np.arange(first_number, first_number + len(keys)))
+        if self._put_sealed(self._requests, keys, rows, overwrite=False) == len(keys):
+            return set()
+        # All that were there before have lower numbers.
+        found = self._find_rows(self._requests, keys)
+        numbers = np.frombuffer(b"".join(row for _, row in found), _REQUESTS)["number"]
+        known = {
+            key
+            for (key, _), number in zip(found, numbers.tolist(), strict=True)
+            if number < first_number
+        }
+        self.drop_requests([key for key in keys if key not in known])
+        return known
+
+    def drop_requests(self, keys: Sequence[bytes]) -> None:
+        """Take back requests that were claimed in vain."""
+        txn = self._source.txn
+        for key in keys:
+            txn.delete(key, db=self._requests)
+
+    def add_request_rows(self, keys: Sequence[bytes], numbers: I64Array) -> None:
+        """Store which transactions requests that were not known have led to: their first states."""
+        self._put_sealed(self._requests, keys, _request_rows(numbers))
 
     def add_transaction_rows(self, numbers: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Store the encoded `TransactionRecord`s of new transactions, whose numbers rise."""
@@ -185,12 +208,32 @@ class ColumnTables(RowTables):
             cursor.putmulti(_sealed(keys, rows))
 
     def _put_sealed(
-        self, table: lmdb._Database, keys: Sequence[bytes], rows: NDArray[np.void]
-    ) -> None:
-        """Store rows of one length whose last four bytes are for their checksum."""
+        self,
+        table: lmdb._Database,
+        keys: Sequence[bytes],
+        rows: NDArray[np.void],
+        *,
+        overwrite: bool = True,
+    ) -> int:
+        """Store rows of one length whose last four bytes are for their checksum.
+
+        Returns how many were stored: without ``overwrite``, those whose keys were not there.
+        """
         set_checksums(rows, keys)
+        items = list(zip(keys, _bytes_of(rows), strict=True))
         with self._source.txn.cursor(table) as cursor:
-            cursor.putmulti(list(zip(keys, _bytes_of(rows), strict=True)))
+            stored: int = cursor.putmulti(items, overwrite=overwrite)[1]
+        return stored
+
+
+def _request_rows(numbers: I64Array) -> NDArray[np.void]:
+    """Return `RequestRow`s of transactions, in their first states.
+
+    They have no hashes of the requests' bodies: the transactions tell those.
+    """
+    rows = np.zeros(len(numbers), _REQUESTS)
+    rows["number"] = numbers
+    return rows
 
 
 def _sealed(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
@@ -212,7 +255,9 @@ def place(slots: I64Array, books: I64Array, *, own: NDArray[np.bool_] | bool) ->
 
 def place_slots(places: I64Array) -> I64Array:
     """Return the slots of places; -1 where there is none."""
-    return (places & (1 << _SLOT_BITS) - 1) - 1
+    slots: I64Array = places & _SLOT_MASK
+    slots -= _SLOT_ONE
+    return slots
 
 
 def place_books(places: I64Array) -> I64Array:
@@ -226,11 +271,12 @@ def are_own(places: I64Array) -> NDArray[np.bool_]:
     return own
 
 
-def are_customers_of(book: int, places: I64Array) -> bool:
-    """Whether places, which rise, are all those of accounts of customers in a book."""
+def customers_book(places: I64Array) -> int | None:
+    """Return the book of places, which rise, if all are those of its customers' accounts."""
     first, last = int(places[0]), int(places[-1])
     # What is no place has no slot; the shard's own ones are behind those of any book.
-    return first != 0 and first >> _SLOT_BITS == last >> _SLOT_BITS == book
+    book = last >> _SLOT_BITS
+    return book if first and first >> _SLOT_BITS == book and not book >> _BOOK_BITS else None
 
 
 class _KnownPlaces:
@@ -240,15 +286,18 @@ class _KnownPlaces:
     """
 
     def __init__(self) -> None:
+        # The id of each cell's place. Cell 0 alone could have that of 0: elsewhere that is none.
         self._ids = np.zeros(_CELLS, np.uint64)
+        self._ids[0] = 1
         self._places = np.zeros(_CELLS, np.int64)
 
-    def find(self, account_ids: U64Array) -> I64Array:
-        """Return places; 0 of accounts that are not among these."""
+    def find(self, account_ids: U64Array) -> tuple[I64Array, I64Array | None]:
+        """Return places, and where accounts are not among these; None: nowhere."""
         cells = self._cells(account_ids)
-        places = self._places[cells]
-        places *= self._ids[cells] == account_ids
-        return places
+        places, ids = self._places.take(cells), self._ids.take(cells)
+        if ids.tobytes() == account_ids.tobytes():
+            return places, None
+        return places, (ids != account_ids).nonzero()[0]
 
     def add(self, account_ids: U64Array, places: I64Array) -> None:
         """Remember places; 0 is none."""

@@ -17,6 +17,7 @@ and every answer against the same items as single commands.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,8 @@ from ledger_node.store_columns import (
     BALANCES,
     ROW_COUNTERS,
     BalanceRows,
-    are_customers_of,
     are_own,
+    customers_book,
     place,
     place_books,
     place_slots,
@@ -56,14 +57,22 @@ from ledger_node.store_columns import (
 _CREDIT_NORMAL = np.array(
     [False] + [kind.normal_side is Direction.CREDIT for kind in AccountType], dtype=bool
 )
+_CREDIT_NORMAL_TYPES = bytes(kind for kind in AccountType if _CREDIT_NORMAL[kind])
+_OPEN: Final = int(AccountState.OPEN)
+# Open, without limits but for a floor at most.
+_PLAIN_FLAGS = bytes((_OPEN, _OPEN | FLOORED_BIT))
+_FLOORLESS_FLAGS = bytes(flags for flags in range(256) if not flags & FLOORED_BIT)
 _TWO_ACCOUNT_FORMS = bytes((TransferForm.DEBIT, TransferForm.CREDIT))
 # Two sides of 1,024 transfers are told apart by so many bits.
 _SIDE_BITS = 11
 _SIDES = np.arange(1 << _SIDE_BITS)
+_SIDES.flags.writeable = False
 _ITEMS = _SIDES >> 1
 _DEBITING_FORMS = np.array([TransferForm.DEBIT, TransferForm.CREDIT], np.uint8)[_SIDES & 1]
 """The form in which a side, first or second, debits its account."""
 assert len(_SIDES) >= TRANSFERS_PER_BLOCK_MAX << 1
+# numpy takes them faster than numbers of Python.
+_SHIFT, _SIDE_MASK = np.array(_SIDE_BITS), np.array((1 << _SIDE_BITS) - 1)
 
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
@@ -72,23 +81,35 @@ IndexArray = NDArray[np.intp]
 class Groups:
     """Numbers below 2**52 by their values: equal ones are a group.
 
-    ``order`` has the places of all by value, those of a group in their order; ``group`` says which
-    group each is in then, and group g is from ``bounds[g]`` to before ``bounds[g + 1]``.
+    ``order`` has the places of all by value, those of a group in their order, and ``rank`` where
+    each is in that order. Group g is from ``bounds[g]`` to before ``bounds[g + 1]`` there, and
+    ``group`` says which each is of; ``group_of`` says it of each number in its own place. Where all
+    numbers ``differ``, each is a group.
     """
 
     def __init__(self, values: I64Array) -> None:
         # Sorting numbers is several times as fast as `argsort`, which can keep the order, too.
         count = len(values)
-        keys = values << _SIDE_BITS
+        keys = values << _SHIFT
         keys |= _SIDES[:count]
         keys.sort()
-        self.order: I64Array = keys & (1 << _SIDE_BITS) - 1
-        keys >>= _SIDE_BITS
-        is_bound = np.ones(count + 1, bool)
-        np.not_equal(keys[1:], keys[:-1], out=is_bound[1:-1])
+        self.order: I64Array = keys & _SIDE_MASK
+        self.rank: I64Array = np.empty(count, np.int64)
+        self.rank[self.order] = _SIDES[:count]
+        keys >>= _SHIFT
+        is_bound = np.empty(count + 1, bool)
+        is_bound[0] = is_bound[count] = True
+        np.not_equal(keys[1:], keys[:-1], out=is_bound[1:count])
         self.bounds: I64Array = is_bound.nonzero()[0]
-        self.group: I64Array = is_bound[:-1].cumsum() - 1
-        self.values: I64Array = keys[self.bounds[:-1]]
+        self.differ = len(self.bounds) > count
+        self.group: I64Array = _SIDES[:count]
+        self.group_of: I64Array = self.rank
+        self.values: I64Array = keys
+        if not self.differ:
+            self.group = np.add.accumulate(is_bound[:count], dtype=np.int64)
+            self.group -= 1
+            self.group_of = self.group.take(self.rank)
+            self.values = keys.take(self.bounds[:-1])
 
 
 class Accounts:
@@ -97,23 +118,61 @@ class Accounts:
     Those that do not exist are one together, the first one: it is not known, and its row all 0.
     """
 
-    def __init__(self, books: Books, places: I64Array) -> None:
+    def __init__(self, places: I64Array, slots: I64Array, rows: BalanceRows) -> None:
         self.places = places
-        self.slots: I64Array = place_slots(places)
-        self.all_known = bool(places[0])
-        if self.all_known:
-            self.rows = books.tables.balance_rows(self.slots)
-        else:
-            self.rows = np.zeros(len(places), BALANCES)
-            self.rows[1:] = books.tables.balance_rows(self.slots[1:])
-        self.credit_normal: BoolArray = _CREDIT_NORMAL[self.rows["type"]]
+        self.slots = slots
+        self.rows = rows
+        self.numbers: I64Array = rows.view(np.int64).reshape(len(places), -1)
+        """The same rows as numbers of 8 bytes each."""
+        self.book = customers_book(places)
+        """The book of all, if they are customers' and have one in common."""
+        flags = rows["flags"].tobytes()
+        self.are_plain = not flags.translate(None, _PLAIN_FLAGS)
+        """Whether all are open, and none has other limits than a floor."""
+        self.have_floors = flags.translate(None, _FLOORLESS_FLAGS) != b""
+        self.all_credit_normal = not rows["type"].tobytes().translate(None, _CREDIT_NORMAL_TYPES)
+        self._credit_normal: BoolArray | None = None
+
+    @classmethod
+    def read(cls, books: Books, places: I64Array) -> "Accounts":
+        """Read the rows of places, which rise."""
+        slots = place_slots(places)
+        if places[0]:
+            return cls(places, slots, books.tables.balance_rows(slots))
+        rows = np.zeros(len(places), BALANCES)
+        rows[1:] = books.tables.balance_rows(slots[1:])
+        return cls(places, slots, rows)
+
+    def only(self, kept: I64Array) -> "Accounts":
+        """Return some of these, with rows of their own."""
+        return Accounts(self.places.take(kept), self.slots.take(kept), self.rows.take(kept))
+
+    @property
+    def credit_normal(self) -> BoolArray:
         """Whether credits make the balance grow."""
+        if self._credit_normal is None:
+            self._credit_normal = _CREDIT_NORMAL[self.rows["type"]]
+        return self._credit_normal
+
+    @property
+    def all_known(self) -> bool:
+        """Whether all exist."""
+        return bool(self.places[0])
 
     @property
     def known(self) -> BoolArray:
         """Whether they exist."""
         known: BoolArray = self.places != 0
         return known
+
+    def available(self) -> I64Array:
+        """Return their settled balances without what is reserved for outflow."""
+        rows = self.rows
+        net: I64Array = rows["credits_posted"] - rows["debits_posted"]
+        left: I64Array = net - rows["debits_pending"]
+        if self.all_credit_normal:
+            return left
+        return _either(self.credit_normal, left, -net - rows["credits_pending"])
 
 
 @dataclass(slots=True)
@@ -142,21 +201,25 @@ class Sides:
 class Moved:
     """What sides add to counters: ``effects`` has the amount of each, 0 of those that do nothing.
 
-    Of two rows each, debits and credits: ``sums`` of each group of `Sides.by_account`, and
-    ``so_far``, the sums of an account up to and with each side, in that order.
+    Debits and credits: ``total``, ``sums`` of each group of `Sides.by_account`, and ``so_far``, the
+    sums of its account up to and with each side.
     """
 
     def __init__(self, sides: Sides, effects: I64Array) -> None:
         groups, count = sides.by_account, len(effects)
         self.effects = effects
-        both = np.empty((2, count), np.int64)
-        np.multiply(effects, sides.debits, out=both[0])
-        np.subtract(effects, both[0], out=both[1])
-        running = np.zeros((2, count + 1), np.int64)
-        both.take(groups.order, 1).cumsum(1, out=running[:, 1:])
-        at_bounds = running.take(groups.bounds, 1)
-        self.sums: I64Array = at_bounds[:, 1:] - at_bounds[:, :-1]
-        self.so_far: I64Array = running[:, 1:] - at_bounds.take(groups.group, 1)
+        self.so_far: I64Array = np.empty((count, 2), np.int64)
+        np.multiply(effects, sides.debits, out=self.so_far[:, 0])
+        np.subtract(effects, self.so_far[:, 0], out=self.so_far[:, 1])
+        self.sums: I64Array = self.so_far.take(groups.order, 0)
+        self.total: list[int] = np.add.reduce(self.sums).tolist()
+        if not groups.differ:
+            running = np.zeros((count + 1, 2), np.int64)
+            np.add.accumulate(self.sums, out=running[1:])
+            at_bounds = running.take(groups.bounds, 0)
+            self.sums = at_bounds[1:] - at_bounds[:-1]
+            running[1:] -= at_bounds.take(groups.group, 0)
+            self.so_far = running[1:].take(groups.rank, 0)
 
 
 def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides]:
@@ -171,19 +234,17 @@ def read_accounts(books: Books, block: CreateTransfers) -> tuple[Accounts, Sides
         other = np.where(homes, external[place_books(homes)], 0)
         places[1::2] = np.where(forms >= TransferForm.IN, other, places[1::2])
     groups = Groups(places)
-    accounts = Accounts(books, groups.values)
-    account = np.empty(2 * count, np.int64)
-    account[groups.order] = groups.group
+    accounts = Accounts.read(books, groups.values)
     debits: BoolArray = forms.repeat(2) == _DEBITING_FORMS[: 2 * count]
     if has_one:
         # In the one-account form money comes in on the account's normal side.
-        in_debits = accounts.credit_normal[account[::2]] != (forms == TransferForm.IN)
+        in_debits = accounts.credit_normal[groups.group_of[::2]] != (forms == TransferForm.IN)
         first, second = debits[::2], debits[1::2]
         first[:] = np.where(forms >= TransferForm.IN, in_debits, first)
         second[:] = ~first
     return accounts, Sides(
         _ITEMS[: 2 * count],
-        account,
+        groups.group_of,
         debits,
         amounts(block).repeat(2),
         groups,
@@ -197,36 +258,34 @@ def has_one_account_form(block: CreateTransfers) -> bool:
     return block.forms.strip(_TWO_ACCOUNT_FORMS) != b""
 
 
-def available(rows: BalanceRows, credit_normal: BoolArray) -> I64Array:
-    """Return the settled balances of accounts without what is reserved for outflow."""
-    net: I64Array = rows["credits_posted"] - rows["debits_posted"]
-    left: I64Array = np.where(
-        credit_normal, net - rows["debits_pending"], -net - rows["credits_pending"]
-    )
-    return left
+def outflow(moved: Moved, accounts: Accounts) -> I64Array:
+    """Return what goes out of accounts, all of which are touched."""
+    debited: I64Array = moved.sums[:, 0]
+    if accounts.all_credit_normal:
+        return debited
+    return _either(accounts.credit_normal, debited, moved.sums[:, 1])
 
 
-def outflow(moved: Moved, credit_normal: BoolArray) -> I64Array:
-    """Return what goes out of accounts."""
-    out: I64Array = np.where(credit_normal, moved.sums[0], moved.sums[1])
-    return out
+def _either(choice: BoolArray, first: I64Array, second: I64Array) -> I64Array:
+    either: I64Array = np.where(choice, first, second)
+    return either
 
 
 def static_refusals(
     block: CreateTransfers, accounts: Accounts, sides: Sides, book: int
-) -> BoolArray:
-    """Tell which items are refused, or fail, whatever the balances are."""
+) -> BoolArray | None:
+    """Tell which items are refused, or fail, whatever the balances are; None: none of them."""
+    if accounts.are_plain and accounts.book == book:
+        return None
     able: BoolArray = (accounts.rows["flags"] & STATE_BITS) == AccountState.OPEN
-    in_book = able
-    if not are_customers_of(book, accounts.places):
-        able &= accounts.known & ~are_own(accounts.places)
-        in_book = able & (place_books(accounts.places) == book)
+    able &= accounts.known & ~are_own(accounts.places)
+    in_book = able & (place_books(accounts.places) == book)
     of_sides = in_book[sides.account]
     taken: BoolArray = of_sides[::2] & of_sides[1::2]
     if has_one_account_form(block):
         one = form_column(block) >= TransferForm.IN
         taken = np.where(one, able[sides.account[::2]], taken)
-    return ~taken
+    return None if taken.all() else ~taken
 
 
 class Judge:
@@ -239,12 +298,8 @@ class Judge:
         self._books = books
         self._accounts = accounts
         self._sides = sides
-        rows, flags = accounts.rows, accounts.rows["flags"]
-        self._highest = int(rows.view(np.int64).reshape(len(rows), -1)[:, ROW_COUNTERS].max())
-        out = outflow(moved, accounts.credit_normal)
-        self._could_refuse: BoolArray = available(rows, accounts.credit_normal) < out
-        self._could_refuse &= (flags & FLOORED_BIT != 0) & (out > 0)
-        self._could_refuse |= flags & LIMITED_BIT != 0
+        self._highest = int(accounts.numbers[:, ROW_COUNTERS].max())
+        self._could_refuse = _could_refuse(accounts, moved)
         self._states: dict[int, _Watched] = {}
 
     def could_overflow(self, before: int) -> bool:
@@ -258,7 +313,7 @@ class Judge:
 
     def careful(self) -> list[int]:
         """Return the items that touch an account that could refuse."""
-        if not self._could_refuse.any():
+        if self._could_refuse is None:
             return []
         touched = self._could_refuse[self._sides.account]
         found: list[int] = (touched[::2] | touched[1::2]).nonzero()[0].tolist()
@@ -286,6 +341,7 @@ class Judge:
         return bool(self._sides.debits[side] != self._accounts.credit_normal[account])
 
     def _watched(self, account: int) -> "_Watched | None":
+        assert self._could_refuse is not None, "an item is judged by an account"
         if not self._could_refuse[account]:
             return None
         state = self._states.get(account)
@@ -304,6 +360,20 @@ class Judge:
             row.pending_inflow(),
             limits_of(self._books, slot, row),
         )
+
+
+def _could_refuse(accounts: Accounts, moved: Moved) -> BoolArray | None:
+    """Tell which accounts could refuse an item; None: none of them."""
+    if accounts.are_plain and not accounts.have_floors:
+        return None
+    out = outflow(moved, accounts)
+    could: BoolArray = accounts.available() < out
+    if accounts.are_plain and not np.count_nonzero(could):
+        return None
+    flags = accounts.rows["flags"]
+    could &= (flags & FLOORED_BIT != 0) & (out > 0)
+    could |= flags & LIMITED_BIT != 0
+    return could if np.count_nonzero(could) else None
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ own; log entries begin and end between them.
 """
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -38,17 +39,18 @@ from ledger_node.store import ENTRIES_PER_MARK
 from ledger_node.store_columns import (
     ROW_ACCOUNT,
     ROW_COUNTERS,
+    ROW_POSITION,
+    ROW_POSTED,
     ROW_SEQUENCE,
-    BalanceRows,
 )
 from ledger_node.store_leg_columns import number_keys
 from ledger_node.transaction_rules import add_references, expand, new_record
 from ledger_node.transfer_blocks import (
     Accounts,
     BoolArray,
+    Groups,
     Moved,
     Sides,
-    available,
     has_one_account_form,
     outflow,
 )
@@ -62,9 +64,16 @@ SETTLED: Final = int(TransactionStatus.SETTLED)
 _ENTRY_NUMBERS = ENTRY_ROW_BYTES // 8
 _ACCOUNT, _TRANSACTION, _AMOUNT, _TIME, _SEQUENCE, _PREVIOUS = range(6)
 _POSTED, _COUNTERS, _LAST = slice(6, 8), slice(6, 10), 10
+# The last number of entries, by whether they debit: posted ones, and refused ones.
+_DIRECTIONS = np.array([Direction.CREDIT, Direction.DEBIT], np.int64)
+_POSTED_ENDS = _DIRECTIONS | EntryKind.POSTED << 8
+_REFUSED_ENDS = _DIRECTIONS | EntryKind.REFUSED << 8
+_ENTRY = np.dtype(f"V{ENTRY_ROW_BYTES}")
+_MARK_MASK = np.array(ENTRIES_PER_MARK - 1)
+assert ENTRIES_PER_MARK & ENTRIES_PER_MARK - 1 == 0, "a power of two"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """The items, from ``start`` to before ``end``, of a command of a log entry.
 
@@ -76,7 +85,7 @@ class Segment:
     time_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entries:
     """The packed entries of a segment. The rows of their accounts are stored already.
 
@@ -101,7 +110,9 @@ class _Entries:
                 imbalance += debited - credited
         if imbalance:
             raise InvariantError("a block of transfers leaves the books unbalanced")
-        books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
+        # Of accounts that do not exist there are none: the log entry may have no entries at all.
+        if self.rows:
+            books.append_rows(self.rows, len(self.rows) // ENTRY_ROW_BYTES)
 
 
 @dataclass(slots=True)
@@ -120,28 +131,45 @@ class Booking:
     statuses: NDArray[np.uint8]
     refused: dict[int, Refused]
     segments: list[Segment]
-    _numbers: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    _numbers: I64Array = field(init=False)
     _special: list[int] = field(default_factory=list)
     _entries: list[_Entries] = field(default_factory=list)
 
-    def book(self, keys: list[bytes]) -> None:
-        """Write the rows that no log entry has to itself."""
+    def book(self, keys: list[bytes], *, claimed: bool) -> None:
+        """Write the rows that no log entry has to itself.
+
+        ``keys`` are those of the requests, ``claimed`` as if all items became transactions.
+        """
         recorded = self.statuses != 0
-        items = recorded.nonzero()[0].tolist()
-        if not items:
+        made = np.count_nonzero(recorded)
+        if claimed and made < len(keys):
+            self.books.tables.drop_requests(keys)
+            claimed = False
+        if not made:
             return
-        lengths = [segment.end - segment.start for segment in self.segments]
-        times_us = np.array([segment.time_us for segment in self.segments]).repeat(lengths)
-        self._numbers = recorded.cumsum() + (self.books.meta.next_transaction - 1)
-        self._entries = self._book_entries(recorded, times_us)
-        # Without a hash of their bodies: the transactions tell them.
-        self.books.tables.add_request_rows(
-            keys if len(items) == len(keys) else [keys[item] for item in items],
-            self._numbers[recorded],
-        )
-        self._special = sorted({*self.refused, *self.block.texts}.intersection(items))
-        recorded[self._special] = False
-        self._add_plain(recorded, times_us)
+        next_number = self.books.meta.next_transaction
+        all_made = made == len(recorded)
+        if all_made:
+            self._numbers = np.arange(next_number, next_number + made)
+        else:
+            self._numbers = recorded.cumsum() + (next_number - 1)
+        times_us = self._times_us()
+        self._entries = self._book_entries(None if all_made else recorded, times_us)
+        if not claimed:
+            made_keys = [*compress(keys, recorded.tolist())]
+            self.books.tables.add_request_rows(made_keys, self._numbers[recorded])
+        special = {*self.refused, *self.block.texts}
+        if special:
+            self._special = sorted(item for item in special if recorded[item])
+            recorded[self._special] = False
+        self._add_plain(None if all_made and not special else recorded, times_us)
+
+    def _times_us(self) -> I64Array:
+        """Return when each item is recorded."""
+        times_us = np.empty(len(self.statuses), np.int64)
+        for segment in self.segments:
+            times_us[segment.start : segment.end] = segment.time_us
+        return times_us
 
     def append(self, place: int = 0) -> tuple[int, dict[int, RefusalView]]:
         """Make a segment part of the log entry that is under way, which has the segment's time.
@@ -161,50 +189,60 @@ class Booking:
                 refusals[item - start] = view
         return first_number, refusals
 
-    def _book_entries(self, recorded: BoolArray, times_us: I64Array) -> list[_Entries]:
-        """Book two entries for each item, but none of accounts that do not exist."""
+    def _book_entries(self, recorded: BoolArray | None, times_us: I64Array) -> list[_Entries]:
+        """Book two entries for each item ``recorded`` (None: all), but none of missing accounts."""
         sides, moved = self.sides, self.moved
-        if not (self.accounts.all_known and recorded.all()):
-            kept = self.accounts.known[sides.account] & recorded[sides.item]
+        numbers, times_us = self._numbers.repeat(2), times_us.repeat(2)
+        if recorded is not None or not self.accounts.all_known:
+            kept = self.accounts.known[sides.account]
+            if recorded is not None:
+                kept &= recorded[sides.item]
             sides = sides.only(kept)
             moved = Moved(sides, moved.effects[kept])
+            numbers, times_us = numbers[kept], times_us[kept]
         if not len(sides.item):
             return []
         rows = _book_entries(
-            self.books,
-            self.accounts,
-            sides,
-            moved,
-            numbers=self._numbers[sides.item],
-            times_us=times_us[sides.item],
+            self.books, self.accounts, sides, moved, numbers=numbers, times_us=times_us
         )
         return self._cut(rows, sides, moved)
 
     def _cut(self, rows: bytes, sides: Sides, moved: Moved) -> list[_Entries]:
         """Cut packed entries at the ends of segments; add up what each adds to groups."""
+        first, size = self.books.meta.next_position, ENTRY_ROW_BYTES
+        group_of = self.accounts.rows["group"].astype(np.int64)
+        groups = sorted(set(group_of.tolist()))
+        if len(groups) == 1 == len(self.segments):
+            debited, credited = moved.total
+            return [_Entries(first, rows, groups, [[credited, debited]])]
         ends = sides.item.searchsorted([segment.end for segment in self.segments]).tolist()
         starts = [0, *ends[:-1]]
-        group_of = self.accounts.rows["group"].astype(np.int64)[sides.account]
-        groups = sorted(set(group_of.tolist()))
         width = groups[-1] + 1
-        at = 2 * group_of
+        at = 2 * group_of[sides.account]
         at += sides.debits
         for place, start in enumerate(starts[1:], 1):
             at[start : ends[place]] += place * 2 * width
         sums = np.zeros(len(ends) * 2 * width, np.int64)
         np.add.at(sums, at, moved.effects)
         totals = sums.reshape(-1, width, 2).take(groups, 1).tolist()
-        first, size = self.books.meta.next_position, ENTRY_ROW_BYTES
         return [
             _Entries(first + start, rows[start * size : end * size], groups, of_segment)
             for start, end, of_segment in zip(starts, ends, totals, strict=True)
         ]
 
-    def _add_plain(self, plain: BoolArray, times_us: I64Array) -> None:
-        """Write the transactions of items that were settled and have no texts."""
-        books, book_of = self.books, self.accounts.rows["book"][self.sides.account[::2]]
-        transfers = self._plain_transfers()
+    def _add_plain(self, plain: BoolArray | None, times_us: I64Array) -> None:
+        """Write the transactions of items that were settled and have no texts; None: all."""
+        books, transfers = self.books, self._plain_transfers()
         ends = ends_of(block_parts(self.block), times_us)
+        book = self.accounts.book
+        if plain is None and book is not None:
+            heads = plain_rows(transfers, book, books.meta.books[book], times_us)
+            rows = [head + end for head, end in zip(heads, ends, strict=True)]
+            books.tables.add_transaction_rows(number_keys(self._numbers), rows)
+            return
+        book_of = self.accounts.rows["book"][self.sides.account[::2]]
+        if plain is None:
+            plain = np.ones(len(book_of), bool)
         for book in sorted(set(book_of[plain].tolist())):
             heads = plain_rows(transfers, book, books.meta.books[book], times_us)
             items = (plain & (book_of == book)).nonzero()[0]
@@ -254,62 +292,82 @@ def _book_entries(
     numbers: I64Array,
     times_us: I64Array,
 ) -> bytes:
-    """Store the rows of accounts, and marks; return the packed entries."""
-    first, groups = books.meta.next_position, sides.by_account
-    order, starts, ends = groups.order, groups.bounds[:-1], groups.bounds[1:]
-    count, touched = len(order), sides.touched
-    rows = accounts.rows if len(touched) == len(accounts.rows) else accounts.rows.take(touched)
-    # In the order of accounts, from their rows: what each had before, and what was added since.
-    before = rows.view(np.int64).reshape(len(rows), -1)[groups.group]
+    """Store the rows of accounts, and marks; return the packed entries.
+
+    ``numbers`` and ``times_us`` are those of the sides' transactions.
+    """
+    groups, count = sides.by_account, len(numbers)
+    starts, ends = groups.bounds[:-1], groups.bounds[1:]
+    if len(sides.touched) < len(accounts.slots):
+        accounts = accounts.only(sides.touched)
+    rows, positions = accounts.numbers, groups.order + books.meta.next_position
+    # From the rows of the accounts: what each had before, and what was added since.
+    before = rows.take(groups.group_of, 0)
     entries = np.empty((count, _ENTRY_NUMBERS), np.int64)
     entries[:, _ACCOUNT] = before[:, ROW_ACCOUNT]
-    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
-    entries[:, _POSTED] += moved.so_far.T
-    entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + np.arange(1, count + 1)
-    entries[:, _SEQUENCE] -= starts[groups.group]
-    entries[1:, _PREVIOUS] = order[:-1] + first
-    entries[starts, _PREVIOUS] = rows["last_position"]
-    # In the order of the items.
-    entries[order] = entries.copy()
     entries[:, _TRANSACTION] = numbers
     entries[:, _AMOUNT] = sides.amount
     entries[:, _TIME] = times_us
-    entries[:, _LAST] = np.where(sides.debits, Direction.DEBIT, Direction.CREDIT)
-    entries[:, _LAST] |= np.where(moved.effects, EntryKind.POSTED << 8, EntryKind.REFUSED << 8)
-    rows["debits_posted"] += moved.sums[0]
-    rows["credits_posted"] += moved.sums[1]
-    rows["sequence"] += ends - starts
-    rows["last_position"] = order[ends - 1] + first
-    _check(rows, accounts.credit_normal[touched], moved)
-    books.tables.save_balance_rows(accounts.slots[touched], rows)
-    _add_marks(books, accounts, sides, entries)
+    entries[:, _COUNTERS] = before[:, ROW_COUNTERS]
+    entries[:, _POSTED] += moved.so_far
+    entries[:, _LAST] = _ends(sides, moved)
+    if groups.differ:
+        entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + 1
+        entries[:, _PREVIOUS] = before[:, ROW_POSITION]
+    else:
+        sequences, previous = np.arange(1, count + 1), np.empty(count, np.int64)
+        sequences -= starts.take(groups.group)
+        entries[:, _SEQUENCE] = before[:, ROW_SEQUENCE] + sequences.take(groups.rank)
+        previous[1:] = positions[:-1]
+        previous[starts] = rows[:, ROW_POSITION]
+        entries[:, _PREVIOUS] = previous.take(groups.rank)
+    rows[:, ROW_POSTED] += moved.sums
+    rows[:, ROW_SEQUENCE] += ends - starts
+    rows[:, ROW_POSITION] = positions.take(ends - 1)
+    _check(accounts, moved)
+    books.tables.save_balance_rows(accounts.slots, accounts.rows)
+    _add_marks(books, accounts, groups, entries)
     return _with_checksums(entries)
 
 
-def _check(rows: BalanceRows, credit_normal: BoolArray, moved: Moved) -> None:
+def _ends(sides: Sides, moved: Moved) -> I64Array:
+    """Return the last number of each entry, without its checksum."""
+    posted = _POSTED_ENDS.take(sides.debits)
+    if np.count_nonzero(moved.effects) == len(posted):
+        return posted
+    return np.where(moved.effects, posted, _REFUSED_ENDS.take(sides.debits))
+
+
+def _check(accounts: Accounts, moved: Moved) -> None:
     """Assert that the block balances, and what the funds check promised."""
-    debited, credited = moved.sums.sum(1).tolist()
+    debited, credited = moved.total
     if debited != credited:
         raise InvariantError("a block of transfers leaves the books unbalanced")
-    below = available(rows, credit_normal) < 0
-    if below.any():
-        below &= rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
-        if (below & (outflow(moved, credit_normal) > 0)).any():
+    if not accounts.have_floors:
+        return
+    below = accounts.available() < 0
+    if np.count_nonzero(below):
+        below &= accounts.rows["flags"] & (FLOORED_BIT | LIMITED_BIT) == FLOORED_BIT
+        if (below & (outflow(moved, accounts) > 0)).any():
             raise InvariantError("a block of transfers overdraws an account")
 
 
-def _add_marks(books: Books, accounts: Accounts, sides: Sides, entries: NDArray[np.int64]) -> None:
-    first, sequences = books.meta.next_position, entries[:, _SEQUENCE]
-    for side in (sequences % ENTRIES_PER_MARK == 0).nonzero()[0].tolist():
+def _add_marks(
+    books: Books, accounts: Accounts, groups: Groups, entries: NDArray[np.int64]
+) -> None:
+    unmarked = entries[:, _SEQUENCE] & _MARK_MASK
+    if np.count_nonzero(unmarked) == len(unmarked):
+        return
+    for side in (unmarked == 0).nonzero()[0].tolist():
         books.tables.add_entry_mark(
-            int(accounts.slots[sides.account[side]]),
-            int(sequences[side]),
-            first + side,
+            int(accounts.slots[groups.group_of[side]]),
+            int(entries[side, _SEQUENCE]),
+            books.meta.next_position + side,
             int(entries[side, _TIME]),
         )
 
 
 def _with_checksums(entries: NDArray[np.int64]) -> bytes:
     """Return packed entry rows with their CRC-32, which is the end of the last number."""
-    set_checksums(entries.view(f"V{ENTRY_ROW_BYTES}")[:, 0])
+    set_checksums(entries.view(_ENTRY)[:, 0])
     return entries.tobytes()

@@ -18,20 +18,23 @@ from ledger_node.records import Book, EntryRecord, StateRecord, TransactionRecor
 
 _encode = msgspec.msgpack.Encoder().encode
 
+_ONE, _THREE = np.uint8(1), np.uint8(3)
 _U64, _I64 = b"\xcf", b"\xd3"
 """What msgpack puts before a number of 8 bytes."""
 _REQUEST_ID = "request-id-request-id-request-id-36-"
-# The digits of a UUID as 32 characters, and where they go: between dashes.
-_DIGITS = ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24))
+# The 32 digits of a UUID, and where they go: between dashes.
+_DIGITS = np.dtype(
+    [("low", "V8"), ("middle", "V4"), ("version", "V4"), ("clock", "V4"), ("node", "V12")]
+)
+_DIGITS_AT = dict(zip(_DIGITS.names or (), (0, 9, 14, 19, 24), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """A record up to its request id, the columns in it by name, and where that id is."""
+    """A record up to and with its request id, and the columns in it by name."""
 
-    head: bytes
+    head: NDArray[np.uint8]
     columns: np.dtype[np.void]
-    request_id: int
 
 
 @functools.lru_cache(maxsize=1_024)
@@ -62,18 +65,21 @@ def _template(book_number: int, book: Book) -> _Template:
     for dash in (8, 13, 18, 23):
         head[request_id + dash] = ord("-")
     sides = {f"{name}_side": places[name] + 8 for name in ("first", "second")}
+    digits = {name: request_id + at for name, at in _DIGITS_AT.items()}
     columns = np.dtype(
         {
-            "names": [*places, *sides],
-            "formats": [">i8"] * len(places) + ["u1"] * len(sides),
-            "offsets": [*places.values(), *sides.values()],
+            "names": [*places, *sides, *digits],
+            "formats": [">i8"] * len(places)
+            + ["u1"] * len(sides)
+            + [_DIGITS[name] for name in digits],
+            "offsets": [*places.values(), *sides.values(), *digits.values()],
             "itemsize": len(head),
         }
     )
-    return _Template(bytes(head), columns, request_id)
+    return _Template(np.frombuffer(bytes(head), np.uint8), columns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlainTransfers:
     """Settled transfers of one book: columns, and the 16 bytes of each request id, joined.
 
@@ -98,7 +104,7 @@ def plain_rows(
     template = _template(book_number, book)
     count, size = len(transfers.first), len(template.head)
     rows = np.empty((count, size), np.uint8)
-    rows[:] = np.frombuffer(template.head, np.uint8)
+    rows[:] = template.head
     columns = rows.view(template.columns)[:, 0]
     columns["home"] = columns["first"] = transfers.first.view(np.int64)
     columns["second"] = transfers.second.view(np.int64)
@@ -107,12 +113,11 @@ def plain_rows(
     columns["first_amount"] = columns["second_amount"] = transfers.entry_amount
     columns["time"] = times_us
     # As `Direction` has them: 1 and 2.
-    columns["first_side"] = first_side = 2 - transfers.first_debits.view(np.uint8)
-    columns["second_side"] = 3 - first_side
-    digits = np.frombuffer(transfers.request_ids.hex().encode(), np.uint8).reshape(count, 32)
-    for start, end, at in _DIGITS:
-        place = template.request_id + at
-        rows[:, place : place + end - start] = digits[:, start:end]
+    columns["second_side"] = second_side = transfers.first_debits.view(np.uint8) + _ONE
+    columns["first_side"] = second_side ^ _THREE
+    digits = np.frombuffer(transfers.request_ids.hex().encode(), _DIGITS)
+    for name in _DIGITS_AT:
+        columns[name] = digits[name]
     return split_rows(rows)
 
 

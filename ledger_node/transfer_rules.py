@@ -16,6 +16,7 @@ from ledger_core.results import (
     TransfersView,
 )
 from ledger_core.transfers import (
+    TRANSFERS_PER_BLOCK_MAX,
     I64Array,
     TransferForm,
     form_column,
@@ -42,6 +43,11 @@ from ledger_node.transfer_blocks import (
 )
 from ledger_node.transfer_booking import SETTLED, Booking, Segment
 
+ALL = np.ones(TRANSFERS_PER_BLOCK_MAX, bool)
+"""Cut to the length of a block: all of its items."""
+_ALL_SETTLED = np.full(TRANSFERS_PER_BLOCK_MAX, SETTLED, np.uint8)
+ALL.flags.writeable = _ALL_SETTLED.flags.writeable = False
+
 Execute = Callable[[Books, CreateTransaction], Result]
 """Executes a transfer as a single command."""
 
@@ -61,22 +67,22 @@ def create_transfers(
     keys = split_rows(request_keys(block))
     if len(set(keys)) < len(keys):
         return one_by_one(books, block, execute)
-    known = books.tables.known_requests(keys)
-    todo = np.ones(len(keys), bool)
-    if known:
-        todo = np.array([key not in known for key in keys])
+    known = books.tables.claim_requests(keys, books.meta.next_transaction)
+    todo = np.array([key not in known for key in keys]) if known else ALL[: len(keys)]
     # Even a refused transaction has its book.
     two = todo[form_column(block) < TransferForm.IN] if has_one_account_form(block) else todo
-    book = books.book(block.ledger, block.currency) if two.any() else 0
+    book = books.book(block.ledger, block.currency) if np.count_nonzero(two) else 0
     segments = [Segment(0, len(keys), books.meta.time_us)]
     booking = judge_block(books, block, accounts, sides, todo=todo, book=book, segments=segments)
     if booking is None:
+        if not known:
+            books.tables.drop_requests(keys)
         return one_by_one(books, block, execute)
-    booking.book(keys)
+    booking.book(keys, claimed=not known)
     first_number, refusals = booking.append()
-    statuses = booking.statuses
+    statuses = booking.statuses.tobytes()
     others: dict[int, TransactionView | Failure] = {}
-    for index in (statuses == 0).nonzero()[0].tolist():
+    for index in (booking.statuses == 0).nonzero()[0].tolist() if 0 in statuses else ():
         result = execute(books, transfer_command(block, index, books.shard_id))
         if not isinstance(result, TransactionView | Failure):
             raise InvariantError(f"a transfer led to {result}")
@@ -84,12 +90,12 @@ def create_transfers(
     view = TransfersView(
         books.meta.time_us,
         first_number,
-        statuses.tobytes(),
+        statuses,
         refusals,
         others,
         *one_account_books(books, block, accounts, sides.account, sides.debits),
     )
-    return view, (first_number, view.statuses)
+    return view, (first_number, statuses)
 
 
 def judge_block(
@@ -106,12 +112,17 @@ def judge_block(
 
     ``book`` is that of the two-account form.
     """
-    judged = todo & ~static_refusals(block, accounts, sides, book)
-    moved = Moved(sides, sides.amount * judged[sides.item])
+    static = static_refusals(block, accounts, sides, book)
+    judged = todo if static is None else todo & ~static
+    are_all = np.count_nonzero(judged) == len(judged)
+    moved = Moved(sides, sides.amount if are_all else sides.amount * judged[sides.item])
     judge = Judge(books, accounts, sides, moved)
     last = segments[-1].start
     if judge.could_overflow(int(sides.amount[: 2 * last].sum()) // 2 if last else 0):
         return None
+    if are_all and not judge.careful():
+        statuses = _ALL_SETTLED[: len(judged)]
+        return Booking(books, block, accounts, sides, moved, statuses, {}, segments)
     refused, failed = _refusals(books, block, judge, todo & ~judged, judged)
     statuses = todo * np.uint8(SETTLED)
     for index in failed:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ledger_core.commands import CreateAccount
 from ledger_core.ids import is_system_account_id, system_account_id
 from ledger_core.ledgers import USD, Currency
-from ledger_node.records import AccountRecord, BalanceRow, TransactionRecord
+from ledger_node.records import AccountRecord, BalanceRow, RequestRow, TransactionRecord
 from ledger_node.store import ShardTables, StoreCorruptError
 from ledger_node.store_columns import are_own, place_books, place_slots
 from tests.node.shard import Shard, open_store
@@ -130,6 +130,25 @@ def test_a_balance_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreCorruptError, match="row 00000007 is missing"):
         shard.store.shard(0).balance_rows(np.array([0, 7]))
     shard.close()
+
+
+@given(known=st.sets(st.integers(0, 7)), asked=st.lists(st.integers(0, 7), min_size=1, unique=True))
+def test_requests_are_claimed_all_together_or_not_at_all(
+    shard: Shard, known: set[int], asked: list[int]
+) -> None:
+    tables = shard.store.shard(0)
+    keys = [bytes([place]) * 25 for place in range(8)]
+    rows = {keys[place]: RequestRow(bytes(16), 100 + place, 0) for place in sorted(known)}
+    for key, row in rows.items():
+        tables.add_request(key, row)
+    wanted = [keys[place] for place in asked]
+    found = tables.claim_requests(wanted, 108)
+    assert found == {key for key in wanted if key in rows}
+    if not found:
+        rows |= {key: RequestRow(bytes(16), 108 + at, 0) for at, key in enumerate(wanted)}
+    assert [tables.find_request(key) for key in keys] == [rows.get(key) for key in keys]
+    tables.drop_requests(keys)
+    assert not tables.known_requests(keys)
 
 
 def test_transactions_are_kept_whether_or_not_they_are_behind_all_others(tmp_path: Path) -> None:
