@@ -180,9 +180,9 @@ class _Line:
 
     def _answered(self, items: IndexArray, answer: Answer) -> None:
         assert isinstance(answer, TransfersView | LedgerError)
-        self._placed.outcomes.blocks.append((items, answer))
+        self._placed.outcomes.add_block(items, answer)
         if isinstance(answer, TransfersView):
             self.go_on()
             return
         for held_back in self._parts:
-            self._placed.outcomes.blocks.append((held_back, _HELD_BACK))
+            self._placed.outcomes.add_block(held_back, _HELD_BACK)
