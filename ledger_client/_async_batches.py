@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -29,8 +29,10 @@ class AsyncBatches(Generic[AnswerT]):
         method: Callable[..., Awaitable[Any]],
         metadata: Metadata,
         timeout_s: float,
+        in_parts: Callable[..., AsyncIterable[Any]] | None = None,
     ) -> None:
         self._method = method
+        self._in_parts = in_parts
         self._metadata = metadata
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -132,20 +134,38 @@ class AsyncBatches(Generic[AnswerT]):
     async def _run(self, call: Call) -> None:
         batches = self._batches
         try:
-            response = await self._method(
-                call.request(), timeout=batches.timeout_s(call), metadata=self._metadata
-            )
+            if self._in_parts is not None and batches.ask_in_parts(call):
+                await self._read_parts(call, self._in_parts)
+            if not call.in_parts:
+                response = await self._method(
+                    call.request(), timeout=batches.timeout_s(call), metadata=self._metadata
+                )
+                batches.answer(call, response)
         except grpc.RpcError as error:
             batches.fail(call, from_rpc_error(error))
         except BaseException:
             # A bug, or the client is closed: nobody shall wait for what will not come.
             batches.fail(call, InternalError("INTERNAL", "a bulk call could not be made"))
             raise
-        else:
-            batches.answer(call, response)
         finally:
             # Behind the callers that wake now, so that what they send next goes out together.
             self._loop.call_soon(self._ended, call)
+
+    async def _read_parts(self, call: Call, method: Callable[..., AsyncIterable[Any]]) -> None:
+        """Wake callers part by part; the call is no longer `in_parts` if it is to be made again."""
+        batches = self._batches
+        try:
+            async for part in method(
+                call.request(), timeout=batches.timeout_s(call), metadata=self._metadata
+            ):
+                if batches.answer_part(call, part):
+                    # Nobody waits for what is left, the status of the stream.
+                    self._loop.call_soon(self._ended, call)
+        except grpc.RpcError as error:
+            if not batches.has_no_parts(call, from_rpc_error(error)):
+                raise
+        else:
+            batches.end_of_parts(call)
 
     def _ended(self, call: Call) -> None:
         self._batches.end(call)

@@ -16,7 +16,7 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ledger_client._retries import Attempts, attempt_timeout_s, may_retry
@@ -40,6 +40,9 @@ BYTES_MAX = 2 * 1024 * 1024
 """About the size of one call."""
 CALLS_MAX = 4
 """Calls under way that others wait for."""
+PARTS_ITEMS_MIN = 128
+"""A call with so many items is answered in parts, where there is a method for it: what its first
+callers do until the last ones wake is then worth more than a stream costs."""
 
 # With those that take long.
 _ALL_CALLS_MAX = 32
@@ -89,6 +92,7 @@ class Batches:
         self._slow = 0
         self._items_ahead = 0
         self._without_bulk_until = 0.0
+        self._without_parts_until = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -157,12 +161,28 @@ class Batches:
         first_s = _FIRST_ATTEMPT_S + _FIRST_ATTEMPT_ITEM_S * len(call)
         return min(most_s, max(first_s, _FIRST_ATTEMPT_TIMES * self._usual_s))
 
+    def ask_in_parts(self, call: Call) -> bool:
+        """Decide whether the answer to a call comes in parts."""
+        call.in_parts = len(call) >= PARTS_ITEMS_MIN and (
+            not self._without_parts_until or self._clock() >= self._without_parts_until
+        )
+        return call.in_parts
+
+    def has_no_parts(self, call: Call, error: LedgerError) -> bool:
+        """Whether a call failed for its answer was to come in parts: make it again, without."""
+        if not call.in_parts or error.status != "UNIMPLEMENTED":
+            return False
+        self._without_parts_until = self._clock() + _WITHOUT_BULK_S
+        call.in_parts = False
+        return True
+
     def end(self, call: Call) -> None:
-        """A call is no longer under way."""
+        """A call is no longer under way, if it was."""
         if call in self._aside:
             del self._aside[call]
+        if call not in self._under_way:
             return
-        self._under_way.discard(call)
+        self._under_way.remove(call)
         if call.slow:
             self._slow -= 1
         else:
@@ -170,30 +190,20 @@ class Batches:
 
     def answer(self, call: Call, response: Any) -> None:
         """Give every item its result; let those rest that are to be tried again."""
-        try:
-            results = call.results(response)
-        except LedgerError:
-            # Not an answer to what was asked: single calls tell what became of the items.
-            for item in call.items():
-                if not item.done:
-                    self._finish(item, None)
-            return
-        jitter = self._jitter()
-        is_whole = True
-        for item, result in results:
-            if isinstance(result, LedgerError):
-                if result.status != "RESOURCE_EXHAUSTED" and may_retry(result):
-                    is_whole = False
-                    self._away.add(_place(item))
-                if not item.done:
-                    self._try_again(item, result, jitter)
-                continue
-            if self._away:
-                self._away.discard(_place(item))
+        self._answer(call, call.results, response)
+
+    def answer_part(self, call: Call, response: Any) -> bool:
+        """Do so with the items of a part of the answer; tell whether all have been in one."""
+        self._answer(call, call.part, response)
+        # A call that gets on is waited for: those who have their answers are to go with the others.
+        call.patience_until = self._patience_until()
+        return len(call.told) == len(call)
+
+    def end_of_parts(self, call: Call) -> None:
+        """No more parts come. What was in none of them is told by single calls."""
+        for item in call.items():
             if not item.done:
-                self._finish(item, result)
-        if is_whole:
-            self._took(call)
+                self._finish(item, None)
 
     def fail(self, call: Call, error: LedgerError) -> None:
         """No item of a call got a result.
@@ -255,6 +265,31 @@ class Batches:
         self._again.clear()
         self._resting.clear()
 
+    def _answer(
+        self, call: Call, read: Callable[[Any], Iterable[tuple[Item, Any]]], response: Any
+    ) -> None:
+        try:
+            results = read(response)
+        except LedgerError:
+            # Not an answer to what was asked: single calls tell what became of the items.
+            self.end_of_parts(call)
+            return
+        jitter = self._jitter()
+        for item, result in results:
+            if isinstance(result, LedgerError):
+                if result.status != "RESOURCE_EXHAUSTED" and may_retry(result):
+                    call.again = True
+                    self._away.add(_place(item))
+                if not item.done:
+                    self._try_again(item, result, jitter)
+                continue
+            if self._away:
+                self._away.discard(_place(item))
+            if not item.done:
+                self._finish(item, result)
+        if not call.again and len(call.told) in (0, len(call)):
+            self._took(call)
+
     def _all(self) -> Iterator[Item]:
         yield from self._queue
         for queue in self._again.values():
@@ -297,9 +332,12 @@ class Batches:
 
     def _begin(self, call: Call, count: int) -> None:
         call.began = self._clock()
-        call.patience_until = call.began + _PATIENCE_S * (1 + self._slow)
+        call.patience_until = self._patience_until()
         self._under_way.add(call)
         self._items_ahead += count
+
+    def _patience_until(self) -> float:
+        return self._clock() + _PATIENCE_S * (1 + self._slow)
 
     def _let_pass(self, call: Call) -> None:
         call.slow = True

@@ -32,9 +32,10 @@ class Bulk(Call):
         return len(self.transfers) + len(self.singles)
 
     def items(self) -> Iterator[Item]:
-        """All of them."""
-        yield from self.transfers
-        yield from self.singles
+        """Those that have not been in a part of the answer."""
+        for item in (*self.transfers, *self.singles):
+            if item not in self.told:
+                yield item
 
     def request(self) -> ledger_pb2.CreateTransactionsRequest:
         """Make the request."""
@@ -71,6 +72,25 @@ class Bulk(Call):
         if self.transfers:
             found += zip(self.transfers, self._placed(response.transfers), strict=True)
         return found
+
+    def part(
+        self, response: ledger_pb2.StreamCreateTransactionsResponse
+    ) -> Iterable[tuple[Item, Result]]:
+        """Return what became of the items of a part; UnknownError if that is not what was asked."""
+        transfers, singles = self.transfers, self.singles
+        try:
+            part = Bulk(
+                [transfers[index] for index in response.transfer_indexes],
+                [singles[index] for index in response.transaction_indexes],
+            )
+        except IndexError:
+            raise torn("items", len(response.transfer_indexes), len(self)) from None
+        results = part.results(response.part)
+        items = {item for item, _ in results}
+        if len(items) != len(part) or not self.told.isdisjoint(items):
+            raise torn("items", len(self.told) + len(part), len(self))
+        self.told |= items
+        return results
 
     def _placed(self, columns: ledger_pb2.TransferResults) -> list[Result]:
         count = len(self.transfers)

@@ -50,13 +50,19 @@ class AsyncConnection:
         self.ledger: ledger_pb2_grpc.LedgerServiceAsyncStub = ledger_pb2_grpc.LedgerServiceStub(
             self.channel
         )
-        self.transactions = self.transaction_batches(metadata)
+        self.transactions = AsyncBatches[ledger_pb2.Transaction](
+            TRANSACTIONS,
+            self.ledger.CreateTransactions,
+            metadata,
+            timeout_s,
+            self.ledger.StreamCreateTransactions,
+        )
         self.balances = {stale: self.balance_batches(metadata) for stale in (False, True)}
         self.accounts = {stale: self.account_batches(metadata) for stale in (False, True)}
         self.health = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[no-untyped-call]
 
     def transaction_batches(self, metadata: Metadata) -> AsyncBatches[ledger_pb2.Transaction]:
-        """Return batches of transactions."""
+        """Return batches of transactions whose caller waits for all of them."""
         method = self.ledger.CreateTransactions
         return AsyncBatches(TRANSACTIONS, method, metadata, self._timeout_s)
 

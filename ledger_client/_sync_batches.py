@@ -28,8 +28,16 @@ class ThreadBatches(Generic[AnswerT]):
     A thread that finds nothing under way sends its own. Like gRPC, it does not survive a fork.
     """
 
-    def __init__(self, kind: Kind, method: Any, metadata: Metadata, timeout_s: float) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        method: Any,
+        metadata: Metadata,
+        timeout_s: float,
+        in_parts: Any = None,
+    ) -> None:
         self._method = method
+        self._in_parts = in_parts
         self._metadata = metadata
         self._timeout_s = timeout_s
         # Guards all of the following.
@@ -157,9 +165,9 @@ class ThreadBatches(Generic[AnswerT]):
         try:
             with self._changed:
                 timeout_s = self._batches.timeout_s(call)
-            future: Any = self._method.future(
-                call.request(), timeout=timeout_s, metadata=self._metadata
-            )
+                in_parts = self._in_parts is not None and self._batches.ask_in_parts(call)
+            method = self._in_parts if in_parts else self._method.future
+            future = method(call.request(), timeout=timeout_s, metadata=self._metadata)
         except Exception:
             # Closed, or a bug: nobody shall wait for what will not come.
             self._lose(call)
@@ -168,7 +176,33 @@ class ThreadBatches(Generic[AnswerT]):
             return
         with self._changed:
             self._under_way += 1
-        future.add_done_callback(lambda done: self._has_ended(call, done))
+        if in_parts:
+            # gRPC has no other way to read a stream than a thread.
+            reader = threading.Thread(
+                target=self._read_parts,
+                args=(call, future),
+                name="ledger-client-parts",
+                daemon=True,
+            )
+            reader.start()
+        else:
+            future.add_done_callback(lambda done: self._has_ended(call, done))
+
+    def _read_parts(self, call: Call, parts: Any) -> None:
+        try:
+            for part in parts:
+                with self._changed:
+                    if self._batches.answer_part(call, part):
+                        # Nobody waits for what is left, the status of the stream.
+                        self._batches.end(call)
+                        self._changed.notify()
+        except grpc.RpcError:
+            pass  # the status, which is read behind this
+        except BaseException:
+            parts.cancel()
+            raise
+        finally:
+            self._has_ended(call, parts)
 
     def _has_ended(self, call: Call, future: Any) -> None:
         with self._changed:
@@ -179,16 +213,24 @@ class ThreadBatches(Generic[AnswerT]):
     def _read(self, call: Call, future: Any) -> None:
         try:
             response = future.result()
-        except grpc.RpcError as error:
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
             with self._changed:
-                self._batches.fail(call, from_rpc_error(error))
-                self._batches.end(call)
+                again = self._batches.has_no_parts(call, error)
+                if not again:
+                    self._batches.fail(call, error)
+                    self._batches.end(call)
+            if again:
+                self._send(call)
         except BaseException:
             self._lose(call)
             raise
         else:
             with self._changed:
-                self._batches.answer(call, response)
+                if call.in_parts:
+                    self._batches.end_of_parts(call)
+                else:
+                    self._batches.answer(call, response)
                 self._batches.end(call)
 
     def _lose(self, call: Call) -> None:

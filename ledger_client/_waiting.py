@@ -72,10 +72,16 @@ class Waiting(Generic[AnswerT_co]):
 class Call:
     """A call with the parts of many callers; without any it stands for a single call."""
 
-    __slots__ = ("began", "patience_until", "slow")
+    __slots__ = ("again", "began", "in_parts", "patience_until", "slow", "told")
 
     def __init__(self) -> None:
         self.slow = False
+        self.in_parts = False
+        """Whether its answer comes in parts."""
+        self.told: set[Any] = set()
+        """The items that were in a part of it."""
+        self.again = False
+        """Whether an item is to be tried again, since its shard is away."""
         self.began = 0.0
         self.patience_until = 0.0
 
@@ -83,7 +89,7 @@ class Call:
         return 0
 
     def items(self) -> Iterable[Any]:
-        """Return all that travel in it."""
+        """Return all that travel in it, without those that were in a part of its answer."""
         return ()
 
     def deadline(self) -> float:
@@ -100,6 +106,10 @@ class Call:
 
         That is a LedgerError, or the outcome that it is to have.
         """
+        raise NotImplementedError
+
+    def part(self, response: Any) -> Iterable[tuple[Any, Any]]:
+        """Return what is in a part of the answer, as `results` does; those items are `told`."""
         raise NotImplementedError
 
 

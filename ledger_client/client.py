@@ -52,7 +52,11 @@ class LedgerClient(TransactionCalls, AtomicCalls, HistoryCalls):
         self._channel = grpc.insecure_channel(target, options=_channel.OPTIONS)
         self._stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._batches = ThreadBatches(
-            TRANSACTIONS, self._stub.CreateTransactions, self._metadata, timeout_s
+            TRANSACTIONS,
+            self._stub.CreateTransactions,
+            self._metadata,
+            timeout_s,
+            self._stub.StreamCreateTransactions,
         )
         # By whether they may be stale.
         self._balances = {stale: self._balance_batches() for stale in (False, True)}

@@ -2,13 +2,13 @@
 
 A request has columns of transfers, or general transactions, or both. General ones that are no more
 than a transfer are put into columns too: then they go the same way. `bulk_work` is that way,
-`transfer_columns` is what columns are checked for, `bulk_results` makes the answers.
+`transfer_columns` is what columns are checked for, `bulk_call` makes the answer.
 """
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 
 from ledger.v1 import ledger_pb2
@@ -16,6 +16,7 @@ from ledger_core.commands import Source
 from ledger_core.errors import InvalidRequestError, LedgerError, ShardUnavailableError
 from ledger_core.ledgers import MAIN_NAME
 from ledger_gateway import atomic, bulk_results, transfer_columns, validation
+from ledger_gateway.bulk_call import BulkCall, Part
 from ledger_gateway.bulk_work import BulkWork, Job, in_place, run
 from ledger_gateway.errors import to_call_error
 from ledger_gateway.fields import Violations, wrong
@@ -35,7 +36,6 @@ STREAM_IDLE_S_MAX = 600.0
 
 Request = ledger_pb2.CreateTransactionsRequest
 Response = ledger_pb2.CreateTransactionsResponse
-Results = dict[int, ledger_pb2.TransactionResult]
 
 
 class BulkRpcs(TransactionRpcs):
@@ -47,13 +47,22 @@ class BulkRpcs(TransactionRpcs):
     async def CreateTransactions(self, request: Request, context: Context) -> Response:
         """Do what as many calls of CreateTransaction would do."""
         source = require_valid(_violations(request), context)
-        size = request.ByteSize()
-        self._work.room.require(size)
-        self._work.room.take(size)
-        try:
+        with self._room_for(request):
             return await self._do(request, source, Deadline(context))
-        finally:
-            self._work.room.release(size)
+
+    async def StreamCreateTransactions(
+        self, request: Request, context: Context
+    ) -> AsyncGenerator[Part, None]:
+        """Do the same, and answer in parts, as shards answer."""
+        source, deadline = require_valid(_violations(request), context), Deadline(context)
+        with self._room_for(request):
+            if request.HasField("atomic"):
+                yield Part(part=await self._do(request, source, deadline))
+                return
+            call, jobs = await self._prepare(request, source, deadline)
+            async with aclosing(call.parts(run(jobs))) as parts:
+                async for part in parts:
+                    yield part
 
     async def StreamTransactions(
         self, request_iterator: AsyncIterator[Request], context: Context
@@ -93,6 +102,17 @@ class BulkRpcs(TransactionRpcs):
             for unfinished in (reading, *tasks):
                 unfinished.cancel()
             await asyncio.gather(reading, *tasks, return_exceptions=True)
+
+    @contextmanager
+    def _room_for(self, request: Request) -> Iterator[None]:
+        """Hold room for a request; OverloadedError where there is none."""
+        size = request.ByteSize()
+        self._work.room.require(size)
+        self._work.room.take(size)
+        try:
+            yield
+        finally:
+            self._work.room.release(size)
 
     async def _begin(
         self, request: Request, source: Source, context: Context
@@ -137,25 +157,25 @@ class BulkRpcs(TransactionRpcs):
             await atomic.require_balance(request, self._directory, deadline)
             create = partial(self._create_transaction, source=source, context=deadline)
             return Response(atomic=await atomic.create(request, create))
+        call, jobs = await self._prepare(request, source, deadline)
+        await run(jobs)
+        return await call.response()
+
+    async def _prepare(
+        self, request: Request, source: Source, deadline: Deadline
+    ) -> tuple[BulkCall, list[Job]]:
+        """Return the call that a request asks for, and what there is to do."""
         columns = await self._columns(request, deadline)
-        results: Results = {}
-        sorted_ = await self._sort(request, results, deadline)
+        call = BulkCall(_count(request), columns)
+        sorted_ = await self._sort(request, call, deadline)
         jobs: list[Job] = []
         for transfers in (*([columns] if columns else []), *sorted_.groups):
             jobs.append(partial(self._work.carry_out, transfers, source, deadline))
         for index in sorted_.alone:
             one = request.transactions[index]
-            alone = partial(self._do_alone, one, index, results, source, deadline)
+            alone = partial(self._do_alone, one, index, call, source, deadline)
             jobs.append(partial(in_place, self._work.room.alone, alone))
-        await run(jobs)
-        for transfers, indexes in zip(sorted_.groups, sorted_.indexes, strict=True):
-            for place, result in bulk_results.transaction_results(transfers):
-                results[indexes[place]] = result
-                await bulk_results.give_way(place)
-        return Response(
-            results=[results[index] for index in range(len(request.transactions))],
-            transfers=await bulk_results.transfer_results(columns) if columns else None,
-        )
+        return call, jobs
 
     async def _columns(self, request: Request, deadline: Deadline) -> Transfers | None:
         if not request.HasField("transfers"):
@@ -167,21 +187,23 @@ class BulkRpcs(TransactionRpcs):
         terms = Terms(ledger, currencies[path], asked.actor)
         return Transfers(transfer_columns.columns(asked), terms)
 
-    async def _sort(self, request: Request, results: Results, deadline: Deadline) -> Sorted:
+    async def _sort(self, request: Request, call: BulkCall, deadline: Deadline) -> Sorted:
         """Tell general transactions apart: wrong ones get their result, the others their way."""
         plain, alone = [], []
         for index, one in enumerate(request.transactions):
             await bulk_results.give_way(index)
             if violations := validation.create_transaction(one):
                 error = to_call_error(InvalidRequestError(violations))
-                results[index] = ledger_pb2.TransactionResult(error=error)
+                call.add(index, ledger_pb2.TransactionResult(error=error))
             elif may_be_plain(one):
                 plain.append(index)
             else:
                 alone.append(index)
         items = [(index, request.transactions[index]) for index in plain]
         currencies = await self._currencies((one for _, one in items), deadline)
-        return sort_plain(items, currencies, alone)
+        sorted_ = sort_plain(items, currencies, alone)
+        call.sort(sorted_)
+        return sorted_
 
     async def _currencies(
         self, plain: Iterable[ledger_pb2.CreateTransactionRequest], deadline: Deadline
@@ -204,22 +226,25 @@ class BulkRpcs(TransactionRpcs):
         self,
         request: ledger_pb2.CreateTransactionRequest,
         index: int,
-        results: Results,
+        call: BulkCall,
         source: Source,
         deadline: Deadline,
     ) -> None:
         """Do a transaction as a single call does."""
         try:
             made = await self._create_transaction(request, source, deadline)
-            results[index] = ledger_pb2.TransactionResult(transaction=made)
+            call.add(index, ledger_pb2.TransactionResult(transaction=made))
         except LedgerError as error:
-            results[index] = ledger_pb2.TransactionResult(error=to_call_error(error))
+            call.add(index, ledger_pb2.TransactionResult(error=to_call_error(error)))
+
+
+def _count(request: Request) -> int:
+    return len(request.transactions) + transfer_columns.count_of(request.transfers)
 
 
 def _violations(request: Request) -> Violations:
     """Check what fails a call as a whole."""
-    count = transfer_columns.count_of(request.transfers)
-    total = len(request.transactions) + count
+    count, total = transfer_columns.count_of(request.transfers), _count(request)
     if not 1 <= total <= ITEMS_MAX:
         return wrong(
             "transfers" if count else "transactions",

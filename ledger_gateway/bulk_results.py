@@ -23,7 +23,7 @@ from ledger_core.transfers import TransferForm
 from ledger_gateway import conversion
 from ledger_gateway.errors import failure_error, to_call_error
 from ledger_gateway.transfer_columns import IndexArray
-from ledger_gateway.transfer_pieces import Transfers
+from ledger_gateway.transfer_pieces import Outcomes, Transfers
 
 Result = TransactionView | Failure | LedgerError
 
@@ -47,30 +47,38 @@ def result(found: Result) -> ledger_pb2.TransactionResult:
     return ledger_pb2.TransactionResult(error=to_call_error(error))
 
 
-async def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
-    """Return what became of transfers as columns; `give_way` between those that have no columns."""
-    size = len(transfers.columns)
+async def transfer_results(
+    transfers: Transfers,
+) -> tuple[IndexArray, ledger_pb2.TransferResults]:
+    """Return which transfers have an outcome, in their order, and these as columns.
+
+    `give_way` between those that have no columns.
+    """
+    size, outcomes = len(transfers.columns), transfers.outcomes
     columns = _Columns(size)
+    there, places = _ended(outcomes, size)
     refusals: dict[int, ledger_pb2.Refusal] = {}
     others: dict[int, ledger_pb2.TransactionResult] = {}
     taken: list[tuple[IndexArray, TransfersView]] = []
-    for items, outcome in transfers.outcomes.blocks:
+    for items, outcome in outcomes.blocks:
         if isinstance(outcome, LedgerError):
-            others |= dict.fromkeys(items.tolist(), result(outcome))
+            others |= dict.fromkeys(places[items].tolist(), result(outcome))
             continue
         taken.append((items, outcome))
         for count, (place, refusal) in enumerate(outcome.refusals.items()):
             await give_way(count)
-            refusals[int(items[place])] = conversion.refusal(refusal)
+            refusals[int(places[items[place]])] = conversion.refusal(refusal)
         for count, (place, other) in enumerate(outcome.others.items()):
             await give_way(count)
-            others[int(items[place])] = result(other)
+            others[int(places[items[place]])] = result(other)
     if taken:
         columns.fill(transfers, taken)
-    for count, (item, single) in enumerate(transfers.outcomes.singles.items()):
+    for count, (item, single) in enumerate(outcomes.singles.items()):
         await give_way(count)
-        others[item] = result(single)
-    return ledger_pb2.TransferResults(
+        others[int(places[item])] = result(single)
+    if len(there) < size:
+        columns.keep(there)
+    return there, ledger_pb2.TransferResults(
         numbers=columns.numbers.tolist(),
         statuses=columns.statuses.tobytes(),
         create_times_us=columns.times_us.tolist(),
@@ -88,6 +96,17 @@ async def transfer_results(transfers: Transfers) -> ledger_pb2.TransferResults:
         book_indexes=columns.book_indexes.tolist(),
         first_directions=columns.directions.tobytes(),
     )
+
+
+def _ended(outcomes: Outcomes, size: int) -> tuple[IndexArray, IndexArray]:
+    """Return which of so many items have an outcome, and the place of each among them."""
+    if outcomes.count() == size:
+        return np.arange(size), np.arange(size)
+    ended = np.zeros(size, np.bool_)
+    ended[[*outcomes.singles]] = True
+    for items, _ in outcomes.blocks:
+        ended[items] = True
+    return np.flatnonzero(ended), np.cumsum(ended) - 1
 
 
 class _Columns:
@@ -123,6 +142,14 @@ class _Columns:
             (self.directions, directions),
         ):
             column[items] = values * taken
+
+    def keep(self, items: IndexArray) -> None:
+        """Leave out all others."""
+        self.numbers = self.numbers[items]
+        self.statuses = self.statuses[items]
+        self.times_us = self.times_us[items]
+        self.book_indexes = self.book_indexes[items]
+        self.directions = self.directions[items]
 
     def _booked(
         self,
@@ -163,7 +190,7 @@ def transaction_results(
 
 
 def results_of(transfers: Transfers) -> Iterator[tuple[int, Result]]:
-    """Return what became of each transfer, with its place; the last one of a place counts."""
+    """Return what became of each transfer, with its place."""
     for items, outcome in transfers.outcomes.blocks:
         if isinstance(outcome, LedgerError):
             for item in items.tolist():

@@ -174,9 +174,9 @@ class _Line:
 
     def _answered(self, items: IndexArray, answer: Answer) -> None:
         assert isinstance(answer, TransfersView | LedgerError)
-        outcomes = self._placed.outcomes.blocks
-        outcomes.append((items, answer))
+        self._placed.outcomes.add_block(items, answer)
         if isinstance(answer, TransfersView):
             self.go_on()
-        else:
-            outcomes += [(held_back.items, _HELD_BACK) for held_back in self._parts]
+            return
+        for held_back in self._parts:
+            self._placed.outcomes.add_block(held_back.items, _HELD_BACK)

@@ -61,7 +61,7 @@ class GuardedMethods:
         """Do nothing: these are the same methods once more."""
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        """Wrap a method that is unary, or a stream both ways: our services have no others."""
+        """Wrap a method; of no service is the request alone a stream."""
         bytes_max = self._larger_ones.get(method, self._request_bytes_max)
         # No deserializer: the request is parsed inside, so that an unreadable one is answered in
         # our words (gRPC would say INTERNAL).
@@ -71,8 +71,15 @@ class GuardedMethods:
                 request_deserializer=None,
                 response_serializer=handler.response_serializer,
             )
+        guarded = self._guarded_stream(method, handler, bytes_max)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                guarded,
+                request_deserializer=None,
+                response_serializer=handler.response_serializer,
+            )
         return grpc.stream_stream_rpc_method_handler(
-            self._guarded_stream(method, handler, bytes_max),
+            guarded,
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
@@ -97,20 +104,24 @@ class GuardedMethods:
         return guarded
 
     def _guarded_stream(self, method: str, handler: Handler, bytes_max: int) -> Any:
-        handle: Any = handler.stream_stream
+        handle: Any = handler.stream_stream or handler.unary_stream
         parse: Any = handler.request_deserializer
+
+        def parsed_one(data: bytes) -> Any:
+            _require_size(data, bytes_max)
+            return _parse(parse, data)
 
         async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
             async for data in requests:
-                _require_size(data, bytes_max)
-                yield _parse(parse, data)
+                yield parsed_one(data)
 
         # No generator: gRPC would not close it when the caller goes while an answer is written.
-        async def guarded(requests: AsyncIterator[bytes], context: Context) -> None:
+        async def guarded(asked: Any, context: Context) -> None:
             self._calls += 1
             try:
                 self._require_room()
-                async with aclosing(handle(parsed(requests), context)) as responses:
+                request = parsed_one(asked) if handler.unary_stream else parsed(asked)
+                async with aclosing(handle(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
             except Exception as error:

@@ -3,7 +3,8 @@
 The RPCs are in six modules, by what they are about; in each, top to bottom:
 
     transactions.py   moving money: the heart of it
-    bulk.py           thousands of transactions in one call, and streams of such calls;
+    bulk.py           thousands of transactions in one call, answered whole or in parts, and
+                      streams of such calls;
                       atomic.py: those that happen together or not at all
     accounts.py       opening, changing, finding accounts
     batch_reads.py    accounts and balances, many in one call
@@ -30,7 +31,10 @@ from ledger_gateway.ledgers import LedgerRpcs
 from ledger_gateway.shard_calls import ShardCalls
 
 SERVICE_NAME = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name
-BULK_METHODS = (f"/{SERVICE_NAME}/CreateTransactions", f"/{SERVICE_NAME}/StreamTransactions")
+BULK_METHODS = tuple(
+    f"/{SERVICE_NAME}/{name}"
+    for name in ("CreateTransactions", "StreamCreateTransactions", "StreamTransactions")
+)
 
 
 class LedgerService(

@@ -1,6 +1,6 @@
 """The transfers of a call on their way to shards: where they belong, and pieces for lanes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,16 +27,35 @@ _ITEM_BYTES = 43 + 61
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def _nobody(count: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass(slots=True)
 class Outcomes:
     """What became of transfers: of those in blocks, block by block, and of those that went alone.
 
-    Blocks come with their items, as places in the columns. Of an item that is in both, that of the
-    single one counts.
+    Blocks come with their items, as places in the columns. Each item comes once. ``added`` is told
+    how many have come.
     """
 
     blocks: list[tuple[IndexArray, TransfersView | LedgerError]] = field(default_factory=list)
     singles: dict[int, TransactionView | LedgerError] = field(default_factory=dict)
+    added: Callable[[int], None] = _nobody
+
+    def count(self) -> int:
+        """Return how many items these are."""
+        return sum(len(items) for items, _ in self.blocks) + len(self.singles)
+
+    def add_block(self, items: IndexArray, outcome: TransfersView | LedgerError) -> None:
+        """Add what became of the items of a block."""
+        self.blocks.append((items, outcome))
+        self.added(len(items))
+
+    def add_single(self, item: int, outcome: TransactionView | LedgerError) -> None:
+        """Add what became of an item that went alone."""
+        self.singles[item] = outcome
+        self.added(1)
 
 
 @dataclass(slots=True)
@@ -46,6 +65,13 @@ class Transfers:
     columns: Columns
     terms: Terms
     outcomes: Outcomes = field(default_factory=Outcomes)
+
+    def take(self) -> "Transfers":
+        """Return them with the outcomes that have come, and forget these."""
+        outcomes = self.outcomes
+        taken = Transfers(self.columns, self.terms, Outcomes(outcomes.blocks, outcomes.singles))
+        outcomes.blocks, outcomes.singles = [], {}
+        return taken
 
 
 class Part(NamedTuple):
@@ -124,9 +150,9 @@ class PlacedTransfers:
             require_time(deadline)
             command = self.columns.single(item, shard_ids, self.terms, self.source)
             result = await shards.execute(command, deadline)
-            self.outcomes.singles[item] = unwrap(result, TransactionView)
+            self.outcomes.add_single(item, unwrap(result, TransactionView))
         except LedgerError as error:
-            self.outcomes.singles[item] = error
+            self.outcomes.add_single(item, error)
 
     def _cuts(self, items: IndexArray, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Cut these places of ``items`` into what fits into a block each."""

@@ -178,7 +178,7 @@ class _Call:
                     "a shard of the transfer could not be asked in time; nothing was done, try "
                     "again with the same request id"
                 )
-            self._placed.outcomes.blocks.append((part, answer))
+            self._placed.outcomes.add_block(part, answer)
             return
         assert isinstance(answer, TransferVotesView)
         self._refused |= {int(part[place]): refused for place, refused in answer.refused.items()}
@@ -206,7 +206,7 @@ class _Call:
 
     def _committed(self, part: IndexArray, committed: list[Committed], answer: Answer) -> None:
         if isinstance(answer, LedgerError):
-            self._placed.outcomes.blocks.append((part, answer))
+            self._placed.outcomes.add_block(part, answer)
         else:
             assert isinstance(answer, TransfersView)
             committed.append((part, answer))
@@ -262,9 +262,8 @@ class _Call:
 
     async def _await_undecided(self, items: IndexArray, view: TransfersView) -> None:
         """See to repeats of what was begun as a single call and is still on its way."""
-        for place, other in view.others.items():
-            if isinstance(other, TransactionView) and other.status is _UNDECIDED:
-                await self._placed.send_alone(self._way.shards, int(items[place]), self._deadline)
+        for place in _undecided(view):
+            await self._placed.send_alone(self._way.shards, int(items[place]), self._deadline)
 
     def _applied(self, rows: Rows, applied: list[Rows], missed: set[int], answer: Answer) -> None:
         if isinstance(answer, LedgerError):
@@ -277,23 +276,37 @@ class _Call:
             self._deliver(rows)
 
     def _report(self, items: IndexArray, view: TransfersView, missed: set[int]) -> None:
-        """Say what became of items, but for those that have not reached their participant."""
-        if missed.isdisjoint(items.tolist()):
-            self._placed.outcomes.blocks.append((items, view))
+        """Say what became of items, but for those that are undecided.
+
+        Those that have not reached their participant may have happened, or not.
+        """
+        undecided = {int(items[place]) for place in _undecided(view)}
+        if missed.isdisjoint(items.tolist()) and not undecided:
+            self._placed.outcomes.add_block(items, view)
             return
-        late = np.isin(items, list(missed))
-        ends = np.flatnonzero(np.diff(late)) + 1
+        kinds = np.isin(items, list(missed)) + 2 * np.isin(items, list(undecided))
+        ends = np.flatnonzero(np.diff(kinds)) + 1
         runs = np.split(items, ends)
         views = split_transfers(view, [len(run) for run in runs])
         for run, of_run in zip(runs, views, strict=True):
-            outcome = _UNFINISHED if int(run[0]) in missed else of_run
-            self._placed.outcomes.blocks.append((run, outcome))
+            if int(run[0]) not in undecided:
+                outcome = _UNFINISHED if int(run[0]) in missed else of_run
+                self._placed.outcomes.add_block(run, outcome)
 
     def _deliver(self, rows: Rows) -> None:
         """Step 4. What gets lost here, the leader of the home does by itself."""
         for shard_id, of_home in _by_shard(rows[rows["status"] == _SETTLED], "home"):
             piece = Piece(of_home, 8 * len(of_home), until=time.monotonic())
             self._lane(DELIVERED, shard_id).put(self._terms, piece)
+
+
+def _undecided(view: TransfersView) -> list[int]:
+    """Return the places of repeats that are on their way still."""
+    return [
+        place
+        for place, other in view.others.items()
+        if isinstance(other, TransactionView) and other.status is _UNDECIDED
+    ]
 
 
 def _by_shard(rows: Rows, column: str) -> Iterator[tuple[int, Rows]]:

@@ -3,6 +3,8 @@
 It keeps no balances. What it answers is what a gateway answers, so that both ways can be compared.
 """
 
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -23,18 +25,28 @@ TIME_US = 1_700_000_000_123_456
 
 Single = ledger_pb2.CreateTransactionRequest
 Bulk = ledger_pb2.CreateTransactionsRequest
+Response = ledger_pb2.CreateTransactionsResponse
+Part = ledger_pb2.StreamCreateTransactionsResponse
 
 
 @dataclass
 class BulkGateway:
     """``before`` sees every call: it may wait, or return what fails it.
 
-    ``item_error`` sees every item by its request id, and may return what fails that one.
+    ``item_error`` sees every item by its request id, and may return what fails that one. Parts of
+    answers have items of all places.
     """
 
     target: str = ""
     before: Callable[[Message], Failing | None] = lambda _: None
     item_error: Callable[[str], ledger_pb2.CallError | None] = lambda _: None
+    has_parts: bool = True
+    part_sizes: Callable[[int], Iterator[int]] = lambda _: itertools.repeat(3)
+    """Of the answer to so many items."""
+    before_part: Callable[[int], Failing | None] = lambda _: None
+    """Sees how many items are in no part yet, before the next one, and before the end."""
+    in_parts: list[Bulk] = field(default_factory=list)
+    """Those that were to be answered in parts."""
     singles: list[Single] = field(default_factory=list)
     bulks: list[Bulk] = field(default_factory=list)
     correlation_ids: list[str] = field(default_factory=list)
@@ -84,6 +96,26 @@ class BulkGateway:
                 external_account_id=EXTERNAL,
             )
         return response
+
+    def create_transactions_in_parts(
+        self, request: Bulk, context: grpc.ServicerContext
+    ) -> Iterator[Part]:
+        self.in_parts.append(request)
+        if not self.has_parts:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        response = self.create_transactions(request, context)
+        kinds = [len(response.results), len(response.transfers.statuses)]
+        items = [(kind, index) for kind, count in enumerate(kinds) for index in range(count)]
+        random.Random(len(items)).shuffle(items)
+        sizes = self.part_sizes(len(items))
+        while True:
+            failing = self.before_part(len(items))
+            if failing is not None:
+                failing.abort(context)
+            if not items:
+                return
+            some = [items.pop() for _ in range(min(next(sizes), len(items)))]
+            yield part_of(response, *([i for kind, i in some if kind == of] for of in (0, 1)))
 
     def _begin(self, request: Any, context: grpc.ServicerContext, seen: list[Any]) -> None:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
@@ -154,6 +186,23 @@ def transaction(request: Single, number: int) -> ledger_pb2.Transaction:
     return made
 
 
+def part_of(whole: Response, transactions: list[int], transfers: list[int]) -> Part:
+    """These items of an answer as a part."""
+    part = Part(transaction_indexes=transactions, transfer_indexes=transfers)
+    part.part.results.extend(whole.results[index] for index in transactions)
+    columns, found = whole.transfers, part.part.transfers
+    found.books.extend(columns.books)
+    for name in ("numbers", "create_times_us", "book_indexes"):
+        getattr(found, name).extend(getattr(columns, name)[index] for index in transfers)
+    for name in ("statuses", "first_directions"):
+        setattr(found, name, bytes(getattr(columns, name)[index] for index in transfers))
+    for place, index in enumerate(transfers):
+        for name in ("refusals", "others"):
+            if index in getattr(columns, name):
+                getattr(found, name)[place].CopyFrom(getattr(columns, name)[index])
+    return part
+
+
 def singles_of(transfers: ledger_pb2.Transfers) -> Iterator[Single]:
     """The requests that columns stand for."""
     forms = transfers.forms
@@ -192,6 +241,9 @@ def bulk_gateway() -> Iterator[BulkGateway]:
         ),
         "CreateTransactions": grpc.unary_unary_rpc_method_handler(
             gateway.create_transactions, Bulk.FromString, _serialize
+        ),
+        "StreamCreateTransactions": grpc.unary_stream_rpc_method_handler(
+            gateway.create_transactions_in_parts, Bulk.FromString, _serialize
         ),
     }
     server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])

@@ -38,8 +38,10 @@ Call = Callable[[Any], Any]
 Told = ledger_pb2.Transaction | LedgerError
 
 
-@pytest.fixture
-def gateway() -> Any:
+@pytest.fixture(params=[1_000_000, 1], ids=["whole", "in_parts"])
+def gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Callers notice nothing of it either whether answers come in parts."""
+    monkeypatch.setattr(_batches, "PARTS_ITEMS_MIN", request.param)
     with bulk_gateway() as running:
         yield running
 

@@ -45,8 +45,8 @@ async def change(stub: Any, shards: FakeShards, method: str, metadata: Any, **fi
     return shards.calls[-1]
 
 
-# `test_gateway_bulk` and `test_gateway_stream` hold the same for these.
-BULK = {"CreateTransactions", "StreamTransactions"}
+# `test_gateway_bulk`, `test_gateway_parts` and `test_gateway_stream` hold the same for these.
+BULK = {"CreateTransactions", "StreamCreateTransactions", "StreamTransactions"}
 
 
 def test_every_change_is_in_the_table() -> None:

@@ -352,7 +352,10 @@ PARTS: list[tuple[str, dict[str, Any], str, str]] = [
 def test_every_field_of_every_request_is_in_the_tables() -> None:
     service = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]
     # `test_gateway_bulk` and `test_gateway_batch_reads` have the tables of calls for many.
-    bulk = {"CreateTransactions", "StreamTransactions", "BatchGetBalances", "BatchGetAccounts"}
+    bulk = {
+        *("CreateTransactions", "StreamCreateTransactions", "StreamTransactions"),
+        *("BatchGetBalances", "BatchGetAccounts"),
+    }
     assert set(RPCS) | bulk == {method.name for method in service.methods}
     for method, (_, faults) in RPCS.items():
         parts = {re.split(r"[.\[]", path)[0] for name, _, path, _ in PARTS if name == method}

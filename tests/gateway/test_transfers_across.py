@@ -102,6 +102,7 @@ class Work:
                     number += 1
                 else:
                     results[item] = outcome.others[place]
+        assert results.keys().isdisjoint(found.outcomes.singles)
         results |= found.outcomes.singles
         assert sorted(results) == list(range(len(items)))
         return results
