@@ -9,7 +9,7 @@ from ledger_cluster.framed_connection import FramedConnection
 
 
 class ServedLink:
-    """One link to the node. ``asked`` is called with each frame; by default it is only kept."""
+    """One link to the node: its hello, and the numbers of the requests in each frame."""
 
     def __init__(self, node: "ScriptedNode") -> None:
         self._node = node
@@ -60,7 +60,7 @@ def agreeing(hello: link_pb2.Hello) -> link_pb2.Hello | None:
 
 
 class ScriptedNode:
-    """Listens for links on a port of its own. Tests say what it answers."""
+    """Listens for links. ``welcome`` answers hellos; ``asked`` is called with each request."""
 
     def __init__(self) -> None:
         self.links: list[ServedLink] = []

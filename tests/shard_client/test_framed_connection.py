@@ -45,7 +45,7 @@ class End:
 
 
 class Transport:
-    """Takes what is written, as far as ``takes`` says; ends when told."""
+    """A transport from which tests feed what is read; ends when told."""
 
     def __init__(self, connection: FramedConnection) -> None:
         self.connection = connection
@@ -122,7 +122,7 @@ def test_a_frame_that_cannot_be_read_ends_the_connection_and_those_behind_it_are
 
 @asynccontextmanager
 async def pair() -> AsyncIterator[tuple[FramedConnection, End, FramedConnection, End]]:
-    """Two ends of a real connection; sending is undisturbed by what the system takes at once."""
+    """The two ends of a real connection."""
     near, far = End(), End()
     one, other = FramedConnection(near, 64 << 20), FramedConnection(far, 64 << 20)
     loop = asyncio.get_running_loop()
