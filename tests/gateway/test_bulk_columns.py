@@ -69,8 +69,8 @@ def test_columns_say_of_each_item_what_its_transaction_would(
             bytes(1 + book if form >= IN else 0 for form, _, book in block),
         )
         found.outcomes.blocks.append((np.arange(start, len(items), 3), view))
-    told = asyncio.run(bulk_results.transfer_results(found))
-    for item, one in bulk_results.results_of(found):
+    _, told = asyncio.run(bulk_results.transfer_results(found))
+    for item, one in bulk_results.transaction_results(found):
         told_of_it = (
             told.numbers[item],
             told.statuses[item],
