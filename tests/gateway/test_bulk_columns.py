@@ -70,7 +70,7 @@ def test_columns_say_of_each_item_what_its_transaction_would(
         )
         found.outcomes.blocks.append((np.arange(start, len(items), 3), view))
     _, told = asyncio.run(bulk_results.transfer_results(found))
-    for item, one in bulk_results.transaction_results(found):
+    for item, one in bulk_results.results_of(found):
         told_of_it = (
             told.numbers[item],
             told.statuses[item],
