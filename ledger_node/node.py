@@ -56,13 +56,6 @@ ENTRY_BYTES_MAX = BATCH_BYTES_MAX + EXECUTE_BYTES_MAX
 # The larger ones are entries of another journal, one in each log entry.
 assert ENTRY_BYTES_MAX < REPLAY_BYTES_MAX < RaftGroup.PAYLOAD_BYTES_MAX
 
-# After a turn a node rests for as long as the turn took, within these bounds. A turn blocks the
-# event loop, so under load the rest lets arrivals gather and share the next turn's fsync. Where
-# there is little to do the rest is over before work comes. The lower bound is the resolution of
-# the event loop's timers.
-REST_S_MIN = 0.001
-REST_S_MAX = 0.003
-
 # A follower applies small entries that have gathered at every third tick, not all shards at the
 # same one. In one turn followers apply so many bytes of entries at most: some milliseconds, so that
 # what somebody waits for is not held up. Whatever it has, a run counts as so many.
@@ -356,8 +349,8 @@ class Node:
             self._answer_stale_reads(replica, turn.now, ticks=turn.ticks)
         self._run_coordinator(turn.replicas, turn.now, ticks=turn.ticks)
 
-    def follow(self) -> bool:
-        """End a turn's second half with what nobody waits for; return whether more of it is left.
+    def follow(self) -> None:
+        """End a turn's second half with what nobody waits for.
 
         Applies what followers are to apply by now, a bounded amount over all shards, and makes a
         checkpoint of the state if one is due.
@@ -381,7 +374,6 @@ class Node:
         for replica in turn.replicas:
             if replica.group.has_pending_work or (replica.proposals and not replica.is_blocked):
                 self._touched.add(replica.config.id)
-        return size >= FOLLOW_BYTES_MAX
 
     def _place_in_line(self, replica: Replica) -> tuple[bool, int]:
         """Who was served last is behind all others."""
@@ -630,8 +622,3 @@ _PROPOSAL_OUTCOME = {
     ProposalOutcome.UNKNOWN: shard_pb2.OUTCOME_UNKNOWN,
     ProposalOutcome.APPLIED: shard_pb2.OUTCOME_OK,
 }
-
-
-def rested_at(began_at: float, ended_at: float) -> float:
-    """When the rest after a turn is over, on the clock of the turn's times."""
-    return ended_at + min(max(ended_at - began_at, REST_S_MIN), REST_S_MAX)

@@ -20,7 +20,7 @@ from ledger_node.checks import Checker
 from ledger_node.coordinator import ShardCall
 from ledger_node.fatal import die
 from ledger_node.link_listener import LinkListener
-from ledger_node.node import Node, Outbox, rested_at
+from ledger_node.node import Node, Outbox
 from ledger_node.peers import PeerLinks
 from ledger_node.raft import LogLimits, RaftTiming
 from ledger_node.shard_service import ShardService
@@ -148,14 +148,13 @@ class NodeServer:
         )
 
     async def _take_turns(self) -> None:
-        """Take a turn whenever something arrived or a timer is due, after a rest."""
+        """Take a turn whenever something arrived or a timer is due."""
         node = self._node
-        ready_at = 0.0
         while True:
             await self._wait_for_work(node.next_turn_at())
-            await asyncio.sleep(ready_at - time.monotonic())
+            # What has come by now shares the turn.
+            await asyncio.sleep(0)
             self._wake.clear()
-            began_at = time.monotonic()
             try:
                 outbox = node.turn(self._send)
             except BaseException as error:
@@ -173,10 +172,9 @@ class NodeServer:
             # Replies leave before what nobody waits for.
             await asyncio.sleep(0)
             try:
-                behind = node.follow()
+                node.follow()
             except BaseException as error:
                 die("the node stops: what it had to apply as a follower failed", error)
-            ready_at = 0.0 if behind else rested_at(began_at, time.monotonic())
 
     def _send(self, outbox: Outbox) -> None:
         """Send messages to peers, now."""

@@ -336,14 +336,13 @@ class Host:
         duration_s = self.disk_slow_s if slow else self._plan.turn_s
         self._busy_until = engine.now + share * duration_s * engine.rng.uniform(0.2, 1.0)
 
-    def _half(self, work: Callable[[], Outbox | bool | None]) -> Outbox | None:
+    def _half(self, work: Callable[[], Outbox | None]) -> Outbox | None:
         """Do half of a turn; return what it sends, or None if the process did not survive it."""
         store = self.store
         assert store is not None
         self._in_turn = True
         try:
-            sent = work()
-            outbox = sent if isinstance(sent, dict) else {}
+            outbox = work() or {}
         except SimulatedCrash:
             why = "crashed in a turn"
             if store.crash_after_commit:

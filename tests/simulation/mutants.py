@@ -148,11 +148,11 @@ def _persist_after_send() -> list[Patch]:
         finally:
             del store.commit_log
 
-    def later(self: Any) -> bool:
+    def later(self: Any) -> None:
         store = self._store
         store.end_turn = lambda _clock: None
         try:
-            return follow(self)
+            follow(self)
         finally:
             del store.end_turn
 
