@@ -116,8 +116,8 @@ class BulkWork:
 
     def __init__(self, shards: ShardCalls) -> None:
         self._shards = shards
-        self._lanes = Lanes(shards)
-        self._across = TransfersAcross(shards, self._lanes)
+        self.lanes = Lanes(shards)
+        self._across = TransfersAcross(shards, self.lanes)
         self.room = Room()
 
     async def carry_out(self, transfers: Transfers, source: Source, deadline: Deadline) -> None:
@@ -146,7 +146,7 @@ class BulkWork:
     ) -> None:
         blocks = Round(deadline)
         for shard_id, parts in placed.pieces(placed.rows["home"], items):
-            _Line(self._lanes, blocks, placed, shard_id, iter(parts)).go_on()
+            _Line(self.lanes, blocks, placed, shard_id, iter(parts)).go_on()
         await blocks.wait()
 
 

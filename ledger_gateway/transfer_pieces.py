@@ -19,7 +19,7 @@ from ledger_gateway.shard_calls import Deadline, ShardCalls
 from ledger_gateway.transfer_columns import Columns, IndexArray, Terms, text_bytes
 
 # Of a block: what its columns have for an item, and what a vote against it may add.
-_ITEM_BYTES = 43 + 61
+ITEM_BYTES = 43 + 61
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -57,6 +57,11 @@ def by_shard(shard_ids: NDArray[np.uint16]) -> Iterator[tuple[int, IndexArray]]:
         start = end
 
 
+def part_bytes(actor: str, source: Source) -> int:
+    """Return how many bytes of a block say who asks for a piece, at most."""
+    return len(_encode(TransferPart(TRANSFERS_PER_BLOCK_MAX, actor, source)))
+
+
 class PlacedTransfers:
     """Transfers, the shards of their accounts, and who asks for them.
 
@@ -76,7 +81,7 @@ class PlacedTransfers:
         rows["request_id"] = np.ascontiguousarray(columns.request_ids).view("V16").reshape(-1)
         rows["home"] = home = shards.shard_ids_of(columns.first)
         rows["other"] = np.where(columns.second == 0, home, shards.shard_ids_of(columns.second))
-        self._part_bytes = len(_encode(TransferPart(len(columns), terms.actor, source)))
+        self._part_bytes = part_bytes(terms.actor, source)
 
     def pieces(
         self, shard_ids: NDArray[np.uint16], items: IndexArray
@@ -88,7 +93,7 @@ class PlacedTransfers:
     def piece(self, items: IndexArray, refused: Mapping[int, Refused] | None = None) -> Piece:
         """Return a piece of some items, with the votes against them."""
         texts, against = {}, {}
-        size = _ITEM_BYTES * len(items) + self._part_bytes
+        size = ITEM_BYTES * len(items) + self._part_bytes
         if self.columns.texts or refused:
             for place, item in enumerate(items.tolist()):
                 if item in self.columns.texts:
@@ -116,7 +121,7 @@ class PlacedTransfers:
                 yield items[start : start + TRANSFERS_PER_BLOCK_MAX]
             return
         texts = self.columns.texts
-        sizes = [_ITEM_BYTES + text_bytes(texts.get(item)) for item in items.tolist()]
+        sizes = [ITEM_BYTES + text_bytes(texts.get(item)) for item in items.tolist()]
         ends = np.cumsum(sizes)
         start = 0
         while start < len(items):
