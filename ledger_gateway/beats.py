@@ -3,8 +3,8 @@
 A call has pieces for many shards. If every lane sent as soon as it could, calls would drift apart,
 and most blocks would hold the piece of one call, at the cost of a full one. In a beat all that
 waits is sent. The next beat begins when this one is answered and as much waits as was on its way or
-waited meanwhile: then all callers are back. For those that do not come back it waits only a little.
-With nothing on its way a beat begins at once.
+waited meanwhile: then all callers are back. For those that do not come back it waits only a little,
+but a little longer while others still come. With nothing on its way a beat begins at once.
 """
 
 import asyncio
@@ -17,28 +17,38 @@ BEAT_S_MIN, BEAT_S_MAX = 0.02, 0.25
 _BEATS_WAITED = 2.0
 # The pause between two beats, as a part of what the last one took, and at most.
 _PAUSE_SHARE, PAUSE_S_MAX = 0.5, 0.010
+# Single calls that were answered together come back one after the other. With no more than the gap
+# between them the pause goes on, but no longer than the last beat took, and this. Where many came
+# while that beat was under way they do not come because they were answered: nobody waits for them.
+GAP_S, LONG_PAUSE_S_MAX = 0.003, 0.030
+# Timers may go off so much too early.
+_EARLY_S = 0.001
 
 FEW_COMMANDS = 16
 """With no more than these on their way, single commands wait for no beat: most of them would have
-their shard to themselves, and so cost as much."""
+their shard to themselves, and so cost as much. (Many that are no more than a transfer go another
+way: see `single_transfers`.)"""
 
 
 class Departure:
     """What sets out in a beat, in items.
 
-    ``most`` is how much was on its way, or waited for the next beat meanwhile, at once.
+    ``most`` is how much was on its way, or waited for the next beat meanwhile, at once; ``left`` is
+    how much set out.
     """
 
-    __slots__ = ("left_at", "most", "under_way")
+    __slots__ = ("left", "left_at", "most", "under_way")
 
     def __init__(self) -> None:
         self.left_at = 0.0
+        self.left = 0
         self.under_way = 0
         self.most = 0
 
     def join(self, items: int = 1) -> None:
         """Note that so much sets out now."""
         self.left_at = time.monotonic()
+        self.left += items
         self.under_way += items
         self.note_waiting(0)
 
@@ -56,6 +66,9 @@ class Beats:
         self._ended_at = 0.0
         self._took_s = 0.0
         self._open = False
+        self._came_at = 0.0
+        self._come_back = False
+        """Whether most callers come because they were answered."""
         self._waiting: dict[Callable[[], None], int] = {}
         self._waiting_items = 0
         self._timer: asyncio.Handle | None = None
@@ -83,6 +96,7 @@ class Beats:
         if departure is self._current and not departure.under_way:
             self._ended_at = time.monotonic()
             self._took_s = self._ended_at - departure.left_at
+            self._come_back = 2 * self._waiting_items <= departure.left
             if self._timer is not None:
                 self._set_timer(max(self._begins_at() - self._ended_at, 0.0))
 
@@ -96,10 +110,15 @@ class Beats:
             return self._current.left_at + waits_s
         if self._waiting_items >= self._current.most:
             return self._ended_at
-        return self._ended_at + min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
+        pause_s = min(_PAUSE_SHARE * self._took_s, PAUSE_S_MAX)
+        if not self._come_back:
+            return self._ended_at + pause_s
+        coming_s = self._came_at + GAP_S - self._ended_at
+        return self._ended_at + max(pause_s, min(coming_s, self._took_s, LONG_PAUSE_S_MAX))
 
     def note_waiting(self, send: Callable[[], None], items: int) -> None:
         """Note how many items wait, also where they could not set out in a beat of now."""
+        self._came_at = time.monotonic()
         self._waiting_items += items - self._waiting.get(send, 0)
         self._waiting[send] = items
         self._current.note_waiting(self._waiting_items)
@@ -126,6 +145,10 @@ class Beats:
 
     def _send_waiting(self) -> None:
         self._timer = None
+        delay_s = self._begins_at() - time.monotonic()
+        if delay_s > _EARLY_S and self._waiting:
+            self._set_timer(delay_s)  # more have come since it was set
+            return
         waiting, self._waiting, self._waiting_items = self._waiting, {}, 0
         if not waiting:
             return  # they were cancelled: what is on its way goes on being waited for

@@ -8,22 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.v1 import ledger_pb2
-from ledger_core.accounts import Direction, TransactionStatus
 from ledger_core.commands import TransferText
 from ledger_core.errors import LedgerError
-from ledger_core.ledgers import Currency
-from ledger_core.results import (
-    BookView,
-    EntryView,
-    Failure,
-    TransactionView,
-    TransfersView,
-)
+from ledger_core.results import BookView, Failure, TransactionView, TransfersView
 from ledger_core.transfers import TransferForm
 from ledger_gateway import conversion
 from ledger_gateway.errors import failure_error, to_call_error
 from ledger_gateway.transfer_columns import IndexArray
 from ledger_gateway.transfer_pieces import Outcomes, Transfers
+from ledger_gateway.transfer_views import Transfer, transaction_view
 
 Result = TransactionView | Failure | LedgerError
 
@@ -211,41 +204,15 @@ def _view(
 ) -> TransactionView:
     """Return the transaction that a transfer has made, from its ``place`` in a block."""
     columns, terms = transfers.columns, transfers.terms
-    form = TransferForm(int(columns.forms[item]))
-    home, amount = int(columns.first[item]), int(columns.amounts[item])
-    ledger, currency, signed = terms.ledger, terms.currency, 0
-    if form.is_one_account:
-        book = _book(outcome, place)
-        ledger, currency = book.ledger, Currency(book.currency, book.currency_exponent)
-        side, other = Direction(outcome.sides[place]), book.external_account_id
-        signed = amount if form is TransferForm.IN else -amount
-    else:
-        side = Direction.DEBIT if form is TransferForm.DEBIT else Direction.CREDIT
-        other = int(columns.second[item])
-    text = columns.texts.get(item, _NO_TEXT)
-    return TransactionView(
-        account_id=home,
-        number=number,
-        amount=signed,
-        description=text.description,
-        status=TransactionStatus(outcome.statuses[place]),
-        ledger=ledger,
-        currency=currency.code,
-        currency_exponent=currency.exponent,
-        entries=[
-            EntryView(home, side, amount, currency.code, currency.exponent),
-            EntryView(other, side.opposite, amount, currency.code, currency.exponent),
-        ],
-        refusal=outcome.refusals.get(place),
+    asked = Transfer(
+        form=int(columns.forms[item]),
+        home=int(columns.first[item]),
+        other=int(columns.second[item]),
+        amount=int(columns.amounts[item]),
         request_id=columns.request_id(item),
-        create_time_us=outcome.time_us,
-        update_time_us=outcome.time_us,
-        effective_time_us=outcome.time_us,
-        external_reference=text.external_reference,
-        metadata=text.metadata,
+        text=columns.texts.get(item, _NO_TEXT),
         actor=terms.actor,
+        ledger=terms.ledger,
+        currency=terms.currency,
     )
-
-
-def _book(outcome: TransfersView, place: int) -> BookView:
-    return outcome.books[int.from_bytes(outcome.book_places[2 * place : 2 * place + 2], "little")]
+    return transaction_view(asked, outcome, place, number)

@@ -115,8 +115,8 @@ class BulkWork:
 
     def __init__(self, shards: ShardCalls) -> None:
         self._shards = shards
-        self._lanes = Lanes(shards)
-        self._across = TransfersAcross(shards, self._lanes)
+        self.lanes = Lanes(shards)
+        self._across = TransfersAcross(shards, self.lanes)
         self.room = Room()
 
     async def carry_out(self, transfers: Transfers, source: Source, deadline: Deadline) -> None:
@@ -145,7 +145,7 @@ class BulkWork:
     ) -> None:
         blocks = Round(deadline)
         for shard_id, parts in placed.parts("home", items):
-            _Line(self._lanes.lane(CREATE, shard_id), blocks, placed, iter(parts)).go_on()
+            _Line(self.lanes.lane(CREATE, shard_id), blocks, placed, iter(parts)).go_on()
         await blocks.wait()
 
 

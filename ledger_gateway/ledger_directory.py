@@ -56,6 +56,14 @@ class LedgerDirectory:
             )
         return {field: found[code] for field, code in codes_by_field.items()}
 
+    def known_currency(self, ledger: str, code: str) -> Currency | None:
+        """Return a currency of a ledger, "" for its default one, if it is remembered."""
+        if (view := self._remembered(ledger)) is None:
+            return None
+        if not code:
+            return view.currencies[0]
+        return next((item for item in view.currencies if item.code == code), None)
+
     async def chart_line(self, ledger: str, code: str, context: Timed) -> ChartCode | None:
         """Return the line of the chart that rules a code; None where there is no chart.
 

@@ -29,6 +29,7 @@ from ledger_gateway.history import HistoryRpcs
 from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledgers import LedgerRpcs
 from ledger_gateway.shard_calls import ShardCalls
+from ledger_gateway.single_transfers import SingleTransfers
 
 SERVICE_NAME = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name
 BULK_METHODS = tuple(
@@ -51,6 +52,7 @@ class LedgerService(
         self._shards = ShardCalls(shards)
         self._directory = LedgerDirectory(self._shards)
         self._work = BulkWork(self._shards)
+        self._singles = SingleTransfers(self._shards, self._directory, self._work.lanes)
         self._heavy = HeavyWork()
         self._reading = Room(BALANCES_IN_WORK_MAX, "accounts that are being read")
         self._stopping = asyncio.Event()

@@ -1,13 +1,12 @@
 """Single transactions that are no more than a transfer: those of which columns can say all."""
 
 import re
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ledger.v1 import ledger_pb2
 from ledger_core.commands import TransferText
-from ledger_core.ids import parse_account_id
+from ledger_core.ids import parse_account_id, request_key
 from ledger_core.ledgers import MAIN_NAME, USD, Currency
 from ledger_core.transfers import TransferForm
 from ledger_gateway import conversion, transfer_columns
@@ -16,7 +15,7 @@ from ledger_gateway.transfer_pieces import Transfers
 
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\Z")
 _NO_ACCOUNT = "0" * 16
-_NO_TEXT = TransferText()
+NO_TEXT = TransferText()
 
 Currencies = dict[tuple[str, str], Currency]
 """By ledger and code, as requests name them."""
@@ -89,27 +88,36 @@ def sort_plain(
     return found
 
 
+def moved(request: ledger_pb2.CreateTransactionRequest) -> tuple[TransferForm, int, int, int]:
+    """Return the form, the accounts and the amount of what is no more than a transfer."""
+    if not request.entries:
+        form = TransferForm.IN if request.amount > 0 else TransferForm.OUT
+        return form, parse_account_id(request.account_id), 0, abs(request.amount)
+    first, second = request.entries
+    debits = first.direction == ledger_pb2.DIRECTION_DEBIT
+    form = TransferForm.DEBIT if debits else TransferForm.CREDIT
+    home, other = parse_account_id(first.account_id), parse_account_id(second.account_id)
+    return form, home, other, first.amount
+
+
+def text_of(request: ledger_pb2.CreateTransactionRequest) -> TransferText:
+    """Return what it has in words."""
+    metadata = conversion.metadata(request.metadata)
+    return TransferText(request.description, request.external_reference, metadata)
+
+
 def columns_of(requests: list[ledger_pb2.CreateTransactionRequest]) -> Columns:
     """Return transactions that are no more than transfers as columns."""
     forms, first, second, amounts, request_ids = [], [], [], [], []
     texts = {}
     for place, one in enumerate(requests):
-        if one.entries:
-            home, other = one.entries
-            debits = home.direction == ledger_pb2.DIRECTION_DEBIT
-            forms.append(TransferForm.DEBIT if debits else TransferForm.CREDIT)
-            first.append(parse_account_id(home.account_id))
-            second.append(parse_account_id(other.account_id))
-            amounts.append(home.amount)
-        else:
-            forms.append(TransferForm.IN if one.amount > 0 else TransferForm.OUT)
-            first.append(parse_account_id(one.account_id))
-            second.append(0)
-            amounts.append(abs(one.amount))
-        request_ids.append(uuid.UUID(one.request_id).bytes if one.request_id else b"")
-        metadata = conversion.metadata(one.metadata)
-        text = TransferText(one.description, one.external_reference, metadata)
-        if text != _NO_TEXT:
+        form, home, other, amount = moved(one)
+        forms.append(form)
+        first.append(home)
+        second.append(other)
+        amounts.append(amount)
+        request_ids.append(request_key(one.request_id) if one.request_id else b"")
+        if (text := text_of(one)) != NO_TEXT:
             texts[place] = text
     return transfer_columns.join(
         forms=forms,

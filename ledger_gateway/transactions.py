@@ -19,6 +19,7 @@ from ledger_gateway.ledger_directory import LedgerDirectory
 from ledger_gateway.ledger_transactions import ledger_transactions
 from ledger_gateway.pagination import ACCOUNT_TRANSACTIONS, Cursor, fitting_page
 from ledger_gateway.shard_calls import Context, ShardCalls, Timed
+from ledger_gateway.single_transfers import SingleTransfers
 from ledger_gateway.source import require_valid
 
 
@@ -31,15 +32,21 @@ class TransactionRpcs:
     _shards: ShardCalls
     _directory: LedgerDirectory
     _heavy: HeavyWork
+    _singles: SingleTransfers
 
     async def CreateTransaction(
         self, request: ledger_pb2.CreateTransactionRequest, context: Context
     ) -> ledger_pb2.CreateTransactionResponse:
         """Move money, at once or as a pending transaction."""
         source = require_valid(validation.create_transaction(request), context)
-        return ledger_pb2.CreateTransactionResponse(
-            transaction=await self._create_transaction(request, source, context)
-        )
+        with self._singles.under_way:
+            if (transfer := self._singles.transfer(request)) is None:
+                made = await self._create_transaction(request, source, context)
+                return ledger_pb2.CreateTransactionResponse(transaction=made)
+            view = await self._singles.create(transfer, source, context)
+        response = ledger_pb2.CreateTransactionResponse()
+        conversion.fill_transaction(response.transaction, view)
+        return response
 
     async def GetTransaction(
         self, request: ledger_pb2.GetTransactionRequest, context: Context

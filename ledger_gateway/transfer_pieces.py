@@ -22,7 +22,7 @@ from ledger_gateway.transfer_columns import Columns, IndexArray, Terms, text_byt
 _REQUEST_ID = ASKED["request_id"]
 
 # Of a block: what its columns have for an item, and what a vote against it may add.
-_ITEM_BYTES = 43 + 61
+ITEM_BYTES = 43 + 61
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -95,6 +95,11 @@ def by_shard(shard_ids: NDArray[np.uint16]) -> tuple[IndexArray, list[tuple[int,
     return order, list(zip(shards, starts, [*starts[1:], len(order)], strict=True))
 
 
+def part_bytes(actor: str, source: Source) -> int:
+    """Return how many bytes of a block say who asks for a piece, at most."""
+    return len(_encode(TransferPart(TRANSFERS_PER_BLOCK_MAX, actor, source)))
+
+
 class PlacedTransfers:
     """Transfers, the shards of their accounts, and who asks for them.
 
@@ -115,7 +120,7 @@ class PlacedTransfers:
         found = shards.shard_ids_of(np.concatenate((columns.first, columns.second)))
         rows["home"] = home = found[: len(columns)]
         rows["other"] = np.where(columns.second == 0, home, found[len(columns) :])
-        self._part_bytes = len(_encode(TransferPart(len(columns), terms.actor, source)))
+        self._part_bytes = part_bytes(terms.actor, source)
 
     def parts(self, column: str, items: IndexArray) -> Iterator[tuple[int, list[Part]]]:
         """Sort items by the shards in a column of the rows, and cut those of each, in their order.
@@ -132,7 +137,7 @@ class PlacedTransfers:
     def piece(self, part: Part, refused: Mapping[int, Refused] | None = None) -> Piece:
         """Return the piece of a part, with the votes against its items."""
         texts, against = {}, {}
-        size = _ITEM_BYTES * len(part.items) + self._part_bytes
+        size = ITEM_BYTES * len(part.items) + self._part_bytes
         if self.columns.texts or refused:
             for place, item in enumerate(part.items.tolist()):
                 if item in self.columns.texts:
@@ -161,7 +166,7 @@ class PlacedTransfers:
             for begin in range(start, end, TRANSFERS_PER_BLOCK_MAX):
                 yield begin, min(begin + TRANSFERS_PER_BLOCK_MAX, end)
             return
-        sizes = [_ITEM_BYTES + text_bytes(texts.get(item)) for item in items[start:end].tolist()]
+        sizes = [ITEM_BYTES + text_bytes(texts.get(item)) for item in items[start:end].tolist()]
         sums, begin = np.cumsum(sizes), 0
         while begin < len(sums):
             before = int(sums[begin - 1]) if begin else 0

@@ -36,6 +36,8 @@ from ledger_gateway.pagination import (
 
 LEDGERS_PAGE_SIZE_MAX = 100
 
+_DIRECTIONS = frozenset(ledger_pb2.Direction.values())
+
 ChangeRequest = (
     ledger_pb2.FreezeAccountRequest
     | ledger_pb2.UnfreezeAccountRequest
@@ -270,7 +272,7 @@ def _entries_form(request: ledger_pb2.CreateTransactionRequest) -> Violations:
 def _entry(path: str, entry: ledger_pb2.Entry) -> Violations:
     found = [
         *fields.account_id(entry.account_id, f"{path}.account_id"),
-        *fields.enum(f"{path}.direction", entry.direction, ledger_pb2.Direction.values()),
+        *fields.enum(f"{path}.direction", entry.direction, _DIRECTIONS),
         *fields.currency_code(f"{path}.currency", entry.currency),
         *fields.signed_amount(f"{path}.minimum_balance", entry.minimum_balance),
         *fields.signed_amount(f"{path}.maximum_balance", entry.maximum_balance),

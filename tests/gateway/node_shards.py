@@ -73,5 +73,8 @@ class NodeShards:
         return dict.fromkeys(self.shard_ids(), True)
 
     async def close(self) -> None:
+        self.close_stores()
+
+    def close_stores(self) -> None:
         for store in self._stores:
             store.close()

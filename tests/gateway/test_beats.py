@@ -120,6 +120,50 @@ async def test_there_is_no_pause_once_all_are_back(
     assert sent == ["a", "b", "c", "d"]
 
 
+async def test_a_pause_goes_on_while_callers_come_back_one_by_one(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    of, sent = Beats(), list[str]()
+    slow = Sender(of, sent, "a", items=9)
+    slow.send()
+    await asyncio.sleep(0)
+    clock[0] += 0.02
+    slow.answered()
+    ended_at = clock[0]
+    for number in range(5):
+        clock[0] = ended_at + 0.004 * number
+        Sender(of, sent, f"{number}").send()
+        if number >= 2:
+            # The timer goes off, but another one has come: it is waited for, for a gap at most.
+            timers[-1][1]()
+            assert sent == ["a"]
+    assert [delay_s for delay_s, _ in timers] == pytest.approx([0.01, 0.003, 0.003, 0.003])
+    clock[0] = ended_at + 0.019
+    timers[-1][1]()
+    assert sent == ["a", "0", "1", "2", "3", "4"]
+
+
+async def test_a_pause_is_no_longer_than_the_last_beat(
+    clock: list[float], timers: list[tuple[float, Callable[[], None]]]
+) -> None:
+    of, sent = Beats(), list[str]()
+    quick = Sender(of, sent, "a", items=9)
+    quick.send()
+    await asyncio.sleep(0)
+    clock[0] += 0.006
+    quick.answered()
+    for _ in range(2):
+        clock[0] += 0.002
+        Sender(of, sent, "b").send()
+    timers[-1][1]()
+    assert sent == ["a"]
+    assert timers[-1][0] == pytest.approx(0.002)
+    clock[0] += 0.002
+    Sender(of, sent, "b").send()
+    timers[-1][1]()
+    assert sent == ["a", *"bbb"]
+
+
 async def test_who_waited_while_others_were_on_their_way_waits_for_them_to_come_back(
     clock: list[float], timers: list[tuple[float, Callable[[], None]]]
 ) -> None:
