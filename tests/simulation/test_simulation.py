@@ -28,7 +28,7 @@ from tests.simulation.plan import (
 from tests.simulation.runner import run_plan
 
 SEEDS = int(os.environ.get("LEDGER_SIMULATION_SEEDS", "96"))
-BATCHES = 8
+BATCHES = 4
 
 FAST = Timing(0.04, 0.15, 0.25)
 
