@@ -55,8 +55,8 @@ class ClusterConfigError(ValueError):
 class NodeConfig:
     """A host of replicas.
 
-    ``address`` is where its gRPC server listens, for tools; ``link_address`` where it listens for
-    the links of other nodes and of gateways. Both are ``host:port``; IPv6 hosts stand in brackets.
+    ``address`` is where its gRPC server listens, for gateways' health checks and for tools;
+    ``link_address`` where it listens for the links of other nodes and of gateways. Both are ``host:port``; IPv6 hosts stand in brackets.
     """
 
     id: str

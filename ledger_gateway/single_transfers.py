@@ -7,7 +7,7 @@ That pays where calls do share blocks: a block of two costs three replicas 0.30 
 of 0.45, one of four 0.32 instead of 0.82. A block of one costs as much as a single command, but its
 leader, for which the caller waits, takes 0.22 ms instead of 0.09. So a call goes as a command of
 its own while there are no more than three calls for two shards: then most have their shard to
-themselves. Nor do they wait for each other then, as they would in the beats of lanes.
+themselves. Up to 16 at once do not wait for each other then, either, as they would in lanes.
 """
 
 import asyncio

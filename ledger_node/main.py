@@ -60,7 +60,7 @@ def main(
     """Run one node of a ledger cluster: a replica of every shard placed on it.
 
     The node listens on the two addresses that the configuration gives it: for links of other nodes
-    and gateways, and for tools. SIGTERM stops it gracefully:
+    and gateways, and for gRPC of gateways (health checks) and tools. SIGTERM stops it gracefully:
     it hands its leadership to other nodes first.
     """
     try:

@@ -3,7 +3,7 @@
 `StateMachine.apply` is a pure function of the tables and the log entry: the same entries in the
 same order give the same tables on every replica. It asks no clock, draws no random number and
 knows no network. Refusals are values. What must never happen raises InvariantError, which ends the
-process before anything of the turn is stored or sent.
+process before the state is stored or any reply of the turn is sent.
 
 The rules are in `transaction_rules`, `commit_rules` (across shards), `transfer_rules` and
 `leg_rules` (blocks of transfers), `account_rules` and `ledger_rules`; `books` holds the rows that a

@@ -1,6 +1,7 @@
 """The Raft log of one shard, with its term and vote, inside a transaction of the log's file.
 
-What is here is durable before anything of its turn leaves the node.
+What is here is durable before anything of its turn leaves the node that others may rely on; what a
+leader replicates may leave before.
 """
 
 import struct

@@ -2,7 +2,7 @@
 
 The host is the node: it owns the store, the sockets and the clock. It calls a
 `RaftGroup` within a *turn* and commits everything the turn wrote in one transaction
-before it releases anything the turn produced.
+before it releases anything the turn produced, but for what `RaftGroup.take_appends` returns.
 """
 
 from collections.abc import Mapping
