@@ -143,15 +143,11 @@ class ColumnTables(RowTables):
                 found.append(from_bytes(row[24:32], "little"))
         return found
 
-    def known_requests(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return the keys of requests that are known."""
-        return {key for key, _ in self._find_rows(self._requests, keys)}
-
     def claim_requests(self, keys: Sequence[bytes], first_number: int) -> set[bytes]:
         """Store requests of new transactions, numbered from ``first_number`` on, if none is known.
 
         Returns the keys of those that are known; if there are any, nothing is stored. One walk to
-        each row does what `known_requests` and `add_request_rows` need two for.
+        each row both looks it up and stores it.
         """
         rows = _request_rows(np.arange(first_number, first_number + len(keys)))
         if self._put_sealed(self._requests, keys, rows, overwrite=False) == len(keys):

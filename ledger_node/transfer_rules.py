@@ -118,7 +118,7 @@ def judge_block(
     moved = Moved(sides, sides.amount if are_all else sides.amount * judged[sides.item])
     judge = Judge(books, accounts, sides, moved)
     last = segments[-1].start
-    if judge.could_overflow(int(sides.amount[: 2 * last].sum()) // 2 if last else 0):
+    if judge.could_overflow(int(sides.amount[: 2 * last : 2].sum()) if last else 0):
         return None
     if are_all and not judge.careful():
         statuses = _ALL_SETTLED[: len(judged)]

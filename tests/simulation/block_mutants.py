@@ -74,7 +74,6 @@ def _book_repeats() -> list[Patch]:
     def forgetful(books: Any, block: CommitTransfers, *rest: Any) -> Any:
         tables = books.tables
         tables.find_request = lambda _key: None
-        tables.known_requests = lambda _keys: {}
         tables.add_request = lambda key, row: tables._put_row(tables._requests, key, row.pack())
         tables.add_request_rows = lambda keys, rows: [
             tables._put_row(tables._requests, key.tobytes(), row.tobytes())
@@ -83,7 +82,7 @@ def _book_repeats() -> list[Patch]:
         try:
             return commit(books, block, *rest)
         finally:
-            for name in ("find_request", "known_requests", "add_request", "add_request_rows"):
+            for name in ("find_request", "add_request", "add_request_rows"):
                 delattr(tables, name)
 
     return [(state_machine, "commit_transfers", forgetful)]
