@@ -161,6 +161,8 @@ class AsyncBatches(Generic[AnswerT]):
                 if batches.answer_part(call, part):
                     # Nobody waits for what is left, the status of the stream.
                     self._loop.call_soon(self._ended, call)
+                # What is to be tried again does not wait for the rest of the answer.
+                self._schedule_flush()
         except grpc.RpcError as error:
             if not batches.has_no_parts(call, from_rpc_error(error)):
                 raise

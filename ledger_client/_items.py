@@ -381,6 +381,10 @@ def _between_two(entries: Sequence[ledger_pb2.Entry]) -> Item | None:
         amount = one.amount
         if found is None or not 0 < amount <= _AMOUNT_MAX:
             return None
+        currency = found.group(5)
+        # The tags of the conditions that may follow are letters of a currency, too.
+        if currency is not None and len(currency) != currency[1] + 2:
+            return None
     except (TypeError, ValueError, AttributeError):
         return None
     first, first_id, side, other, second_id, other_side = found.group(1, 2, 3, 6, 7, 8)

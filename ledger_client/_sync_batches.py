@@ -168,25 +168,34 @@ class ThreadBatches(Generic[AnswerT]):
                 in_parts = self._in_parts is not None and self._batches.ask_in_parts(call)
             method = self._in_parts if in_parts else self._method.future
             future = method(call.request(), timeout=timeout_s, metadata=self._metadata)
+            if in_parts:
+                self._begin_to_read(call, future)
         except Exception:
             # Closed, or a bug: nobody shall wait for what will not come.
             self._lose(call)
             if not self._closed:
                 raise
             return
+        if not in_parts:
+            with self._changed:
+                self._under_way += 1
+            future.add_done_callback(lambda done: self._has_ended(call, done))
+
+    def _begin_to_read(self, call: Call, parts: Any) -> None:
+        """Read parts in a thread: gRPC has no other way to read a stream."""
+        reader = threading.Thread(
+            target=self._read_parts, args=(call, parts), name="ledger-client-parts", daemon=True
+        )
         with self._changed:
             self._under_way += 1
-        if in_parts:
-            # gRPC has no other way to read a stream than a thread.
-            reader = threading.Thread(
-                target=self._read_parts,
-                args=(call, future),
-                name="ledger-client-parts",
-                daemon=True,
-            )
+        try:
             reader.start()
-        else:
-            future.add_done_callback(lambda done: self._has_ended(call, done))
+        except RuntimeError:
+            # No more threads can be had; other calls go on.
+            parts.cancel()
+            with self._changed:
+                self._under_way -= 1
+            self._lose(call)
 
     def _read_parts(self, call: Call, parts: Any) -> None:
         try:
@@ -195,7 +204,8 @@ class ThreadBatches(Generic[AnswerT]):
                     if self._batches.answer_part(call, part):
                         # Nobody waits for what is left, the status of the stream.
                         self._batches.end(call)
-                        self._changed.notify()
+                    # What is to be tried again does not wait for the rest of the answer, either.
+                    self._changed.notify()
         except grpc.RpcError:
             pass  # the status, which is read behind this
         except BaseException:

@@ -56,7 +56,8 @@ class NodeConfig:
     """A host of replicas.
 
     ``address`` is where its gRPC server listens, for gateways' health checks and for tools;
-    ``link_address`` where it listens for the links of other nodes and of gateways. Both are ``host:port``; IPv6 hosts stand in brackets.
+    ``link_address`` where it listens for the links of other nodes and of gateways. Both are
+    ``host:port``; IPv6 hosts stand in brackets.
     """
 
     id: str

@@ -55,14 +55,22 @@ class BulkRpcs(TransactionRpcs):
     ) -> AsyncGenerator[Part, None]:
         """Do the same, and answer in parts, as shards answer."""
         source, deadline = require_valid(_violations(request), context), Deadline(context)
-        with self._room_for(request):
-            if request.HasField("atomic"):
-                yield Part(part=await self._do(request, source, deadline))
-                return
-            call, jobs = await self._prepare(request, source, deadline)
-            async with aclosing(call.parts(run(jobs))) as parts:
-                async for part in parts:
-                    yield part
+        if request.HasField("atomic"):
+            with self._room_for(request):
+                whole = await self._do(request, source, deadline)
+            yield Part(part=whole)
+            return
+        self._work.room.require(request.ByteSize())
+        call, jobs = await self._prepare(request, source, deadline)
+
+        async def work() -> None:
+            # Not for as long as the caller takes to read its answer.
+            with self._room_for(request):
+                await run(jobs)
+
+        async with aclosing(call.parts(work())) as parts:
+            async for part in parts:
+                yield part
 
     async def StreamTransactions(
         self, request_iterator: AsyncIterator[Request], context: Context

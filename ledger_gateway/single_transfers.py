@@ -121,7 +121,8 @@ class SingleTransfers:
         piece = _piece(asked, shard_id, source)
         answer = await _answer(lane, terms, piece, timeout_s(context))
         if isinstance(answer, Exception):
-            raise answer
+            # All callers of a block raise the same error: each without the frames of the others.
+            raise answer.with_traceback(None)
         assert isinstance(answer, TransfersView)
         if not answer.statuses[0]:
             return unwrap(answer.others[0], TransactionView)

@@ -358,3 +358,19 @@ def test_a_gateway_without_parts_is_used_without(
     assert len({made.id for made in told if isinstance(made, ledger_pb2.Transaction)}) == 30
     assert gateway.bulk_sizes == [10, 10, 10]
     assert len(gateway.in_parts) == 1
+
+
+def test_a_call_whose_answer_no_thread_can_read_is_made_item_by_item(
+    gateway: BulkGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "ledger-client-parts":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    told = sync_calls(gateway, 10, 2)
+    assert len({made.id for made in told if isinstance(made, ledger_pb2.Transaction)}) == 20
+    assert len(gateway.made) == 20

@@ -2,7 +2,7 @@
 
 import uuid
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger.v1 import ledger_pb2
@@ -78,17 +78,32 @@ ENTRIES = st.builds(
     direction=rarely([1, 2], [0, 3]),
     amount=rarely([1, 128, 2**48], [0, -1, 2**48 + 1]),
     currency=rarely([*CURRENCIES], [*NO_CURRENCIES]),
-    **{condition: rarely([None], [0, 1]) for condition in CONDITIONS},
+    **{condition: rarely([None], [0, 1, 50, 65, 95]) for condition in CONDITIONS},
 )
 
 
+def entry(account_id: str, direction: int, **more: object) -> ledger_pb2.Entry:
+    return ledger_pb2.Entry(
+        account_id=account_id, direction=direction, amount=100, currency="USD", **more
+    )
+
+
+# Encoded, these conditions look like more letters of the currency.
+@example(
+    [entry(ACCOUNTS[0], 1, minimum_balance=50), entry(ACCOUNTS[1], 2, minimum_balance=50)], False
+)
+@example(
+    [entry(ACCOUNTS[0], 1, expected_version=65), entry(ACCOUNTS[1], 2, expected_version=65)], False
+)
 @given(st.lists(ENTRIES, min_size=1, max_size=3), st.booleans())
 def test_two_plain_entries_are_a_transfer_and_no_others(
     entries: list[ledger_pb2.Entry], alike: bool
 ) -> None:
     if alike:
-        for entry in entries[1:]:
-            entry.amount, entry.currency = entries[0].amount, entries[0].currency
+        for other in entries[1:]:
+            account_id, direction = other.account_id, other.direction
+            other.CopyFrom(entries[0])
+            other.account_id, other.direction = account_id, direction
     (made,) = items([{"entries": entries, "settled": True}])
     assert isinstance(made, Item)
     assert (made.request is None) == is_transfer(entries)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import grpc
 import numpy as np
@@ -334,6 +334,21 @@ async def test_a_wrong_source_is_refused(stub: Any, shards: BulkShards) -> None:
     assert [name for name, _ in error.violations] == ["x-correlation-id"]
     await asked(stub, wide(), metadata=[("x-correlation-id", "batch 7")]).rest()
     assert {call.source.correlation_id for call in shards.calls} == {"batch 7"}
+
+
+async def test_a_caller_that_does_not_read_its_answer_holds_no_room(
+    gateway: GatewayServer, shards: BulkShards
+) -> None:
+    context = Mock(time_remaining=lambda: None, invocation_metadata=tuple, peer=str)
+    parts = gateway._ledger_service.StreamCreateTransactions(wide(), context)
+    shards.gates = {3: asyncio.Event()}
+    reading = asyncio.ensure_future(anext(parts))
+    await until(lambda: shards.at_work[-1] == 1)
+    assert gateway._ledger_service._work.room._size
+    assert len((await reading).transfer_indexes) == 192
+    shards.gates[3].set()
+    await until(lambda: not gateway._ledger_service._work.room._size)
+    assert len((await anext(parts)).transfer_indexes) == 64
 
 
 async def test_without_room_it_is_refused(
