@@ -79,6 +79,8 @@ class _Caller:
 
     def received(self, frame: bytes) -> None:
         connection = self.connection
+        if self.linked.done():
+            return  # who dialled has been cancelled meanwhile, and ends the connection
         try:
             hello = read_hello(frame)
             check_hello(hello, self._own, (self._own.wanted_node_id,))

@@ -22,10 +22,6 @@ _REFUSAL_LENGTH_MAX = 600
 class HelloRefusedError(Exception):
     """The other side is not who it must be, or says that we are not: there is no link."""
 
-    def __init__(self, reason: str, *, other_version: bool = False) -> None:
-        super().__init__(reason)
-        self.other_version = other_version
-
 
 def make_hello(
     config: ClusterConfig,
@@ -63,15 +59,12 @@ def check_hello(
     ``node_ids``: who the other side may be; None where it need not be a node.
     """
     other, this = _name(hello), _name(own)
-    other_version = hello.protocol_version != own.protocol_version
     if hello.refusal:
-        reason = f"it refuses the link: {hello.refusal}"
-        raise HelloRefusedError(reason, other_version=other_version)
-    if other_version:
+        raise HelloRefusedError(f"it refuses the link: {hello.refusal}")
+    if hello.protocol_version != own.protocol_version:
         raise HelloRefusedError(
             f"{other} speaks version {hello.protocol_version} of the protocol of links, {this} "
-            f"version {own.protocol_version}; run the same release everywhere",
-            other_version=True,
+            f"version {own.protocol_version}; run the same release everywhere"
         )
     if hello.cluster_id != own.cluster_id:
         raise HelloRefusedError(

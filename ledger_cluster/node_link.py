@@ -43,7 +43,7 @@ class LinkError(Exception):
 
 
 class NodeFaultError(Exception):
-    """The node does not understand this process: another version, or a bug. Do not try again."""
+    """The node does not understand a request: a bug. Do not try again."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class NodeLink:
         self._outbox: Outbox[_Waiting] | None = None
         self._dialling: asyncio.Task[None] | None = None
         # What the last try to make a link came to, and how long nobody tries again.
-        self._failure: LinkError | NodeFaultError | None = None
+        self._failure: LinkError | None = None
         self._retry_s = 0.0
         self._retry_at = 0.0
 
@@ -121,9 +121,7 @@ class NodeLink:
             await dial(self._address, self._hello, self._begin)
         except (UnreachableError, HelloRefusedError) as error:
             reason = f"cannot be reached at {self._address}: {error}"
-            failure: LinkError | NodeFaultError = LinkError(reason, may_have_arrived=False)
-            if isinstance(error, HelloRefusedError) and error.other_version:
-                failure = NodeFaultError(str(error))
+            failure = LinkError(reason, may_have_arrived=False)
             if str(failure) != str(self._failure):
                 _log.warning("no link to node", node=self._node_id, reason=reason)
             self._failure = failure
@@ -175,19 +173,15 @@ class NodeLink:
         _log.info("link to node ended", node=self._node_id, reason=reason)
         self._fail(LinkError("cannot be reached", may_have_arrived=True))
 
-    def _fail(self, failure: LinkError | NodeFaultError) -> None:
+    def _fail(self, failure: LinkError) -> None:
         """Fail what waits; each says for itself whether it may have arrived."""
         for waiting in self._waiting.values():
             if not waiting.reply.done():
                 waiting.reply.set_exception(_again(failure, sent=waiting.sent))
 
 
-def _again(
-    failure: LinkError | NodeFaultError, *, sent: bool = False
-) -> LinkError | NodeFaultError:
+def _again(failure: LinkError, *, sent: bool = False) -> LinkError:
     """Return a failure as one request has it: no two raise the same object."""
-    if isinstance(failure, NodeFaultError):
-        return NodeFaultError(str(failure))
     return LinkError(str(failure), may_have_arrived=sent)
 
 

@@ -273,6 +273,8 @@ class _Lane:
         self._alone += 1
         try:
             await self._carry([call], until)
+        except Exception as error:
+            raise LedgerError(Reason.INTERNAL, "the reply of a node made no sense") from error
         finally:
             self._alone -= 1
         if not reply.done():
@@ -374,7 +376,10 @@ class _Lane:
         try:
             response = await self._send(node_id, [call.data for call in batch], timeout_s)
         except NodeFaultError as error:
-            _fail(batch, LedgerError(Reason.INTERNAL, f"node {node_id}: {error}"))
+            for call, reached in zip(batch, reached_before, strict=True):
+                fault = LedgerError(Reason.INTERNAL, f"node {node_id}: {error}")
+                unknown = self._kind is _Kind.EXECUTE and reached
+                _fail([call], _refused_later(fault.message) if unknown else fault)
             return shard_pb2.OUTCOME_OK, "", ""
         except LinkError as error:
             failure, may_have_arrived = str(error), error.may_have_arrived
@@ -425,14 +430,8 @@ class _Lane:
     def _refuse(self, batch: list[_Call], message: str) -> None:
         """End calls whose last attempt a node refused; an earlier one may have had its effect."""
         for call in batch:
-            if self._kind is _Kind.EXECUTE and call.attempts.reached_node:
-                error: LedgerError = OutcomeUnknownError(
-                    f"an attempt had no answer and the next one was refused: {message}; the write "
-                    f"may have happened: repeat it with the same request id to know"
-                )
-            else:
-                error = OverloadedError(message)
-            _fail([call], error)
+            unknown = self._kind is _Kind.EXECUTE and call.attempts.reached_node
+            _fail([call], _refused_later(message) if unknown else OverloadedError(message))
 
     def _first_choice(self) -> str:
         if self._kind is _Kind.STALE_QUERY:
@@ -467,6 +466,14 @@ def next_replica(shard: ShardConfig, node_id: str) -> str:
     if node_id not in node_ids:
         return node_ids[0]
     return node_ids[(node_ids.index(node_id) + 1) % len(node_ids)]
+
+
+def _refused_later(message: str) -> OutcomeUnknownError:
+    """Return the error of a write that may have reached a node before it was refused."""
+    return OutcomeUnknownError(
+        f"an attempt had no answer and the next one was refused: {message}; the write may have "
+        f"happened: repeat it with the same request id to know"
+    )
 
 
 def _fail(batch: list[_Call], error: LedgerError) -> None:

@@ -1,6 +1,6 @@
 """The door to the shards, as the gateway sees it.
 
-Two implementations: `ledger_cluster.shard_client.ShardClient` (a cluster, over gRPC) and
+Two implementations: `ledger_cluster.shard_client.ShardClient` (a cluster, over its links) and
 `ledger_gateway.standalone.StandaloneShards` (one shard in this process).
 """
 

@@ -266,7 +266,7 @@ class _Call:
             await self._placed.send_alone(self._way.shards, int(items[place]), self._deadline)
 
     def _applied(self, rows: Rows, applied: list[Rows], missed: set[int], answer: Answer) -> None:
-        if isinstance(answer, LedgerError):
+        if isinstance(answer, Exception):
             missed.update(rows["item"].tolist())
         else:
             applied.append(rows)

@@ -321,6 +321,17 @@ async def test_a_node_that_does_not_understand_is_not_asked_for_ever(cluster: Cl
     assert len(cluster.nodes["a"].seen) == 1
 
 
+async def test_a_fault_after_a_lost_answer_leaves_the_outcome_open(cluster: Cluster) -> None:
+    async def loses_one_then_fails(node: Node, _request: Any) -> Any:
+        if len(node.seen) == 1:
+            return shard_pb2.ExecuteResponse(outcome=shard_pb2.OUTCOME_UNKNOWN)
+        raise ValueError("malformed request")
+
+    client = await cluster.client(loses_one_then_fails, follows("a"), follows("a"))
+    with pytest.raises(OutcomeUnknownError, match="malformed request; the write may have happened"):
+        await client.execute(ACCOUNT, write(), 5.0)
+
+
 async def test_calls_that_come_together_travel_together_and_get_their_own_results(
     cluster: Cluster,
 ) -> None:
@@ -413,6 +424,20 @@ async def test_a_block_of_transfers_goes_at_once_and_alone(cluster: Cluster) -> 
     assert cluster.nodes["a"].seen[-3:] == [[encode_command(sent)]] * 3
     held.set()
     await asyncio.gather(*others)
+
+
+async def test_a_reply_to_a_block_that_makes_no_sense_is_an_error_of_the_block(
+    cluster: Cluster,
+) -> None:
+    async def says_too_much(node: Node, request: Any) -> Any:
+        reply = await takes_blocks(node, request)
+        reply.results.append(reply.results[0])
+        return reply
+
+    client = await cluster.client(says_too_much, follows("a"), follows("a"))
+    with pytest.raises(LedgerError, match="made no sense") as caught:
+        await client.execute(ACCOUNT, block(1), 5)
+    assert caught.value.reason is Reason.INTERNAL
 
 
 async def test_a_block_follows_redirects_and_is_sent_again_as_it_was(cluster: Cluster) -> None:
