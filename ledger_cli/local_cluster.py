@@ -349,7 +349,7 @@ def free_cluster_ports(nodes: int) -> tuple[int, int]:
 def free_base_port(count: int) -> int:
     """Return the first of ``count`` successive ports that are free on the loopback address."""
     for _ in range(1_000):
-        base = random.randrange(PORTS.start, PORTS.stop - count)  # noqa: S311
+        base = random.randrange(PORTS.start, PORTS.stop - count)  # noqa: S311 - no secret
         if not any(_cannot_listen(f"127.0.0.1:{base + step}") for step in range(count)):
             return base
     raise LocalClusterError(f"there are no {count} successive free ports on 127.0.0.1")

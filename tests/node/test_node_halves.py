@@ -68,6 +68,17 @@ class World:
             (_slot, row), *_ = (item for item in tables.balances() if item[1].credits_posted)
         return int(row.credits_posted)
 
+    def bring_back(self, victim: str) -> None:
+        """Have a stopped node replaced by another leader, start it again, and write once more."""
+        hosts = self.hosts
+        hosts.run(2.0)
+        hosts.start(victim)
+        hosts.settle(hosts.execute(hosts.leader(), put(2)))
+        hosts.run(0.5)
+
+    def balances(self) -> list[int]:
+        return [self.balance(node_id) for node_id in self.hosts.nodes]
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
@@ -156,11 +167,8 @@ def test_entries_that_only_followers_have_are_not_lost_with_their_leader(
     hosts.turn(world.follower)
     hosts.stop(victim)
     assert replies == [], "nobody is answered by a node whose log is not on disk"
-    hosts.run(2.0)
-    hosts.start(victim)
-    hosts.settle(hosts.execute(hosts.leader(), put(2)))
-    hosts.run(0.5)
-    assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
+    world.bring_back(victim)
+    assert world.balances() == [2, 2, 2]
 
 
 def test_what_comes_between_the_halves_is_not_lost(world: World) -> None:
@@ -185,11 +193,8 @@ def test_a_crash_between_the_halves_loses_nothing_that_was_sent(world: World) ->
     assert world.waiting(victim) == 1
     hosts.stop(victim)
     assert replies == [], "nobody is answered by a node that has not applied"
-    hosts.run(2.0)
-    hosts.start(victim)
-    hosts.settle(hosts.execute(hosts.leader(), put(2)))
-    hosts.run(0.5)
-    assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
+    world.bring_back(victim)
+    assert world.balances() == [2, 2, 2]
 
 
 def test_a_crash_after_the_answers_loses_nothing_that_was_answered(world: World) -> None:
@@ -201,11 +206,8 @@ def test_a_crash_after_the_answers_loses_nothing_that_was_answered(world: World)
     hosts.nodes[victim].apply()
     assert len(results(replies[0])) == 1
     hosts.stop(victim)
-    hosts.run(2.0)
-    hosts.start(victim)
-    hosts.settle(hosts.execute(hosts.leader(), put(2)))
-    hosts.run(0.5)
-    assert [world.balance(node_id) for node_id in hosts.nodes] == [2, 2, 2]
+    world.bring_back(victim)
+    assert world.balances() == [2, 2, 2]
 
 
 def test_the_parts_of_a_turn_take_turns(world: World) -> None:
